@@ -1,0 +1,1 @@
+"""A twin of every rank's training state in a peer machine's RAM."""
