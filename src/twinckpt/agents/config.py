@@ -1,0 +1,58 @@
+"""What an agent process is told when it starts: one JSON argument, no secrets in it."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from twinckpt.core.root import RootConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RootAgentConfig:
+    """Settings of the root agent.
+
+    `watch_pid` is the process whose end ends the agent; `event_log` a JSON-lines file.
+    """
+
+    host: str
+    port: int
+    job: RootConfig = field(default_factory=RootConfig)
+    watch_pid: int = 0
+    event_log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAgentConfig:
+    """Settings of one machine's worker agent.
+
+    `host` is the address that peers use to reach this machine's slots; `capacity_bytes`
+    limits the arena (None: what the machine has).
+    """
+
+    machine: str
+    socket_name: str
+    root_host: str
+    root_port: int
+    host: str = "127.0.0.1"
+    num_slots: int = 2
+    capacity_bytes: int | None = None
+    heartbeat_interval_s: float = 0.1
+    drain_directory: str = ""
+    drain_keep: int = 2
+    watch_pid: int = 0
+    log_file: str = ""
+
+
+def to_json(config: RootAgentConfig | WorkerAgentConfig) -> str:
+    """Return the configuration as the argument of an agent's command line."""
+    return msgspec.json.encode(config).decode()
+
+
+def worker_config(text: str) -> WorkerAgentConfig:
+    """Parse a worker agent's argument."""
+    return msgspec.json.decode(text, type=WorkerAgentConfig)
+
+
+def root_config(text: str) -> RootAgentConfig:
+    """Parse a root agent's argument."""
+    return msgspec.json.decode(text, type=RootAgentConfig)

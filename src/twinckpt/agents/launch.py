@@ -1,0 +1,163 @@
+"""Where a job's settings come from, and the start of a machine's agents.
+
+Settings of a job come through torchrun's `--rdzv-conf` or `TWINCKPT_*` in the environment;
+an explicit one wins. All of them are listed in docs/configuration.md.
+"""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
+from twinckpt.agents.process import start_root_agent, start_worker_agent
+from twinckpt.core.root import RootConfig
+from twinckpt.errors import AgentUnavailableError, ConfigurationError
+from twinckpt.net.local import AgentLink
+
+START_TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True)
+class JobSettings:
+    """Settings of a job that its launchers agree on; durations in seconds."""
+
+    replicas: int = 2
+    placement: str = "ring"
+    num_slots: int = 2
+    heartbeat_interval_s: float = 0.1
+    heartbeat_timeout_s: float = 1.0
+    last_call_s: float = 5.0
+    drain_every_commits: int = 0
+    drain_directory: str = ""
+    drain_keep: int = 2
+    event_log: str = ""
+    agent_log: str = ""
+    capacity_mib: int = 0
+    machine: str = ""
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ConfigurationError(f"replicas={self.replicas}: at least 1, the local copy")
+        if self.num_slots < 2:
+            raise ConfigurationError(
+                f"num_slots={self.num_slots}: at least 2, the committed step and the next"
+            )
+        if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
+            raise ConfigurationError(
+                f"heartbeat_timeout_s={self.heartbeat_timeout_s} is too short for "
+                f"heartbeat_interval_s={self.heartbeat_interval_s}: make it at least three times"
+            )
+        if self.drain_every_commits and not self.drain_directory:
+            raise ConfigurationError("drain_every_commits needs drain_directory, where to drain to")
+
+    @classmethod
+    def load(cls, explicit: Mapping[str, Any]) -> "JobSettings":
+        """Read `explicit` values, else `TWINCKPT_<NAME>` from the environment, else defaults.
+
+        Raises ConfigurationError for a value of the wrong type or out of range.
+        """
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            text = explicit.get(field.name, os.environ.get(f"TWINCKPT_{field.name.upper()}"))
+            if text is not None:
+                try:
+                    values[field.name] = type(field.default)(text)  # type: ignore[misc]
+                except ValueError as error:
+                    raise ConfigurationError(f"{field.name}={text!r}: {error}") from error
+        return cls(**values)
+
+    def root(self) -> RootConfig:
+        """Return the part that the root agent needs."""
+        return RootConfig(
+            replicas=self.replicas,
+            placement=self.placement,
+            num_slots=self.num_slots,
+            heartbeat_timeout_s=self.heartbeat_timeout_s,
+            last_call_s=self.last_call_s,
+            drain_every_commits=self.drain_every_commits,
+        )
+
+
+def start_root_if_local(settings: JobSettings, host: str, port: int) -> None:
+    """Start the job's root agent here if `host` is this machine and nobody listens yet."""
+    if _listens(host, port) or not _is_local(host):
+        return
+    config = RootAgentConfig(
+        host, port, settings.root(), watch_pid=os.getpid(), event_log=settings.event_log
+    )
+    process = start_root_agent(config)
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while not _listens(host, port):
+        # One that lost the race for the port ends, and the winner listens.
+        if time.monotonic() > deadline_s:
+            raise AgentUnavailableError(
+                f"no root agent listens on {host}:{port} after {START_TIMEOUT_S:.0f} s "
+                f"(exit status {process.poll()}); see its messages above"
+            )
+        time.sleep(0.02)
+
+
+def start_machine_agent(
+    settings: JobSettings, root_host: str, root_port: int, watch_pid: int
+) -> str:
+    """Start this machine's worker agent and return the name of its socket."""
+    unique = uuid.uuid4().hex[:12]
+    config = WorkerAgentConfig(
+        machine=settings.machine or unique,
+        socket_name=f"twinckpt-{unique}",
+        root_host=root_host,
+        root_port=root_port,
+        host=settings.host,
+        num_slots=settings.num_slots,
+        capacity_bytes=settings.capacity_mib << 20 if settings.capacity_mib else None,
+        heartbeat_interval_s=settings.heartbeat_interval_s,
+        drain_directory=settings.drain_directory,
+        drain_keep=settings.drain_keep,
+        watch_pid=watch_pid,
+        log_file=settings.agent_log,
+    )
+    start_worker_agent(config)
+    return config.socket_name
+
+
+def connect_to_agent(name: str, secret: bytes) -> AgentLink:
+    """Connect to an agent that may still be starting."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            return AgentLink(name, secret)
+        except AgentUnavailableError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.02)
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_local(host: str) -> bool:
+    """Return whether `host` is an address of this machine: one that can be bound here."""
+    try:
+        address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(address[0], address[1]) as probe:
+            probe.bind(address[4])
+    except OSError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+

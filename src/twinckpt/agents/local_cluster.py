@@ -1,0 +1,309 @@
+"""`LocalCluster`: N emulated machines on this host, and the operator who kills and replaces them.
+
+A machine is a torchrun with its ranks and its worker agent. To kill it is to SIGKILL all of
+them, so its memory is gone too. The root agent belongs to the operator here.
+"""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from twinckpt.agents.config import RootAgentConfig
+from twinckpt.agents.launch import JobSettings, free_port
+from twinckpt.agents.process import start_root_agent
+from twinckpt.errors import ConfigurationError, TwinckptError
+
+_POLL_S = 0.01
+_LOG_TAIL_LINES = 15
+
+
+class ClusterFailed(TwinckptError):
+    """The job on the cluster ended with an error, or did not do what was waited for."""
+
+
+@dataclass(slots=True)
+class ClusterConfig:
+    """A job on emulated machines; durations in seconds.
+
+    `num_spares` machines wait, started, to take the place of a lost one; with `auto_replace`
+    the operator starts a new machine for each that it killed.
+    """
+
+    num_machines: int = 4
+    ranks_per_machine: int = 1
+    replicas: int = 2
+    placement: str = "ring"
+    num_slots: int = 2
+    heartbeat_interval_s: float = 0.1
+    heartbeat_timeout_s: float = 1.0
+    max_restarts: int = 20
+    drain_every_commits: int = 0
+    num_spares: int = 0
+    auto_replace: bool = True
+    monitor_interval_s: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= self.num_machines:
+            raise ConfigurationError(
+                f"replicas={self.replicas}: between 1 and num_machines={self.num_machines}"
+            )
+
+
+class LocalCluster:
+    """A job on emulated machines; use it in a `with` statement, which ends all processes.
+
+    Args:
+        config: size and settings of the cluster.
+        command: what torchrun runs, such as `["-m", "package.module", "argument"]`.
+        run_dir: logs, event log and drained steps go here; ranks find it as
+            `TWINCKPT_RUN_DIR`.
+        env: additional environment of the ranks.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        command: Sequence[str],
+        run_dir: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config = config
+        self.run_dir = Path(run_dir).resolve()
+        self.log_dir = self.run_dir / "logs"
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self._command = list(command)
+        self._port = free_port()
+        self._events_path = self.run_dir / "events.jsonl"
+        self._events_path.unlink(missing_ok=True)
+        self._secret = secrets.token_hex(32)
+        self._env = {**os.environ, **(env or {}), **self._settings_env()}
+        self._machines: dict[str, subprocess.Popen[bytes]] = {}
+        self._killed: set[str] = set()
+        self._root: subprocess.Popen[bytes] | None = None
+        self._num_started = 0
+        self._events: list[dict[str, Any]] = []
+        self._events_offset = 0
+
+    def _settings_env(self) -> dict[str, str]:
+        settings = {
+            "RUN_DIR": self.run_dir,
+            "SECRET": self._secret,
+            "REPLICAS": self.config.replicas,
+            "PLACEMENT": self.config.placement,
+            "NUM_SLOTS": self.config.num_slots,
+            "HEARTBEAT_INTERVAL_S": self.config.heartbeat_interval_s,
+            "HEARTBEAT_TIMEOUT_S": self.config.heartbeat_timeout_s,
+            "DRAIN_EVERY_COMMITS": self.config.drain_every_commits,
+            "DRAIN_DIRECTORY": self.run_dir / "drained",
+        }
+        return {f"TWINCKPT_{name}": str(value) for name, value in settings.items()}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # Starting and stopping.
+
+    def start(self) -> None:
+        """Start the root agent, the machines and the spares."""
+        settings = JobSettings(
+            replicas=self.config.replicas,
+            placement=self.config.placement,
+            num_slots=self.config.num_slots,
+            heartbeat_interval_s=self.config.heartbeat_interval_s,
+            heartbeat_timeout_s=self.config.heartbeat_timeout_s,
+            drain_every_commits=self.config.drain_every_commits,
+            drain_directory=str(self.run_dir / "drained"),
+        )
+        os.environ["TWINCKPT_SECRET"] = self._secret
+        self._root = start_root_agent(
+            RootAgentConfig(
+                "127.0.0.1",
+                self._port,
+                settings.root(),
+                watch_pid=os.getpid(),
+                event_log=str(self._events_path),
+            )
+        )
+        self.wait_for_event("root_started", timeout_s=30)
+        for _ in range(self.config.num_machines + self.config.num_spares):
+            self.add_machine()
+
+    def add_machine(self) -> str:
+        """Start one more machine and return its name."""
+        name = f"machine-{self._num_started}"
+        self._num_started += 1
+        env = {
+            **self._env,
+            "TWINCKPT_MACHINE": name,
+            "TWINCKPT_AGENT_LOG": str(self.log_dir / f"{name}-agent.log"),
+        }
+        with (self.log_dir / f"{name}.log").open("wb") as log:
+            self._machines[name] = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "torch.distributed.run"),
+                    f"--nnodes={self.config.num_machines}",
+                    f"--nproc-per-node={self.config.ranks_per_machine}",
+                    "--rdzv-backend=twinckpt",
+                    f"--rdzv-endpoint=127.0.0.1:{self._port}",
+                    "--local-addr=127.0.0.1",
+                    f"--max-restarts={self.config.max_restarts}",
+                    f"--monitor-interval={self.config.monitor_interval_s}",
+                    *self._command,
+                ],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return name
+
+    def stop(self) -> None:
+        """End every process of the cluster, whatever its state."""
+        for name in list(self._machines):
+            self._kill_processes(name)
+        if self._root is not None:
+            self._root.kill()
+            self._root.wait()
+            self._root = None
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the job has ended on all machines; raises ClusterFailed if it failed."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            working = {n: p for n, p in self._machines.items() if n not in self._killed}
+            done = [name for name, process in working.items() if process.poll() == 0]
+            for name, process in working.items():
+                if process.poll() not in (None, 0):
+                    raise ClusterFailed(self._story(f"{name} ended with {process.returncode}"))
+            if len(done) >= self.config.num_machines:
+                return
+            if time.monotonic() > deadline_s:
+                raise ClusterFailed(self._story(f"the job did not end within {timeout_s} s"))
+            time.sleep(_POLL_S)
+
+    # Events.
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The root's events so far, oldest first."""
+        if self._events_path.exists():
+            with self._events_path.open() as file:
+                file.seek(self._events_offset)
+                for line in file:
+                    if not line.endswith("\n"):
+                        break
+                    self._events.append(json.loads(line))
+                    self._events_offset += len(line.encode())
+        return self._events
+
+    def wait_for_event(
+        self,
+        event: str,
+        *,
+        step_at_least: int | None = None,
+        after_s: float | None = None,
+        timeout_s: float = 60.0,
+    ) -> dict[str, Any]:
+        """Return the first event of this name, at this step or later, after this monotonic time.
+
+        Raises ClusterFailed if none comes within `timeout_s`.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        checked = 0
+        while True:
+            events = self.events
+            for found in events[checked:]:
+                if (
+                    found["event"] == event
+                    and (step_at_least is None or found.get("step", -1) >= step_at_least)
+                    and (after_s is None or found["monotonic_s"] > after_s)
+                ):
+                    return found
+            checked = len(events)
+            for name, process in self._machines.items():
+                if name not in self._killed and process.poll() not in (None, 0):
+                    raise ClusterFailed(self._story(f"{name} ended with {process.returncode}"))
+            if time.monotonic() > deadline_s:
+                raise ClusterFailed(self._story(f"no event {event!r} within {timeout_s} s"))
+            time.sleep(_POLL_S)
+
+    # Failures.
+
+    @property
+    def places(self) -> list[str]:
+        """The machine of each index in the newest generation."""
+        formed = [event for event in self.events if event["event"] == "generation_formed"]
+        return list(formed[-1]["machines"]) if formed else []
+
+    def kill_rank(self, rank: int) -> float:
+        """SIGKILL one training process; return the monotonic time of it."""
+        started = [e for e in self.events if e["event"] == "rank_started" and e["rank"] == rank]
+        if not started:
+            raise ClusterFailed(f"rank {rank} has not started")
+        now_s = time.monotonic()
+        os.kill(started[-1]["pid"], signal.SIGKILL)
+        return now_s
+
+    def kill_machine(self, index: int) -> float:
+        """SIGKILL everything of one machine, its memory included; return the monotonic time."""
+        return self.kill_machines([index])
+
+    def kill_machines(self, indices: Iterable[int]) -> float:
+        """SIGKILL several machines at once; then start as many, if the operator replaces."""
+        names = [self.places[index] for index in indices]
+        now_s = time.monotonic()
+        for name in names:
+            self._kill_processes(name)
+        if self.config.auto_replace:
+            for _ in names:
+                self.add_machine()
+        return now_s
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Return all processes of a machine: torchrun, its agent, its ranks."""
+        try:
+            launcher = psutil.Process(self._machines[name].pid)
+            return [launcher, *launcher.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _kill_processes(self, name: str) -> None:
+        self._killed.add(name)
+        launcher = self._machines[name]
+        if launcher.poll() is None:
+            os.kill(launcher.pid, signal.SIGSTOP)  # or it would start new ranks meanwhile
+        for process in self.processes(name):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        launcher.wait()
+
+    def _story(self, what: str) -> str:
+        tails = [what]
+        for name in self._machines:
+            for path in sorted(self.log_dir.glob(f"{name}*.log")):
+                lines = path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+                tails.append("\n".join([f"--- end of {path}", *lines]))
+        return "\n".join(tails)

@@ -1,0 +1,98 @@
+"""The worker agent's side of the machine-local socket: ranks and launcher come in here."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+
+from twinckpt.errors import AuthenticationError
+from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, server_exchange
+from twinckpt.net.local import (
+    FROM_AGENT,
+    MAX_MESSAGE_BYTES,
+    TO_AGENT,
+    FromAgent,
+    ToAgent,
+    listen,
+)
+from twinckpt.net.wire import ProtocolError
+
+logger = logging.getLogger(__name__)
+
+
+class LocalPeer:
+    """One connected process of this machine."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.rank: int | None = None
+        self.world_size = 0
+
+    def send(self, message: FromAgent, fd: int | None = None) -> None:
+        """Send a message, with a descriptor if one is given; a full queue drops the peer."""
+        try:
+            socket.send_fds(self._socket, [FROM_AGENT.encode(message)], [fd] if fd else [])
+        except OSError as error:
+            logger.warning("rank %s does not read its messages: %s", self.rank, error)
+            self._socket.close()
+
+
+class LocalServer:
+    """Accepts processes of this machine; calls `on_message` and `on_end` in the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        secret: bytes,
+        on_message: Callable[[LocalPeer, ToAgent], None],
+        on_end: Callable[[LocalPeer], None],
+    ) -> None:
+        self._secret = secret
+        self._on_message = on_message
+        self._on_end = on_end
+        self._listener = listen(name)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Accept until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
+            task = asyncio.create_task(self._serve(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with sock:
+            try:
+                await self._authenticate(loop, sock)
+            except (AuthenticationError, EOFError, OSError, TimeoutError) as error:
+                logger.warning("refused a local process: %s", error)
+                return
+            peer = LocalPeer(sock)
+            try:
+                while payload := await loop.sock_recv(sock, MAX_MESSAGE_BYTES):
+                    self._on_message(peer, TO_AGENT.decode(payload))
+            except (ProtocolError, OSError) as error:
+                logger.warning("rank %s: %s", peer.rank, error)
+            finally:
+                self._on_end(peer)
+
+    async def _authenticate(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        exchange = server_exchange(self._secret)
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            with contextlib.suppress(StopIteration):
+                step = next(exchange)
+                while True:
+                    if isinstance(step, int):
+                        received = await loop.sock_recv(sock, step)
+                        if len(received) != step:
+                            raise AuthenticationError("a broken handshake")
+                        step = exchange.send(received)
+                    else:
+                        await loop.sock_sendall(sock, step)
+                        step = next(exchange)

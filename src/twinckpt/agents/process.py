@@ -1,0 +1,52 @@
+"""Starting agent processes, and ending them with the process they serve."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
+
+
+def start_worker_agent(config: WorkerAgentConfig) -> subprocess.Popen[bytes]:
+    """Start this machine's worker agent in a process of its own."""
+    return _start("twinckpt.agents.worker", to_json(config), config.log_file)
+
+
+def start_root_agent(config: RootAgentConfig) -> subprocess.Popen[bytes]:
+    """Start the job's root agent in a process of its own."""
+    return _start("twinckpt.agents.root", to_json(config), "")
+
+
+def _start(module: str, argument: str, log_file: str) -> subprocess.Popen[bytes]:
+    output = Path(log_file).open("ab") if log_file else None  # noqa: SIM115
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, argument],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    finally:
+        if output is not None:
+            output.close()
+
+
+def when_process_ends(pid: int, action: Callable[[], None]) -> None:
+    """Call `action` in the running event loop once process `pid` is gone; at once if it is."""
+    loop = asyncio.get_running_loop()
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        loop.call_soon(action)
+        return
+
+    def ended() -> None:
+        loop.remove_reader(fd)
+        os.close(fd)
+        action()
+
+    loop.add_reader(fd, ended)

@@ -1,0 +1,157 @@
+"""`torchrun --rdzv-backend=twinckpt`: the way in for machines, as a rendezvous handler.
+
+It runs inside torchrun's process, once a machine: starts the machine's worker agent (and the
+root agent, if the endpoint is this machine), and forms generations through them. This is
+the one module of the agents that imports torch, for the types that torchrun expects.
+"""
+
+import logging
+import os
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
+from twinckpt.agents.launch import (
+    JobSettings,
+    connect_to_agent,
+    start_machine_agent,
+    start_root_if_local,
+)
+from twinckpt.errors import AgentUnavailableError
+from twinckpt.net.local import AgentLink, LauncherBroken, LauncherFormed, LauncherJoin
+from twinckpt.net.secret import load_secret
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PORT = 29400
+_JOIN_TIMEOUT_S = 600.0
+
+
+class TwinRendezvousHandler(RendezvousHandler):
+    """One machine's part in forming generations; torchrun calls it from its main thread."""
+
+    def __init__(self, parameters: RendezvousParameters) -> None:
+        self._run_id = parameters.run_id
+        self._min_machines = parameters.min_nodes
+        self._max_machines = parameters.max_nodes
+        self._settings = JobSettings.load(parameters.config)
+        self._join_timeout_s = float(parameters.get("join_timeout", _JOIN_TIMEOUT_S))
+        self._root = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT)
+        self._local_address = parameters.local_addr or self._settings.host
+        self._link: AgentLink | None = None
+        self._store: TCPStore | None = None
+        self._is_broken = False
+        self._is_closed = False
+
+    def get_backend(self) -> str:
+        """Return the name of this backend."""
+        return "twinckpt"
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Ranks make a store of their own in each generation: nothing stale is ever read."""
+        return False
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Join the next generation and wait until it has formed."""
+        if self._is_closed:
+            raise RendezvousClosedError(f"the job {self._run_id} is closed")
+        start_root_if_local(self._settings, *self._root)
+        link = self._connect()
+        offered = TCPStore(
+            "0.0.0.0" if self._local_address != "127.0.0.1" else "127.0.0.1",
+            0,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=self._join_timeout_s),
+        )
+        endpoint = f"{self._local_address}:{offered.port}"
+        link.send(LauncherJoin(endpoint, None, self._min_machines, self._max_machines))
+        formed = self._wait_for_generation(link)
+        if formed.store_endpoint == endpoint:
+            self._store = offered
+        else:
+            host, port = formed.store_endpoint.rsplit(":", 1)
+            self._store = TCPStore(
+                host,
+                int(port),
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=self._join_timeout_s),
+            )
+        self._is_broken = False
+        os.environ["TWINCKPT_GENERATION"] = str(formed.generation)
+        return RendezvousInfo(
+            self._store,
+            formed.index,
+            formed.num_machines,
+            RendezvousStoreInfo.build(formed.index, self._store, self._local_address),
+        )
+
+    def is_closed(self) -> bool:
+        """Return whether the job has ended."""
+        return self._is_closed
+
+    def set_closed(self) -> None:
+        """Mark the job as ended: called when it succeeded or may not restart again."""
+        self._is_closed = True
+
+    def num_nodes_waiting(self) -> int:
+        """Return 1 once this generation is over, so that torchrun restarts its ranks."""
+        try:
+            while self._link is not None and (received := self._link.receive(0.0)) is not None:
+                self._is_broken = self._is_broken or isinstance(received[0], LauncherBroken)
+        except AgentUnavailableError as error:
+            logger.warning("%s; a new agent starts, its memory comes from peers", error)
+            self._link, self._is_broken = None, True
+        return int(self._is_broken)
+
+    def get_run_id(self) -> str:
+        """Return the job's identity as torchrun knows it."""
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        """End this machine's part; its agent ends with torchrun's process."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        return True
+
+    def _connect(self) -> AgentLink:
+        if self._link is None:
+            secret = load_secret()
+            name = start_machine_agent(self._settings, *self._root, watch_pid=os.getpid())
+            self._link = connect_to_agent(name, secret)
+            os.environ["TWINCKPT_AGENT"] = name
+        return self._link
+
+    def _wait_for_generation(self, link: AgentLink) -> LauncherFormed:
+        while True:
+            received = link.receive(self._join_timeout_s)
+            if received is None:
+                raise RendezvousTimeoutError(
+                    f"only {self._min_machines} or more machines make a generation, and too few "
+                    f"joined within {self._join_timeout_s:.0f} s at {self._root[0]}:{self._root[1]}"
+                )
+            if isinstance(received[0], LauncherFormed):
+                return received[0]
+
+
+def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
+    """Make the handler that torchrun asked for."""
+    return TwinRendezvousHandler(parameters)
+
+
+def registry_entry() -> Any:
+    """Return the creator; torchrun finds this through the entry point `torchrun.handlers`."""
+    return create_handler
+

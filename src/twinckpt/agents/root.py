@@ -1,0 +1,138 @@
+"""The root agent's process: carries out what `twinckpt.core.root.Root` decides.
+
+`python -m twinckpt.agents.root CONFIG` listens for worker agents until its launcher ends.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from twinckpt.agents.config import RootAgentConfig, root_config
+from twinckpt.agents.process import when_process_ends
+from twinckpt.core import messages as m
+from twinckpt.core.root import Action, Disconnect, Log, Root, Send
+from twinckpt.errors import AuthenticationError
+from twinckpt.net import wire
+from twinckpt.net.auth import authenticate_async, server_exchange
+from twinckpt.net.secret import load_secret
+
+logger = logging.getLogger(__name__)
+
+FROM_WORKER = wire.Codec(m.ToRoot)
+TO_WORKER = wire.Codec(m.ToWorker)
+
+
+class EventLog:
+    """The job's events as JSON lines, each with monotonic and wall time in seconds."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "a", buffering=1) if path else None  # noqa: SIM115
+
+    def write(self, event: str, fields: Any) -> None:
+        """Append one event."""
+        if self._file is not None:
+            times = {"monotonic_s": time.monotonic(), "wall_s": time.time()}
+            self._file.write(json.dumps({"event": event, **times, **fields}) + "\n")
+
+
+class RootAgent:
+    """Drives the root's state machine over authenticated TCP connections."""
+
+    def __init__(self, config: RootAgentConfig, secret: bytes) -> None:
+        self._config = config
+        self._secret = secret
+        self._root = Root(config.job)
+        self._writers: dict[str, asyncio.StreamWriter] = {}
+        self._events = EventLog(config.event_log)
+        self._done = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until the watched process ends."""
+        if self._config.watch_pid:
+            when_process_ends(self._config.watch_pid, self._done.set)
+        server = await asyncio.start_server(
+            self._serve, self._config.host, self._config.port, limit=wire.MAX_FRAME_BYTES
+        )
+        self._events.write("root_started", {"port": self._config.port})
+        ticking = asyncio.create_task(self._tick())
+        await self._done.wait()
+        ticking.cancel()
+        server.close()
+
+    async def _tick(self) -> None:
+        """Look for silent machines, a few times within the heartbeat timeout.
+
+        A tick that comes late means that this process was held up, and with it the reading
+        of heartbeats: nobody is judged until what has arrived is read.
+        """
+        interval_s = self._config.job.heartbeat_timeout_s / 5
+        while True:
+            asleep_at_s = time.monotonic()
+            await asyncio.sleep(interval_s)
+            if time.monotonic() - asleep_at_s < 2 * interval_s:
+                self._act(self._root.tick(time.monotonic()))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        machine = None
+        try:
+            await authenticate_async(reader, writer, server_exchange(self._secret))
+            hello = FROM_WORKER.decode(await wire.read_frame(reader))
+            if not isinstance(hello, m.Hello):
+                raise wire.ProtocolError("the first message must be Hello")
+            machine = hello.address.machine
+            # Former connections end first, so that they cannot take this one down later.
+            if machine in self._writers:
+                self._writers.pop(machine).close()
+            self._writers[machine] = writer
+            self._act(self._root.receive(machine, hello, time.monotonic()))
+            while True:
+                message = FROM_WORKER.decode(await wire.read_frame(reader))
+                self._act(self._root.receive(machine, message, time.monotonic()))
+        except (AuthenticationError, wire.ProtocolError) as error:
+            logger.warning("refused %s: %s", writer.get_extra_info("peername"), error)
+        except (EOFError, OSError, asyncio.CancelledError):
+            pass
+        finally:
+            if machine is not None and self._writers.get(machine) is writer:
+                del self._writers[machine]
+                self._act(self._root.connection_lost(machine, time.monotonic()))
+            writer.close()
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(machine, message):
+                    writer = self._writers.get(machine)
+                    if writer is not None:
+                        writer.write(wire.frame(TO_WORKER.encode(message)))
+                case Log(event, fields):
+                    self._events.write(event, fields)
+                case Disconnect(machine):
+                    writer = self._writers.pop(machine, None)
+                    if writer is not None:
+                        writer.transport.abort()
+
+
+def main() -> None:
+    """Run the root agent with the configuration in the first argument."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s root %(levelname)s %(message)s")
+    config = root_config(sys.argv[1])
+
+    async def serve() -> None:
+        await RootAgent(config, load_secret()).run()
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve())
+    except OSError as error:
+        sys.exit(f"twinckpt: the root agent cannot listen on {config.host}:{config.port}: {error}")
+    os._exit(0)  # connections are served until the last moment; the kernel closes them
+
+
+if __name__ == "__main__":
+    main()

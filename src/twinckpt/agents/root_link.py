@@ -1,0 +1,90 @@
+"""The worker agent's connection to the root: heartbeats, and a new one when it breaks."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from twinckpt.agents.config import WorkerAgentConfig
+from twinckpt.core import messages as m
+from twinckpt.errors import AuthenticationError
+from twinckpt.net import wire
+from twinckpt.net.auth import authenticate_async, client_exchange
+
+logger = logging.getLogger(__name__)
+
+_TO_ROOT = wire.Codec(m.ToRoot)
+_FROM_ROOT = wire.Codec(m.ToWorker)
+_RETRY_S = 0.1
+
+
+class RootLink:
+    """Keeps one authenticated connection to the root agent for as long as it runs."""
+
+    def __init__(
+        self,
+        config: WorkerAgentConfig,
+        secret: bytes,
+        hello: Callable[[], Iterable[m.ToRoot]],
+        on_message: Callable[[m.ToWorker], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._secret = secret
+        self._hello = hello
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._writer: asyncio.StreamWriter | None = None
+
+    def send(self, message: m.ToRoot) -> None:
+        """Send, or drop: what counts is told again by `hello` on the next connection."""
+        if self._writer is not None:
+            self._writer.write(wire.frame(_TO_ROOT.encode(message)))
+
+    async def flush(self) -> None:
+        """Wait until what was sent has left, if the root still listens."""
+        if self._writer is not None:
+            try:
+                async with asyncio.timeout(1.0):
+                    self._writer.close()
+                    await self._writer.wait_closed()
+            except (OSError, TimeoutError):
+                pass
+
+    async def run(self) -> None:
+        """Connect, serve, and connect again until cancelled."""
+        while True:
+            try:
+                await self._serve()
+            except AuthenticationError as error:
+                logger.error("the root agent refused this machine: %s", error)
+            except (OSError, EOFError, wire.ProtocolError) as error:
+                logger.info("no connection to the root agent: %s", error)
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+                self._on_lost()
+            await asyncio.sleep(_RETRY_S)
+
+    async def _serve(self) -> None:
+        reader, writer = await asyncio.open_connection(
+            self._config.root_host, self._config.root_port, limit=wire.MAX_FRAME_BYTES
+        )
+        try:
+            await authenticate_async(reader, writer, client_exchange(self._secret))
+        except BaseException:
+            writer.close()
+            raise
+        self._writer = writer
+        for message in self._hello():
+            self.send(message)
+        beating = asyncio.create_task(self._beat())
+        try:
+            while True:
+                self._on_message(_FROM_ROOT.decode(await wire.read_frame(reader)))
+        finally:
+            beating.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            self.send(m.Heartbeat())
+            await asyncio.sleep(self._config.heartbeat_interval_s)

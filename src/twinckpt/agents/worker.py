@@ -1,0 +1,284 @@
+"""The worker agent's process, one a machine: owns the slots, copies, heartbeats, drains.
+
+`python -m twinckpt.agents.worker CONFIG` carries out what `twinckpt.core.worker.Worker`
+decides. It never imports torch. It ends with its launcher, and its memory with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from twinckpt.agents.config import WorkerAgentConfig, worker_config
+from twinckpt.agents.local_server import LocalPeer, LocalServer
+from twinckpt.agents.process import when_process_ends
+from twinckpt.agents.root_link import RootLink
+from twinckpt.core import messages as m
+from twinckpt.core import worker as core
+from twinckpt.errors import DamagedCopyError, TwinckptError
+from twinckpt.memory import drained
+from twinckpt.memory.in_memory import InMemoryCheckpoint
+from twinckpt.memory.seal import Seal
+from twinckpt.net import local
+from twinckpt.net.bulk import BulkClient, BulkServer
+from twinckpt.net.secret import load_secret
+
+logger = logging.getLogger(__name__)
+
+_Work = TypeVar("_Work")
+
+
+class WorkerAgent:
+    """Drives the worker's state machine over sockets; everything runs in one event loop.
+
+    Only the bulk transfers and the drain run in threads; they come back to the loop.
+    """
+
+    def __init__(self, config: WorkerAgentConfig, secret: bytes) -> None:
+        self._config = config
+        self._checkpoints = InMemoryCheckpoint(config.num_slots, config.capacity_bytes)
+        self._core = core.Worker(self._checkpoints)
+        self._bulk_server = BulkServer(self._checkpoints, secret, config.host)
+        self._bulk = BulkClient(secret)
+        self._address = m.Address(config.machine, config.host, self._bulk_server.port)
+        self._local = LocalServer(config.socket_name, secret, self._on_local, self._on_local_end)
+        self._root = RootLink(config, secret, self._hello, self._on_root, self._on_root_lost)
+        self._transfers = ThreadPoolExecutor(4, thread_name_prefix="fetch")
+        self._drains = ThreadPoolExecutor(1, thread_name_prefix="drain")
+        self._ranks: dict[int, LocalPeer] = {}
+        self._launcher: LocalPeer | None = None
+        self._join: m.Join | None = None
+        self._received: set[tuple[int, int]] = set()
+        self._done = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until the launcher ends."""
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, lambda: None)
+        if self._config.watch_pid:
+            when_process_ends(self._config.watch_pid, self._done.set)
+        tasks = [asyncio.create_task(self._local.run()), asyncio.create_task(self._root.run())]
+        await self._done.wait()
+        self._root.send(m.Leave())
+        await self._root.flush()
+        for task in tasks:
+            task.cancel()
+
+    # The root agent.
+
+    def _hello(self) -> Iterable[m.ToRoot]:
+        """What the root must know first, on each new connection."""
+        directory = self._config.drain_directory
+        steps = drained.drained_steps(Path(directory)) if directory else ()
+        inventory = tuple(self._checkpoints.holdings())
+        yield m.Hello(self._address, self._core.generation, inventory, steps)
+        if self._join is not None:
+            yield self._join
+
+    def _on_root(self, message: m.ToWorker) -> None:
+        if isinstance(message, m.Formed):
+            self._join = None
+            self._received.clear()
+        try:
+            self._act(self._core.receive(message))
+        except TwinckptError as error:
+            logger.error("%s: %s", type(message).__name__, error)
+            for peer in self._ranks.values():
+                peer.send(local.Refused(type(error).__name__, str(error)))
+        if isinstance(message, m.Formed) and self._core.formed is message:
+            self._tell_launcher(
+                local.LauncherFormed(
+                    message.generation,
+                    message.index,
+                    len(message.machines),
+                    message.store_endpoint,
+                )
+            )
+
+    def _on_root_lost(self) -> None:
+        self._act(self._core.root_lost())
+
+    def _tell_launcher(self, message: local.LauncherFormed | local.LauncherBroken) -> None:
+        if self._launcher is not None:
+            self._launcher.send(message)
+
+    # Processes of this machine.
+
+    def _on_local(self, peer: LocalPeer, message: local.ToAgent) -> None:
+        try:
+            self._act(self._handle_local(peer, message))
+        except TwinckptError as error:
+            logger.error("rank %s: %s", peer.rank, error)
+            peer.send(local.Refused(type(error).__name__, str(error)))
+
+    def _handle_local(self, peer: LocalPeer, message: local.ToAgent) -> list[core.Action]:
+        match message:
+            case local.LauncherJoin():
+                self._launcher = peer
+                self._join = m.Join(
+                    self._core.generation,
+                    message.store_endpoint,
+                    message.index_hint,
+                    message.min_machines,
+                    message.max_machines,
+                )
+                self._root.send(self._join)
+            case local.RankHello():
+                peer.rank, peer.world_size = message.rank, message.world_size
+                self._ranks[message.rank] = peer
+                formed = self._core.formed
+                index = formed.index if formed else -1
+                peer.send(local.Welcome(self._core.generation, index))
+                return self._core.rank_started(message.rank, message.pid)
+            case local.Goodbye():
+                if peer.rank is not None and self._ranks.get(peer.rank) is peer:
+                    del self._ranks[peer.rank]
+            case _ if peer.rank is None or self._ranks.get(peer.rank) is not peer:
+                pass
+            case local.Attach():
+                return self._core.attach(peer.rank, peer.world_size, message.slot_bytes)
+            case local.Staged():
+                return self._on_staged(message.seal)
+            case local.RestoreRequest():
+                return self._core.restore(peer.rank)
+            case local.Damaged():
+                return self._core.damaged(peer.rank, message.ticket, message.reason)
+        return []
+
+    def _on_staged(self, seal: Seal) -> list[core.Action]:
+        if self._checkpoints.find(seal.rank, seal.ticket) is None:
+            return []  # abandoned while it was staged
+        return self._core.staged(self._checkpoints.seal(seal).seal.holding)
+
+    def _on_local_end(self, peer: LocalPeer) -> None:
+        if peer is self._launcher:
+            self._launcher = None
+        elif peer.rank is not None and self._ranks.get(peer.rank) is peer:
+            del self._ranks[peer.rank]
+            self._act(self._core.rank_lost(peer.rank))
+
+    # What the state machine wants done.
+
+    def _act(self, actions: list[core.Action]) -> None:
+        for action in actions:
+            match action:
+                case core.ToRootAgent(message):
+                    self._root.send(message)
+                case core.GrantSlot():
+                    self._grant(action)
+                case core.TellResolved(rank, ticket, step, committed):
+                    self._tell_rank(rank, local.Resolved(ticket, step, committed))
+                case core.ServeRestore():
+                    self._serve_restore(action)
+                case core.StartFetch():
+                    self._start(self._transfers, self._fetch, action)
+                case core.StartDrain():
+                    self._start(self._drains, self._drain, action)
+                case core.BreakGeneration(reason):
+                    self._tell_launcher(local.LauncherBroken(reason))
+
+    def _tell_rank(self, rank: int, message: local.FromAgent, fd: int | None = None) -> None:
+        peer = self._ranks.get(rank)
+        if peer is not None:
+            peer.send(message, fd)
+
+    def _grant(self, grant: core.GrantSlot) -> None:
+        slot = self._checkpoints.slot(grant.rank, grant.slot)
+        message = local.Granted(grant.ticket, grant.not_before_step, slot.capacity_bytes)
+        self._tell_rank(grant.rank, message, slot.fd)
+
+    def _serve_restore(self, serve: core.ServeRestore) -> None:
+        entry = self._checkpoints.entry(serve.rank, serve.ticket) if serve.ticket else None
+        if entry is not None:
+            fetched = (serve.rank, serve.ticket) in self._received
+            message = local.RestoreFrom(
+                entry.seal, entry.slot.capacity_bytes, "peer" if fetched else "local"
+            )
+            self._tell_rank(serve.rank, message, entry.slot.fd)
+        elif serve.drained_step is not None:
+            directory = self._config.drain_directory
+            self._tell_rank(serve.rank, local.RestoreDrained(directory, serve.drained_step))
+        else:
+            self._tell_rank(serve.rank, local.RestoreNothing())
+
+    # Threads: each does its work, then hands its result back to the loop.
+
+    def _start(
+        self, pool: ThreadPoolExecutor, work: Callable[[_Work], Callable[[], None]], action: _Work
+    ) -> None:
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            finish = work(action)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
+                loop.call_soon_threadsafe(finish)
+
+        pool.submit(run)
+
+    def _fetch(self, fetch: core.StartFetch) -> Callable[[], None]:
+        """Receive a shard from the first source that has it intact."""
+        formed = self._core.formed
+        addresses = {a.machine: a for a in formed.machines} if formed else {}
+        reasons = []
+        with self._checkpoints.filling(fetch.rank, fetch.slot) as slot:
+            for source in fetch.sources:
+                try:
+                    seal = self._bulk.fetch(
+                        addresses[source], fetch.rank, fetch.ticket, slot.buffer
+                    )
+                    return lambda: self._on_fetched(fetch, seal, "")
+                except (TwinckptError, OSError, EOFError, KeyError) as error:
+                    logger.warning("fetch of rank %d from %s: %s", fetch.rank, source, error)
+                    reasons.append(f"{source}: {error}")
+        return lambda: self._on_fetched(fetch, None, "; ".join(reasons))
+
+    def _on_fetched(self, fetch: core.StartFetch, seal: Seal | None, reason: str) -> None:
+        if seal is not None and self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot:
+            self._received.add((fetch.rank, fetch.ticket))
+            holding = self._checkpoints.seal(seal).seal.holding
+            self._act(self._core.fetched(fetch, holding, ""))
+        else:
+            self._act(self._core.fetched(fetch, None, reason or "no longer wanted"))
+
+    def _drain(self, work: core.StartDrain) -> Callable[[], None]:
+        directory = Path(self._config.drain_directory)
+        ok = True
+        try:
+            for rank in work.ranks:
+                with self._checkpoints.pinned(rank, work.ticket) as entry:
+                    drained.write_shard(directory, entry)
+            if drained.finish_step(directory, work.step, work.ticket, work.world_size):
+                drained.keep_newest(directory, self._config.drain_keep)
+        except (OSError, DamagedCopyError) as error:
+            logger.warning(
+                "step %d was not drained to %s: %s; training and checkpoints in RAM go on",
+                work.step,
+                directory,
+                error,
+            )
+            ok = False
+        return lambda: self._act(self._core.drained(work, ok))
+
+
+def main() -> None:
+    """Run the worker agent with the configuration in the first argument."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
+    config = worker_config(sys.argv[1])
+
+    async def serve() -> None:
+        await WorkerAgent(config, load_secret()).run()
+
+    asyncio.run(serve())
+    # Transfers that still run hold nothing that outlives the process.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""A rank's conversation with its machine's worker agent: slots granted, tickets decided."""
+
+import os
+import time
+from dataclasses import dataclass
+
+from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, TwinckptError
+from twinckpt.memory.seal import Seal
+from twinckpt.memory.slot import Slot
+from twinckpt.net import local
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permission to checkpoint once, into `slot`."""
+
+    ticket: int
+    not_before_step: int
+    slot: Slot
+
+
+class SlotMappings:
+    """Slots of the agent mapped into this process, each once, known by inode."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, Slot] = {}
+
+    def map(self, fd: int, capacity_bytes: int) -> Slot:
+        """Return the mapping of the slot behind `fd`, which is closed or kept."""
+        inode = os.fstat(fd).st_ino
+        slot = self._slots.get(inode)
+        if slot is not None:
+            os.close(fd)
+            return slot
+        self._slots[inode] = slot = Slot(fd, capacity_bytes)
+        return slot
+
+
+class AgentClient:
+    """Receives what the agent says and keeps it until the training loop asks."""
+
+    def __init__(self, name: str, secret: bytes, rank: int, world_size: int) -> None:
+        self._link = local.AgentLink(name, secret)
+        self._mappings = SlotMappings()
+        self.rank = rank
+        self.world_size = world_size
+        self._fd: int | None = None
+        self.grants: list[Grant] = []
+        self.resolved: list[local.Resolved] = []
+        self.committed_step: int | None = None
+        self._link.send(local.RankHello(rank, world_size, os.getpid()))
+        welcome = self._expect(local.Welcome, timeout_s=30.0)
+        assert isinstance(welcome, local.Welcome)
+        self.generation = welcome.generation
+        self.home = welcome.home
+
+    def attach(self, slot_bytes: int) -> None:
+        """Ask for slots of this size; grants follow once all replicas have theirs."""
+        self.grants.clear()
+        self._link.send(local.Attach(slot_bytes))
+
+    def staged(self, seal: Seal) -> None:
+        """Hand a filled slot over; from now on it is immutable. Called from any thread."""
+        self._link.send(local.Staged(seal))
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        """Take in what the agent has said; return whether there was anything.
+
+        Waits up to `timeout_s` for the first message. Raises what the agent refused.
+        """
+        received = self._link.receive(timeout_s)
+        any_received = received is not None
+        while received is not None:
+            self._take(*received)
+            received = self._link.receive(0.0)
+        return any_received
+
+    def wait_for_grant(self, timeout_s: float) -> bool:
+        """Wait until a slot is granted; return whether one was."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.grants and (left_s := deadline_s - time.monotonic()) > 0:
+            self.poll(left_s)
+        return bool(self.grants)
+
+    def request_restore(
+        self, timeout_s: float
+    ) -> tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None:
+        """Ask what to restore from; waits while the agent fetches it from a peer."""
+        self._link.send(local.RestoreRequest())
+        return self._restore_answer(timeout_s)
+
+    def report_damage(
+        self, ticket: int, reason: str, timeout_s: float
+    ) -> tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None:
+        """Say that the local copy is damaged, and wait for the next one."""
+        self._link.send(local.Damaged(ticket, reason))
+        return self._restore_answer(timeout_s)
+
+    def close(self) -> None:
+        """Say goodbye, so that the end of this process does not count as a failure."""
+        try:
+            self._link.send(local.Goodbye())
+        except AgentUnavailableError:
+            pass
+        finally:
+            self._link.close()
+
+    def _restore_answer(
+        self, timeout_s: float
+    ) -> tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None:
+        kinds = (local.RestoreFrom, local.RestoreDrained, local.RestoreNothing)
+        answer = self._expect(kinds, timeout_s)
+        if isinstance(answer, local.RestoreFrom):
+            assert self._fd is not None
+            return answer, self._mappings.map(self._fd, answer.capacity_bytes)
+        return answer if isinstance(answer, local.RestoreDrained) else None
+
+    def _expect(
+        self, kinds: type | tuple[type, ...], timeout_s: float
+    ) -> local.FromAgent:
+        """Wait for a message of one of these kinds, taking in the others."""
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            received = self._link.receive(left_s)
+            if received is None:
+                break
+            message, self._fd = received
+            if isinstance(message, kinds):
+                return message
+            self._take(message, self._fd)
+        raise AgentUnavailableError(
+            f"the worker agent did not answer rank {self.rank} within {timeout_s:.0f} s; "
+            "its log says whom it waits for"
+        )
+
+    def _take(self, message: local.FromAgent, fd: int | None) -> None:
+        match message:
+            case local.Granted():
+                assert fd is not None
+                slot = self._mappings.map(fd, message.capacity_bytes)
+                self.grants.append(Grant(message.ticket, message.not_before_step, slot))
+            case local.Resolved():
+                self.grants = [g for g in self.grants if g.ticket != message.ticket]
+                self.resolved.append(message)
+                if message.committed:
+                    self.committed_step = message.step
+            case local.Refused():
+                kind = OutOfMemoryError if message.kind == "OutOfMemoryError" else TwinckptError
+                raise kind(message.reason)

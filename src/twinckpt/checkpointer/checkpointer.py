@@ -1,0 +1,278 @@
+"""`Checkpointer`: what a training loop imports.
+
+`save` hands the state to a background thread and returns; the thread copies it into a slot
+of this machine's worker agent during the next forward and backward passes. A fence before
+`optimizer.step()` waits for what is left of the copy. The agent does the rest.
+"""
+
+import logging
+import time
+from collections.abc import Callable, MutableMapping
+from types import TracebackType
+from typing import Any, Self
+
+from twinckpt.checkpointer.agent_client import AgentClient, Grant
+from twinckpt.checkpointer.connect import connect
+from twinckpt.checkpointer.handle import SaveHandle
+from twinckpt.checkpointer.layout import Layout, metadata_of, parse, signature
+from twinckpt.checkpointer.stager import Stager
+from twinckpt.checkpointer.staging import SlotWriter
+from twinckpt.checkpointer.state import TrainingState
+from twinckpt.checkpointer.tree import FlatState
+from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
+from twinckpt.memory.drained import load_drained
+from twinckpt.memory.seal import Seal
+from twinckpt.net.local import RestoreDrained
+
+logger = logging.getLogger(__name__)
+
+GRANT_TIMEOUT_S = 60.0
+RESTORE_TIMEOUT_S = 120.0
+
+
+class Checkpointer:
+    """Keeps every step's state in the RAM of two machines.
+
+    Args:
+        state: names to anything with `state_dict` and `load_state_dict`, tensors, or plain
+            values (nested containers too); all ranks use the same names.
+        replicas: machines that hold each shard, this one included; None takes the job's
+            setting. Only used where this process starts the agents itself.
+        strict: raise what goes wrong in a save; by default it is logged and counted, and
+            training goes on.
+
+    Every rank makes one, after its process group; all ranks call `save` for the same steps.
+    """
+
+    def __init__(
+        self,
+        state: MutableMapping[str, Any],
+        *,
+        replicas: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        self._state = TrainingState(state)
+        self._strict = strict
+        self._client: AgentClient = connect(replicas)
+        self._stager = Stager()
+        self._layout: Layout | None = None
+        self._slot_bytes = 0
+        self._handles: dict[int, SaveHandle] = {}
+        self._attached = False
+        self.num_saves = 0
+        self.num_skipped = 0
+        self.num_failed = 0
+        self.restore_report: dict[str, Any] = {}
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self.fence())
+            for optimizer in self._state.optimizers
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(failed=error is not None)
+
+    def close(self, failed: bool = False) -> None:
+        """End checkpointing; after an exception (`failed`) the agent treats the rank as lost."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._stager.close()
+        if not failed:
+            self._client.close()
+
+    @property
+    def committed_step(self) -> int | None:
+        """The newest step known here to be committed by all ranks."""
+        return self._client.committed_step
+
+    # Saving.
+
+    def save(self, step: int, *, block: bool = False) -> SaveHandle:
+        """Checkpoint the state as it is now, as `step`; return at once.
+
+        The first call also reserves the slots, which takes as long as the machine needs to
+        hand out the memory. With `block` the state is sealed in this machine's RAM on return.
+        """
+        self.num_saves += 1
+        try:
+            self.fence()
+            self._poll()
+            grant = self._next_grant(step)
+            handle = self._skip(step) if grant is None else self._begin(step, grant)
+        except TwinckptError as error:
+            handle = self._fail(SaveHandle(step, "staging", self._advance), error)
+        if block and handle.status == "staging":
+            self.fence()
+        return handle
+
+    def fence(self) -> None:
+        """Wait until no tensor is being copied; runs by itself before `optimizer.step()`."""
+        self._stager.wait()
+
+    def _next_grant(self, step: int) -> Grant | None:
+        if not self._attached:
+            flat = self._state.capture()
+            self._attach(Layout(flat.tensors, len(metadata_of(flat))))
+            self._client.wait_for_grant(GRANT_TIMEOUT_S)
+            self._attached = True
+        grants = self._client.grants
+        if grants and grants[0].not_before_step <= step:
+            return grants.pop(0)
+        return None
+
+    def _attach(self, layout: Layout) -> None:
+        self._layout = layout
+        self._slot_bytes = max(self._slot_bytes, layout.size_bytes)
+        self._client.attach(self._slot_bytes)
+
+    def _begin(self, step: int, grant: Grant) -> SaveHandle:
+        """Copy now what may change before the next optimizer step, and the rest later."""
+        flat = self._state.capture()
+        metadata = metadata_of(flat, step=step)
+        layout, header = self._laid_out(flat, metadata)
+        if layout.size_bytes > grant.slot.capacity_bytes:
+            logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
+            self._attach(layout)
+            return self._skip(step)
+        writer = SlotWriter(layout, grant.slot.buffer, header)
+        steady = self._state.steady_names(flat.tensors)
+        changing = frozenset(flat.tensors.keys() - steady)
+        writer.copy(flat.tensors, changing)
+        writer.watch({name: flat.tensors[name] for name in steady})
+        handle = SaveHandle(step, "staging", self._advance)
+        self._handles[grant.ticket] = handle
+        self._stager.start(self._copy_job(writer, flat, layout, changing, grant, handle))
+        if not steady:
+            self.fence()
+        return handle
+
+    def _copy_job(
+        self,
+        writer: SlotWriter,
+        flat: FlatState,
+        layout: Layout,
+        done: frozenset[str],
+        grant: Grant,
+        handle: SaveHandle,
+    ) -> Callable[[], None]:
+        client = self._client
+
+        def copy() -> None:
+            try:
+                seal = Seal(
+                    rank=client.rank,
+                    ticket=grant.ticket,
+                    step=handle.step,
+                    home=client.home,
+                    world_size=client.world_size,
+                    size_bytes=layout.size_bytes,
+                    digests=writer.copy_and_hash(flat.tensors, done),
+                )
+                handle.status = "sealed"
+                client.staged(seal)
+            except Exception as error:
+                self._fail(handle, error)
+
+        return copy
+
+    def _laid_out(self, flat: FlatState, metadata: str) -> tuple[Layout, bytes]:
+        layout = self._layout
+        header = None
+        if layout is not None and layout.signature == signature(flat.tensors):
+            header = layout.header(metadata)
+        if layout is None or header is None:
+            layout = Layout(flat.tensors, len(metadata))
+            header = layout.header(metadata)
+            assert header is not None
+        self._layout = layout
+        return layout, header
+
+    def _skip(self, step: int) -> SaveHandle:
+        self.num_skipped += 1
+        return SaveHandle(step, "skipped", self._advance)
+
+    def _fail(self, handle: SaveHandle, error: Exception) -> SaveHandle:
+        handle.status, handle.error = "failed", error
+        self.num_failed += 1
+        if self._strict:
+            raise error
+        if self.num_failed == 1:
+            logger.warning("step %d was not checkpointed, training goes on: %s", handle.step, error)
+        return handle
+
+    def _poll(self, timeout_s: float = 0.0) -> bool:
+        anything = self._client.poll(timeout_s)
+        for resolved in self._client.resolved:
+            handle = self._handles.pop(resolved.ticket, None)
+            if handle is not None and handle.status != "failed":
+                handle.status = "committed" if resolved.committed else "abandoned"
+        self._client.resolved.clear()
+        return anything
+
+    def _advance(self, timeout_s: float | None) -> bool:
+        """Let a handle that is waited for make progress."""
+        if self._stager.is_busy:
+            self._stager.wait()
+            return True
+        return self._poll(timeout_s or 0.0)
+
+    # Restoring.
+
+    def restore(self) -> int | None:
+        """Write the newest recoverable step into the state, in place; return it, or None.
+
+        Every byte is verified first. A damaged copy is replaced by the next one: another
+        machine's, then persistent storage. Raises RestoreError if the checkpoint is of
+        another state than this one.
+        """
+        asked_at_s = time.monotonic()
+        answer = self._client.request_restore(RESTORE_TIMEOUT_S)
+        while answer is not None and not isinstance(answer, RestoreDrained):
+            found, slot = answer
+            try:
+                answered_at_s = time.monotonic()
+                found.seal.verify(slot.buffer)
+                self._load(slot.buffer[: found.seal.size_bytes])
+            except DamagedCopyError as error:
+                logger.warning("%s; asking for another copy", error)
+                answer = self._client.report_damage(
+                    found.seal.ticket, str(error), RESTORE_TIMEOUT_S
+                )
+                continue
+            self._report(found.source, found.seal, asked_at_s, answered_at_s)
+            return found.seal.step
+        if answer is None:
+            return None
+        seal, buffer = load_drained(answer.directory, answer.step, self._client.rank)
+        if seal.world_size != self._client.world_size:
+            raise RestoreError(
+                f"step {answer.step} in {answer.directory} was written by {seal.world_size} "
+                f"ranks, this job has {self._client.world_size}: start as many"
+            )
+        self._load(buffer)
+        self._report("disk", seal, asked_at_s, asked_at_s)
+        return seal.step
+
+    def _load(self, buffer: memoryview) -> None:
+        metadata, tensors = parse(buffer)
+        self._state.restore(metadata["state"], tensors)
+
+    def _report(self, source: str, seal: Seal, asked_at_s: float, answered_at_s: float) -> None:
+        now_s = time.monotonic()
+        self.restore_report = {
+            "step": seal.step,
+            "source": source,
+            "bytes": seal.size_bytes,
+            "wait_s": answered_at_s - asked_at_s,
+            "retrieve_s": now_s - asked_at_s,
+        }
+        logger.info("restored step %d from %s in %.3f s", seal.step, source, now_s - asked_at_s)
+

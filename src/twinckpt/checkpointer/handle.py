@@ -1,0 +1,43 @@
+"""What `save` returns: how far one checkpoint has come."""
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+Status = Literal["skipped", "staging", "sealed", "committed", "abandoned", "failed"]
+_ORDER: tuple[Status, ...] = ("staging", "sealed", "committed")
+
+
+class SaveHandle:
+    """The progress of one `save`.
+
+    skipped: no slot was free, the previous checkpoint is still being replicated ·
+    staging: being copied · sealed: complete in this machine's RAM · committed: all ranks'
+    shards are sealed on all machines of their replica groups · abandoned: another rank did
+    not checkpoint this step · failed: see `error`.
+    """
+
+    def __init__(self, step: int, status: Status, advance: Callable[[float | None], bool]) -> None:
+        self.step = step
+        self.status: Status = status
+        self.error: Exception | None = None
+        self._advance = advance
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the status will not change any more."""
+        return self.status not in ("staging", "sealed")
+
+    def wait(self, status: Status = "committed", timeout_s: float = 60.0) -> Status:
+        """Block until this status, or a final one, is reached; return the status.
+
+        Raises TimeoutError after `timeout_s`.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while not self.is_final and _ORDER.index(self.status) < _ORDER.index(status):
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or not self._advance(left_s):
+                raise TimeoutError(
+                    f"step {self.step} is {self.status}, not {status}, after {timeout_s:.0f} s"
+                )
+        return self.status

@@ -1,0 +1,132 @@
+"""The bytes of a slot: a safetensors file, laid out once and then only overwritten.
+
+The header has room to spare and is padded with spaces, as the format allows, so that plain
+values may grow without moving a tensor. Tensors lie back to back, largest element first, so
+that each is aligned. Types that the format has no name for are stored as bytes; the shape
+and type of every tensor are in the metadata as well.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from twinckpt.checkpointer.tree import FlatState
+from twinckpt.errors import DamagedCopyError
+
+_ALIGNMENT_BYTES = 64
+_SPARE_HEADER_BYTES = 4096
+_LENGTH = struct.Struct("<Q")
+
+_FORMAT_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where one tensor's bytes lie in the slot, and what they are."""
+
+    start: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Layout:
+    """Regions of a set of tensors; valid as long as names, types and shapes stay the same."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], metadata_bytes: int) -> None:
+        self.signature = signature(tensors)
+        ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+        entries: dict[str, dict[str, Any]] = {}
+        offset = 0
+        spans: list[tuple[str, int, int]] = []
+        for name, tensor in ordered:
+            size = tensor.numel() * tensor.element_size()
+            entries[name] = _entry(tensor, offset, offset + size)
+            spans.append((name, offset, offset + size))
+            offset += size
+        self._entries = json.dumps(entries, separators=(",", ":"))[1:]
+        header = _LENGTH.size + len(self._entries) + metadata_bytes + metadata_bytes // 4
+        header += _SPARE_HEADER_BYTES
+        self.data_start = -(-header // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        self.size_bytes = self.data_start + offset
+        self.regions = {
+            name: Region(
+                self.data_start + start,
+                self.data_start + end,
+                tensors[name].dtype,
+                tuple(tensors[name].shape),
+            )
+            for name, start, end in spans
+        }
+
+    def header(self, metadata: str) -> bytes | None:
+        """Return the slot's first `data_start` bytes, or None if the metadata outgrew them."""
+        first = json.dumps({"__metadata__": {"format": "pt", "twinckpt": metadata}})[:-1]
+        separator = "," if len(self._entries) > 1 else ""
+        text = (first + separator + self._entries).encode()
+        room = self.data_start - _LENGTH.size
+        if len(text) > room:
+            return None
+        return _LENGTH.pack(room) + text.ljust(room)
+
+
+def signature(tensors: dict[str, torch.Tensor]) -> tuple[Any, ...]:
+    """Return what a layout depends on."""
+    return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
+
+
+def metadata_of(flat: FlatState, **facts: Any) -> str:
+    """Return the slot's metadata: the state's JSON, its tensors' true types, and `facts`."""
+    kinds = {
+        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.device.type]
+        for name, tensor in flat.tensors.items()
+    }
+    return json.dumps({**facts, "tensors": kinds, "state": flat.json}, separators=(",", ":"))
+
+
+def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return a slot's metadata and views of its tensors (no copy).
+
+    Raises DamagedCopyError if the bytes are no such file.
+    """
+    try:
+        (length,) = _LENGTH.unpack(buffer[: _LENGTH.size])
+        start = _LENGTH.size + length
+        if start > len(buffer):
+            raise ValueError("the header is longer than the file")
+        header = json.loads(bytes(buffer[_LENGTH.size : start]))
+        metadata = json.loads(header["__metadata__"]["twinckpt"])
+        data = torch.frombuffer(buffer, dtype=torch.uint8)
+        tensors = {}
+        for name, (dtype, shape, _) in metadata["tensors"].items():
+            first, last = header[name]["data_offsets"]
+            raw = data[start + first : start + last]
+            tensors[name] = raw.view(getattr(torch, dtype)).view(shape)
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, struct.error) as error:
+        raise DamagedCopyError(f"not a checkpoint of twinckpt: {error}") from error
+    return metadata, tensors
+
+
+def _entry(tensor: torch.Tensor, start: int, end: int) -> dict[str, Any]:
+    name = _FORMAT_NAMES.get(tensor.dtype)
+    shape = list(tensor.shape) if name else [end - start]
+    return {"dtype": name or "U8", "shape": shape, "data_offsets": [start, end]}

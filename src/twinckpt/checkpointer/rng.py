@@ -1,0 +1,29 @@
+"""The random number generators of a process, as one stateful object."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class RngState:
+    """State of Python's, NumPy's (legacy), torch's and every CUDA device's generator."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of all generators' states."""
+        kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+        return {
+            "python": random.getstate(),
+            "numpy": (kind, keys, position, has_gauss, gauss),
+            "torch": torch.get_rng_state(),
+            "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set all generators to a state that `state_dict` returned."""
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])

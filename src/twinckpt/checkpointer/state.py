@@ -1,0 +1,171 @@
+"""What is checkpointed: a mapping of names to stateful objects, tensors and plain values.
+
+`capture` reads all of it; `restore` writes it back in place: a live tensor of the same type
+and shape receives the bytes, whatever else is handed to `load_state_dict`.
+"""
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor, unflatten
+from twinckpt.errors import ConfigurationError, RestoreError
+
+
+class TrainingState:
+    """The user's mapping, with what the library must know of its parts."""
+
+    def __init__(self, parts: MutableMapping[str, Any]) -> None:
+        if not parts:
+            raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
+        self.parts = parts
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers: between their steps, what they own and update does not change."""
+        return [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
+
+    def capture(self) -> FlatState:
+        """Return all tensors and plain values as they are now; nothing is copied yet.
+
+        Raises UnsupportedStateError for what cannot be carried, by name.
+        """
+        whole = {
+            name: part.state_dict() if _is_stateful(part) else part
+            for name, part in self.parts.items()
+        }
+        return flatten(whole)
+
+    def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
+        """Return the names of the tensors that change only inside `optimizer.step()`.
+
+        Those are the optimizers' parameters and state, and the other parameters of the
+        modules, which nothing changes in between. Without an optimizer there are none.
+        """
+        steady = {_identity(tensor) for tensor in self._updated_by_optimizers()}
+        return {name for name, tensor in tensors.items() if _identity(tensor) in steady}
+
+    def _updated_by_optimizers(self) -> Iterable[torch.Tensor]:
+        optimizers = self.optimizers
+        for part in self.parts.values():
+            if optimizers and isinstance(part, torch.nn.Module):
+                yield from (local_tensor(parameter) for parameter in part.parameters())
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                yield from (local_tensor(parameter) for parameter in group["params"])
+            for values in optimizer.state.values():
+                for value in values.values():
+                    if isinstance(value, torch.Tensor):
+                        yield local_tensor(value)
+
+    def restore(self, json: dict[str, Any], saved: Mapping[str, torch.Tensor]) -> None:
+        """Write a captured state back into the user's objects.
+
+        Raises RestoreError if the checkpoint is of other parts than these.
+        """
+        missing = sorted(self.parts.keys() ^ json.keys())
+        if missing:
+            raise RestoreError(
+                f"the checkpoint and the state differ in {', '.join(missing)}: restore into the "
+                f"same names ({', '.join(sorted(json))})"
+            )
+        for name, part in self.parts.items():
+            self._restore_part(name, part, json[name], saved)
+
+    def _restore_part(
+        self, name: str, part: Any, json: Any, saved: Mapping[str, torch.Tensor]
+    ) -> None:
+        live = part.state_dict() if _is_stateful(part) else part
+        writer = _InPlace(live, name, part, saved)
+        value = unflatten(json, writer.tensor)
+        if isinstance(part, torch.nn.Module):
+            if not writer.is_complete:
+                part.load_state_dict(value)
+        elif _is_stateful(part):
+            part.load_state_dict(value)
+        elif not isinstance(part, torch.Tensor):
+            self.parts[name] = value
+
+
+class _InPlace:
+    """Gives each saved tensor its live counterpart, filled; or a new one."""
+
+    def __init__(
+        self, live: Any, name: str, part: Any, saved: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._part = part
+        self._saved = saved
+        reuse = isinstance(part, torch.nn.Module | torch.optim.Optimizer | torch.Tensor)
+        self._live = flatten({name: live}).originals if reuse else {}
+        self._parameters = _parameters(part)
+        self._made: dict[str, torch.Tensor] = {}
+        self._used: set[str] = set()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all live tensors were filled, and no others were made."""
+        return not self._made and self._used == self._live.keys()
+
+    @torch.no_grad()
+    def tensor(self, node: dict[str, Any]) -> torch.Tensor:
+        """Return the tensor that a node of the saved tree refers to."""
+        name = node["tensor"]
+        source = self._saved[name]
+        live = self._live.get(name)
+        if live is not None:
+            target = local_tensor(live)
+            if target.shape == source.shape and target.dtype == source.dtype:
+                if name not in self._used:
+                    target.copy_(source)
+                    self._used.add(name)
+                return live
+        if name not in self._made:
+            self._made[name] = self._make(node, name, source)
+        return self._made[name]
+
+    def _make(self, node: dict[str, Any], name: str, source: torch.Tensor) -> torch.Tensor:
+        """Return a new tensor; one of an optimizer's state is placed like its parameter."""
+        owner = self._parameters.get(_state_index(name))
+        if "global_shape" in node:
+            if not isinstance(owner, DTensor):
+                raise RestoreError(
+                    f"{name} is a DTensor and has no live counterpart; create it before restore()"
+                )
+            local = torch.empty_like(source, device=local_tensor(owner).device).copy_(source)
+            return DTensor.from_local(
+                local,
+                owner.device_mesh,
+                owner.placements,
+                run_check=False,
+                shape=owner.shape,
+                stride=owner.stride(),
+            )
+        made = source.clone()
+        return torch.nn.Parameter(made, node["parameter"]) if "parameter" in node else made
+
+
+def _parameters(part: Any) -> dict[int | None, torch.Tensor]:
+    if not isinstance(part, torch.optim.Optimizer):
+        return {}
+    params = [p for group in part.param_groups for p in group["params"]]
+    return dict(enumerate(params))
+
+
+def _state_index(name: str) -> int | None:
+    """Return the parameter's number in a name like `optimizer.state.3.exp_avg`."""
+    parts = name.split(".")
+    if len(parts) >= 4 and parts[1] == "state" and parts[2].isdecimal():
+        return int(parts[2])
+    return None
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _is_stateful(part: Any) -> bool:
+    return callable(getattr(part, "state_dict", None)) and callable(
+        getattr(part, "load_state_dict", None)
+    )

@@ -1,0 +1,196 @@
+"""State as a tree: tensors apart, everything else as JSON.
+
+`flatten` walks a state dictionary and separates the tensors (which go to the slot's data)
+from the plain values (which go to its header); `unflatten` puts both together again. What is
+neither is refused by name, because it could only be carried by pickling it.
+"""
+
+import base64
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from twinckpt.errors import UnsupportedStateError
+
+# A JSON object stands for itself only if its keys are strings and none of these.
+_KIND = "$"
+
+
+@dataclass(slots=True)
+class FlatState:
+    """Tensors by name, and the JSON that refers to them.
+
+    `tensors` are the live ones (of a DTensor the local shard), `originals` the same as they
+    occur in the state; a tensor that occurs twice, such as a tied weight, is listed once.
+    """
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    originals: dict[str, torch.Tensor] = field(default_factory=dict)
+    json: Any = None
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a tensor that this rank holds, without autograd history."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local().detach()
+    return tensor.detach()
+
+
+def flatten(state: Any, name: str = "") -> FlatState:
+    """Separate `state` into tensors and JSON; raises UnsupportedStateError by name."""
+    flat = FlatState()
+    flat.json = _Flattener(flat).visit(state, name)
+    return flat
+
+
+class _Flattener:
+    def __init__(self, flat: FlatState) -> None:
+        self._flat = flat
+        self._seen: dict[tuple[Any, ...], str] = {}
+
+    def visit(self, value: Any, path: str) -> Any:
+        """Return the JSON of one value, and collect its tensors."""
+        match value:
+            case None | bool() | str():
+                return value
+            case torch.Tensor():
+                return self._tensor(value, path)
+            case np.ndarray() | np.generic():
+                return self._numpy(value, path)
+            case int():
+                self._refuse_subclass(value, int, path)
+                return value
+            case float():
+                return {_KIND: "float", "hex": value.hex()} if value - value != 0 else value
+            case complex():
+                return {_KIND: "complex", "parts": [self.visit(value.real, path), self.visit(value.imag, path)]}
+            case bytes():
+                return {_KIND: "bytes", "base64": base64.b64encode(value).decode()}
+            case torch.dtype():
+                return {_KIND: "dtype", "name": str(value).removeprefix("torch.")}
+            case torch.device():
+                return {_KIND: "device", "name": str(value)}
+            case Mapping():
+                return self._mapping(value, path)
+            case list():
+                return self._items(value, path)
+            case torch.Size():
+                return {_KIND: "size", "items": list(value)}
+            case tuple() if type(value) is tuple:
+                return {_KIND: "tuple", "items": self._items(value, path)}
+            case set() | frozenset():
+                kind = "set" if isinstance(value, set) else "frozenset"
+                return {_KIND: kind, "items": self._items(sorted(value, key=repr), path)}
+        raise UnsupportedStateError(
+            f"{path or 'the state'} is a {type(value).__qualname__}, which could only be carried "
+            "by pickling it; give it state_dict() and load_state_dict() that return tensors and "
+            "plain values, or leave it out"
+        )
+
+    def _refuse_subclass(self, value: Any, plain: type, path: str) -> None:
+        if type(value) is not plain:
+            raise UnsupportedStateError(
+                f"{path} is a {type(value).__qualname__}; store its plain value "
+                f"({plain.__name__}) instead"
+            )
+
+    def _items(self, values: Any, path: str) -> list[Any]:
+        return [self.visit(item, f"{path}.{index}") for index, item in enumerate(values)]
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
+        if type(value) not in (dict, OrderedDict):
+            raise UnsupportedStateError(
+                f"{path} is a {type(value).__qualname__}; convert it to a plain dict"
+            )
+        items = {key: self.visit(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
+        plain = type(value) is dict and all(type(key) is str for key in items) and _KIND not in items
+        if plain:
+            return items
+        kind = "dict" if type(value) is dict else "ordered"
+        return {_KIND: kind, "items": [[self.visit(key, path), item] for key, item in items.items()]}
+
+    def _numpy(self, value: Any, path: str) -> Any:
+        if value.dtype.hasobject:
+            raise UnsupportedStateError(f"{path} is a NumPy array of objects; convert it to numbers")
+        array = np.ascontiguousarray(value)
+        raw = torch.from_numpy(array.reshape(-1).view(np.uint8).copy())
+        name = self._store(raw, path, raw)
+        kind = "ndarray" if isinstance(value, np.ndarray) else "npscalar"
+        return {_KIND: kind, "tensor": name, "dtype": value.dtype.str, "shape": list(value.shape)}
+
+    def _tensor(self, value: torch.Tensor, path: str) -> Any:
+        if value.layout is not torch.strided or value.is_quantized:
+            raise UnsupportedStateError(
+                f"{path} is a {value.layout} tensor; store its dense parts instead"
+            )
+        local = local_tensor(value)
+        node: dict[str, Any] = {_KIND: "tensor", "tensor": self._store(local, path, value)}
+        if isinstance(value, DTensor):
+            node["global_shape"] = list(value.shape)
+            node["placements"] = [str(placement) for placement in value.placements]
+            node["mesh"] = list(value.device_mesh.shape)
+        if isinstance(value, torch.nn.Parameter):
+            node["parameter"] = value.requires_grad
+        return node
+
+    def _store(self, tensor: torch.Tensor, path: str, original: torch.Tensor) -> str:
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and key in self._seen:
+            return self._seen[key]
+        name = path
+        while name in self._flat.tensors or name == "__metadata__":
+            name += "'"
+        self._seen[key] = name
+        self._flat.tensors[name] = tensor
+        self._flat.originals[name] = original
+        return name
+
+
+def unflatten(json: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> Any:
+    """Rebuild a state from its JSON; `tensor(node)` gives the tensor of each reference."""
+
+    def build(node: Any) -> Any:
+        if isinstance(node, list):
+            return [build(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        match node.get(_KIND):
+            case None:
+                return {key: build(item) for key, item in node.items()}
+            case "tensor":
+                return tensor(node)
+            case "ndarray" | "npscalar":
+                raw = tensor(node).numpy().copy()
+                array = raw.view(np.dtype(node["dtype"])).reshape(node["shape"])
+                return array if node[_KIND] == "ndarray" else array[()]
+            case "float":
+                return float.fromhex(node["hex"])
+            case "complex":
+                return complex(*(build(part) for part in node["parts"]))
+            case "bytes":
+                return base64.b64decode(node["base64"])
+            case "dtype":
+                return getattr(torch, node["name"])
+            case "device":
+                return torch.device(node["name"])
+            case "size":
+                return torch.Size(node["items"])
+            case "tuple":
+                return tuple(build(item) for item in node["items"])
+            case "set":
+                return {build(item) for item in node["items"]}
+            case "frozenset":
+                return frozenset(build(item) for item in node["items"])
+            case "dict":
+                return {build(key): build(item) for key, item in node["items"]}
+            case "ordered":
+                return OrderedDict((build(key), build(item)) for key, item in node["items"])
+            case kind:
+                raise UnsupportedStateError(f"a checkpoint of a newer version: node {kind!r}")
+
+    return build(json)

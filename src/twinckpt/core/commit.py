@@ -1,0 +1,100 @@
+"""Tickets: which checkpoints may be taken, and which of them are committed.
+
+All ranks must checkpoint the same steps, without asking each other and without waiting.
+The root therefore hands out tickets: a rank uses ticket k at its first save of a step
+≥ `not_before_step`, after ticket k − 1. If news of a ticket reached the ranks on different
+sides of a save, they use it at different steps; the root sees the conflict, abandons the
+ticket and lets the next one begin a few steps later, so that all ranks know it in time.
+A ticket is issued only while a slot for it is free everywhere, so no rank ever waits for one.
+"""
+
+from dataclasses import dataclass
+
+from twinckpt.core.messages import Recovery
+
+
+@dataclass(slots=True)
+class _InFlight:
+    step: int | None = None
+    is_new: bool = True
+
+
+class CommitLog:
+    """Issues tickets and decides each exactly once; commits are monotonic in ticket."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.committed_ticket = 0
+        self.committed_step: int | None = None
+        self._last_ticket = 0
+        self._newest_step = 0
+        self._not_before_step = 0
+        self._in_flight: dict[int, _InFlight] = {}
+
+    def skip_past(self, ticket: int) -> None:
+        """Never issue `ticket` or an older one: some machine already holds it."""
+        self._last_ticket = max(self._last_ticket, ticket)
+
+    def restart(self, recovery: Recovery | None) -> None:
+        """Begin a generation that resumes from `recovery`, which must be made redundant again."""
+        self._in_flight = {}
+        self._not_before_step = 0
+        self._newest_step = recovery.step if recovery else 0
+        self.committed_ticket, self.committed_step = 0, None
+        if recovery and recovery.ticket:
+            self._in_flight[recovery.ticket] = _InFlight(recovery.step, is_new=False)
+        elif recovery:
+            self.committed_step = recovery.step
+
+    def issue(self) -> list[tuple[int, int]]:
+        """Return new tickets as (ticket, not_before_step) while slots are free for them."""
+        issued = []
+        while len(self._in_flight) < self.window:
+            self._last_ticket += 1
+            self._in_flight[self._last_ticket] = _InFlight()
+            issued.append((self._last_ticket, self._not_before_step))
+        return issued
+
+    def conflicts(self, ticket: int, step: int) -> bool:
+        """Note that a rank used `ticket` at `step`; True if another one used it elsewhere."""
+        flight = self._in_flight.get(ticket)
+        self._newest_step = max(self._newest_step, step)
+        if flight is None:
+            return False
+        if flight.step is None:
+            flight.step = step
+        return flight.step != step
+
+    def in_flight(self, ticket: int) -> bool:
+        """Return whether the ticket is issued and undecided."""
+        return ticket in self._in_flight
+
+    def is_abandoned(self, ticket: int) -> bool:
+        """Return whether nothing of this ticket will ever be needed."""
+        return ticket not in self._in_flight and ticket != self.committed_ticket
+
+    def undecided(self) -> list[int]:
+        """Return the tickets in flight, oldest first."""
+        return sorted(self._in_flight)
+
+    def pending(self) -> list[int]:
+        """Return the undecided tickets that a rank has used, oldest first."""
+        return sorted(t for t, flight in self._in_flight.items() if flight.step is not None)
+
+    def commit(self, ticket: int) -> tuple[int, bool]:
+        """Decide that `ticket` is committed; return its step and whether it is a new step."""
+        flight = self._in_flight.pop(ticket)
+        assert flight.step is not None
+        assert ticket > self.committed_ticket
+        self.committed_ticket, self.committed_step = ticket, flight.step
+        return flight.step, flight.is_new
+
+    def abandon(self, ticket: int) -> int:
+        """Decide that `ticket` never commits; return the step it was used at (or 0)."""
+        flight = self._in_flight.pop(ticket, _InFlight())
+        self._not_before_step = self._newest_step + 2
+        return flight.step or 0
+
+    def abandon_all(self) -> list[int]:
+        """Return every undecided ticket that is not the step resumed from."""
+        return [ticket for ticket, flight in self._in_flight.items() if flight.is_new]

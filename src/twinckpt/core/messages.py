@@ -1,0 +1,233 @@
+"""What agents tell each other: plain frozen data, no I/O.
+
+Every message that belongs to one incarnation of the cluster carries its `generation`; the
+receiver refuses those of another one (fencing). Checkpoints are named by `ticket`: the root
+hands out one number for each checkpoint that the ranks may take, and never reuses it.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One sealed copy of a shard: what it is, and the digest that proves it.
+
+    `home` is the index of the machine whose rank wrote the shard; `digest` covers every chunk
+    checksum, the size and the identity of the shard.
+    """
+
+    rank: int
+    ticket: int
+    step: int
+    home: int
+    world_size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a machine's worker agent serves its slots."""
+
+    machine: str
+    host: str
+    bulk_port: int
+
+
+# Worker agent → root agent.
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a connection: who is calling, and what its memory holds."""
+
+    address: Address
+    generation: int
+    inventory: tuple[Holding, ...] = ()
+    drained_steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The machine's launcher waits for the next generation to form.
+
+    `store_endpoint` is a rendezvous store that this machine offers to the generation;
+    `index_hint` is the machine's fixed place where the launcher already decided it.
+    """
+
+    generation: int
+    store_endpoint: str = ""
+    index_hint: int | None = None
+    min_machines: int = 1
+    max_machines: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The worker agent lives; sent every heartbeat interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A rank of this machine knows the size of its shard and has its local slots."""
+
+    generation: int
+    rank: int
+    world_size: int
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """This machine has the slots for a replica of `rank`."""
+
+    generation: int
+    rank: int
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """A copy was sealed here: staged by the rank, or received and verified."""
+
+    generation: int
+    holding: Holding
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A copy that was here is gone or damaged, or could not be fetched."""
+
+    generation: int
+    rank: int
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankStarted:
+    """A training process of this machine made itself known."""
+
+    generation: int
+    rank: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankLost:
+    """A training process of this machine ended without saying so."""
+
+    generation: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """All local shards of a ticket are copied to persistent storage."""
+
+    generation: int
+    ticket: int
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The machine ends on purpose (the job is done): not a failure."""
+
+
+# Root agent → worker agent.
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """The step a generation resumes from: `sources[rank]` names the machines that hold it.
+
+    `ticket` is 0 and `sources` empty where only persistent storage (`drained_step`) is left.
+    """
+
+    step: int
+    ticket: int = 0
+    sources: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    drained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """A generation begins: places of all machines, the store to meet at, where to resume."""
+
+    generation: int
+    index: int
+    machines: tuple[Address, ...]
+    store_endpoint: str
+    recovery: Recovery | None
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The generation is over: ranks must stop and the machine must join again."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Make slots for replicas of a rank of another machine."""
+
+    generation: int
+    rank: int
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Copy a shard from one of `sources` (tried in this order) into a slot here."""
+
+    generation: int
+    rank: int
+    ticket: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The ranks may checkpoint at their first save of a step ≥ `not_before_step`."""
+
+    generation: int
+    ticket: int
+    not_before_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """A ticket is decided for ever: committed, or abandoned."""
+
+    generation: int
+    ticket: int
+    step: int
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Copy the local shards of a committed ticket to persistent storage."""
+
+    generation: int
+    ticket: int
+    step: int
+    world_size: int
+
+
+ToRoot = (
+    Hello
+    | Join
+    | Heartbeat
+    | Attached
+    | Reserved
+    | Holds
+    | Dropped
+    | RankStarted
+    | RankLost
+    | Drained
+    | Leave
+)
+ToWorker = Formed | Broken | Reserve | Fetch | Ticket | Resolve | Drain

@@ -1,0 +1,54 @@
+"""Which checkpoint to resume from: the newest one of which every shard survives.
+
+Pure: a table of who holds what goes in, a plan comes out.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from twinckpt.core.messages import Holding, Recovery
+
+Holdings = Mapping[str, Iterable[Holding]]
+
+
+def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recovery | None:
+    """Return the newest recoverable checkpoint, or None.
+
+    Args:
+        holdings: the sealed copies on each surviving machine.
+        home_machine: machine of each index in the new generation; a shard's home copy is
+            named first among its sources, because it needs no network.
+
+    A ticket counts only if all its ranks are there with one step, one world size, and one
+    digest a rank: copies that contradict each other prove that one of them is wrong.
+    """
+    by_ticket: dict[int, dict[int, list[tuple[str, Holding]]]] = {}
+    for machine in sorted(holdings):
+        for holding in holdings[machine]:
+            copies = by_ticket.setdefault(holding.ticket, {}).setdefault(holding.rank, [])
+            copies.append((machine, holding))
+    for ticket in sorted(by_ticket, reverse=True):
+        shards = by_ticket[ticket]
+        first = next(iter(shards.values()))[0][1]
+        if set(shards) == set(range(first.world_size)) and _agree(shards, first):
+            sources = {
+                rank: _home_first(copies, home_machine) for rank, copies in sorted(shards.items())
+            }
+            return Recovery(step=first.step, ticket=ticket, sources=sources)
+    return None
+
+
+def _agree(shards: Mapping[int, list[tuple[str, Holding]]], first: Holding) -> bool:
+    return all(
+        holding.step == first.step
+        and holding.world_size == first.world_size
+        and holding.digest == copies[0][1].digest
+        for copies in shards.values()
+        for _, holding in copies
+    )
+
+
+def _home_first(
+    copies: list[tuple[str, Holding]], home_machine: Mapping[int, str]
+) -> tuple[str, ...]:
+    home = home_machine.get(copies[0][1].home)
+    return tuple(sorted((machine for machine, _ in copies), key=lambda m: (m != home, m)))

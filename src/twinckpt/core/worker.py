@@ -1,0 +1,291 @@
+"""The worker agent's decisions: slots, copies, grants to ranks. Pure: no I/O, no clock.
+
+Each method takes one event and returns actions; `twinckpt.agents.worker` carries them out.
+The slots themselves sit behind `SlotStore`: memory in production, bookkeeping in simulation.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from twinckpt.core import messages as m
+
+
+class SlotStore(Protocol):
+    """What the worker needs of the machine's slots."""
+
+    def reserve(self, rank: int, slot_bytes: int) -> None:
+        """Make slots of at least this size for a shard of `rank`."""
+
+    def begin(self, rank: int, ticket: int) -> int | None:
+        """Take a free slot; None while all are needed or pinned."""
+
+    def find(self, rank: int, ticket: int) -> int | None:
+        """Return the slot of this version, sealed or not."""
+
+    def holding(self, rank: int, ticket: int) -> m.Holding | None:
+        """Return the sealed copy of this version."""
+
+    def drop(self, rank: int, ticket: int) -> None:
+        """Free the slot of one version."""
+
+    def drop_where(self, *, older_than: int | None = None, newer_than: int | None = None) -> None:
+        """Free the slots of all ranks' versions outside a range of tickets."""
+
+    def holdings(self) -> list[m.Holding]:
+        """Return all sealed copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToRootAgent:
+    """Action: send to the root agent."""
+
+    message: m.ToRoot
+
+
+@dataclass(frozen=True, slots=True)
+class GrantSlot:
+    """Action: tell a local rank which slot its next checkpoint goes to."""
+
+    rank: int
+    ticket: int
+    not_before_step: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class TellResolved:
+    """Action: tell a local rank that a ticket is decided."""
+
+    rank: int
+    ticket: int
+    step: int
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartFetch:
+    """Action: receive a shard from one of `sources` into `slot`; then call `fetched`."""
+
+    generation: int
+    rank: int
+    ticket: int
+    slot: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartDrain:
+    """Action: copy the local shards of a ticket to persistent storage; then call `drained`."""
+
+    generation: int
+    ticket: int
+    step: int
+    world_size: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRestore:
+    """Action: answer a rank that wants to restore.
+
+    `ticket` names a sealed local slot; else `drained_step` names a step in persistent
+    storage; else there is nothing to restore.
+    """
+
+    rank: int
+    ticket: int = 0
+    drained_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakGeneration:
+    """Action: the launcher on this machine must stop its ranks and join again."""
+
+    reason: str
+
+
+Action = (
+    ToRootAgent
+    | GrantSlot
+    | TellResolved
+    | StartFetch
+    | StartDrain
+    | ServeRestore
+    | BreakGeneration
+)
+
+
+@dataclass(slots=True)
+class _Incarnation:
+    """What belongs to one generation and is forgotten with it."""
+
+    formed: m.Formed | None = None
+    ranks: set[int] = field(default_factory=set)
+    grants: dict[tuple[int, int], m.Ticket] = field(default_factory=dict)
+    fetches: dict[tuple[int, int], m.Fetch] = field(default_factory=dict)
+    restores: set[int] = field(default_factory=set)
+
+
+class Worker:
+    """State machine of one machine's worker agent."""
+
+    def __init__(self, slots: SlotStore) -> None:
+        self.slots = slots
+        self.generation = 0
+        self.formed: m.Formed | None = None
+        self._now = _Incarnation()
+        self._actions: list[Action] = []
+
+    # From the root agent.
+
+    def receive(self, message: m.ToWorker) -> list[Action]:
+        """Handle a message of the root; one of another generation is ignored (fencing)."""
+        if isinstance(message, m.Formed):
+            if message.generation > self.generation:
+                self._on_formed(message)
+        elif message.generation == self.generation and self.formed is not None:
+            match message:
+                case m.Broken():
+                    self.formed = None
+                    self._do(BreakGeneration(message.reason))
+                case m.Reserve():
+                    self.slots.reserve(message.rank, message.slot_bytes)
+                    self._tell_root(
+                        m.Reserved(self.generation, message.rank, message.slot_bytes)
+                    )
+                case m.Fetch():
+                    self._on_fetch(message)
+                case m.Ticket():
+                    for rank in sorted(self._now.ranks):
+                        self._now.grants[rank, message.ticket] = message
+                case m.Resolve():
+                    self._on_resolve(message)
+                case m.Drain():
+                    ranks = tuple(sorted(self._now.ranks))
+                    drain = (message.ticket, message.step, message.world_size, ranks)
+                    self._do(StartDrain(self.generation, *drain))
+        self._retry()
+        return self._flush()
+
+    def _on_formed(self, formed: m.Formed) -> None:
+        self.generation, self.formed = formed.generation, formed
+        self._now = _Incarnation(formed)
+        recovery = formed.recovery
+        self.slots.drop_where(newer_than=recovery.ticket if recovery else 0)
+
+    def _on_fetch(self, fetch: m.Fetch) -> None:
+        if self.slots.holding(fetch.rank, fetch.ticket) is None:
+            self._now.fetches[fetch.rank, fetch.ticket] = fetch
+
+    def _on_resolve(self, resolve: m.Resolve) -> None:
+        if resolve.committed:
+            self.slots.drop_where(older_than=resolve.ticket)
+        for pending in (self._now.fetches, self._now.grants):
+            for key in [key for key in pending if key[1] == resolve.ticket]:
+                del pending[key]  # type: ignore[attr-defined]
+        if not resolve.committed:
+            for rank in {holding.rank for holding in self.slots.holdings()} | self._now.ranks:
+                self.slots.drop(rank, resolve.ticket)
+        for rank in sorted(self._now.ranks):
+            self._do(TellResolved(rank, resolve.ticket, resolve.step, resolve.committed))
+
+    def root_lost(self) -> list[Action]:
+        """The connection to the root ended: without it nothing commits, so rejoin."""
+        if self.formed is not None:
+            self.formed = None
+            self._do(BreakGeneration("the root agent is gone"))
+        return self._flush()
+
+    # From this machine.
+
+    def rank_started(self, rank: int, pid: int) -> list[Action]:
+        """A training process connected."""
+        self._tell_root(m.RankStarted(self.generation, rank, pid))
+        return self._flush()
+
+    def attach(self, rank: int, world_size: int, slot_bytes: int) -> list[Action]:
+        """A local rank knows its shard's size; raises OutOfMemoryError if it does not fit."""
+        self.slots.reserve(rank, slot_bytes)
+        self._now.ranks.add(rank)
+        self._tell_root(m.Attached(self.generation, rank, world_size, slot_bytes))
+        return self._flush()
+
+    def staged(self, holding: m.Holding) -> list[Action]:
+        """A local rank sealed its shard (the store knows it already)."""
+        self._tell_root(m.Holds(self.generation, holding))
+        return self._flush()
+
+    def rank_lost(self, rank: int) -> list[Action]:
+        """A local rank's connection ended without a goodbye."""
+        self._tell_root(m.RankLost(self.generation, rank))
+        return self._flush()
+
+    def fetched(self, fetch: StartFetch, holding: m.Holding | None, reason: str) -> list[Action]:
+        """A transfer ended: sealed as `holding`, or failed at all sources for `reason`."""
+        if fetch.generation == self.generation:
+            if holding is not None:
+                self._tell_root(m.Holds(self.generation, holding))
+            else:
+                self.slots.drop(fetch.rank, fetch.ticket)
+                self._tell_root(m.Dropped(self.generation, fetch.rank, fetch.ticket, reason))
+        self._retry()
+        return self._flush()
+
+    def drained(self, drain: StartDrain, ok: bool) -> list[Action]:
+        """The copy to persistent storage ended."""
+        self._tell_root(m.Drained(drain.generation, drain.ticket, ok))
+        self._retry()
+        return self._flush()
+
+    def restore(self, rank: int) -> list[Action]:
+        """A local rank wants its state of the step this generation resumes from."""
+        self._now.restores.add(rank)
+        self._retry()
+        return self._flush()
+
+    def damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
+        """A rank found that its local copy does not match its checksums."""
+        self.slots.drop(rank, ticket)
+        self._now.restores.add(rank)
+        self._tell_root(m.Dropped(self.generation, rank, ticket, reason))
+        return self._flush()
+
+    # What waits for a slot or a copy.
+
+    def _retry(self) -> None:
+        self._serve_restores()
+        for (rank, ticket), grant in sorted(self._now.grants.items()):
+            slot = self.slots.begin(rank, ticket)
+            if slot is not None:
+                del self._now.grants[rank, ticket]
+                self._do(GrantSlot(rank, ticket, grant.not_before_step, slot))
+        for (rank, ticket), fetch in list(self._now.fetches.items()):
+            slot = self.slots.begin(rank, ticket)
+            if slot is not None:
+                del self._now.fetches[rank, ticket]
+                self._do(StartFetch(self.generation, rank, ticket, slot, fetch.sources))
+
+    def _serve_restores(self) -> None:
+        if self.formed is None:
+            return
+        recovery = self.formed.recovery
+        for rank in sorted(self._now.restores):
+            if recovery is None:
+                self._do(ServeRestore(rank))
+            elif recovery.drained:
+                self._do(ServeRestore(rank, drained_step=recovery.step))
+            elif self.slots.holding(rank, recovery.ticket) is not None:
+                self._do(ServeRestore(rank, ticket=recovery.ticket))
+            else:
+                continue
+            self._now.restores.discard(rank)
+
+    def _tell_root(self, message: m.ToRoot) -> None:
+        self._do(ToRootAgent(message))
+
+    def _do(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def _flush(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions

@@ -1,0 +1,216 @@
+"""The checkpoints in one machine's RAM: `InMemoryCheckpoint`, thread-safe and bounded.
+
+It holds the shards of the machine's own ranks and the replicas of its peers' shards, each in
+a fixed number of slots that are allocated once and reused.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from twinckpt.core.messages import Holding
+from twinckpt.core.slot_table import SlotState, SlotTable
+from twinckpt.errors import DamagedCopyError, OutOfMemoryError
+from twinckpt.memory.seal import Seal
+from twinckpt.memory.slot import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointEntry:
+    """One sealed shard in RAM: its seal and the slot that holds its bytes."""
+
+    seal: Seal
+    slot: Slot
+
+    @property
+    def data(self) -> memoryview:
+        """The shard's bytes: a safetensors file."""
+        return self.slot.buffer[: self.seal.size_bytes]
+
+
+class _Shelf:
+    """The slots of one rank's shard."""
+
+    def __init__(self, max_checkpoints: int) -> None:
+        self.table = SlotTable(max_checkpoints)
+        self.slots: list[Slot | None] = [None] * max_checkpoints
+        self.seals: dict[int, Seal] = {}
+        self.slot_bytes = 0
+
+
+class InMemoryCheckpoint:
+    """Sealed shards by (rank, ticket), at most `max_checkpoints` a rank.
+
+    Args:
+        max_checkpoints: slots a rank; the committed version stays until a newer one commits,
+            then its slot is reused (eviction).
+        capacity_bytes: upper limit of all slots together; None for what the machine has.
+    """
+
+    def __init__(self, max_checkpoints: int = 2, capacity_bytes: int | None = None) -> None:
+        self.max_checkpoints = max_checkpoints
+        self.capacity_bytes = capacity_bytes
+        self._shelves: dict[int, _Shelf] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory of all slots."""
+        with self._lock:
+            return sum(
+                slot.capacity_bytes
+                for shelf in self._shelves.values()
+                for slot in shelf.slots
+                if slot is not None
+            )
+
+    def reserve(self, rank: int, slot_bytes: int) -> None:
+        """Make slots of at least `slot_bytes` for `rank`; a slot in use grows when it is free.
+
+        Raises OutOfMemoryError if they do not fit; then nothing has changed.
+        """
+        with self._lock:
+            shelf = self._shelves.get(rank)
+            if shelf is not None and shelf.slot_bytes >= slot_bytes:
+                return
+            held = sum(other.slot_bytes for r, other in self._shelves.items() if r != rank)
+            needed = (held + slot_bytes) * self.max_checkpoints
+            if self.capacity_bytes is not None and needed > self.capacity_bytes:
+                raise OutOfMemoryError(
+                    f"{needed >> 20} MiB are needed for {self.max_checkpoints} slots of each of "
+                    f"{len(self._shelves.keys() | {rank})} shards, capacity_bytes allows "
+                    f"{self.capacity_bytes >> 20} MiB; raise it or use fewer replicas"
+                )
+            shelf = shelf or _Shelf(self.max_checkpoints)
+            free = [i for i, state in enumerate(shelf.table.slots) if _is_free(state)]
+            fresh = [Slot.allocate(slot_bytes) for _ in free]
+            for index, slot in zip(free, fresh, strict=True):
+                old, shelf.slots[index] = shelf.slots[index], slot
+                if old is not None:
+                    old.close()
+            shelf.slot_bytes = slot_bytes
+            self._shelves[rank] = shelf
+
+    def begin(self, rank: int, ticket: int) -> int | None:
+        """Take a free slot for a version of `rank`; None while all are needed or pinned."""
+        with self._lock:
+            shelf = self._shelves[rank]
+            index = shelf.table.begin(ticket)
+            if index is not None:
+                slot = shelf.slots[index]
+                if slot is None or slot.capacity_bytes < shelf.slot_bytes:
+                    shelf.slots[index] = Slot.allocate(shelf.slot_bytes)
+                    if slot is not None:
+                        slot.close()
+            return index
+
+    def slot(self, rank: int, index: int) -> Slot:
+        """Return a slot by its index."""
+        slot = self._shelves[rank].slots[index]
+        assert slot is not None
+        return slot
+
+    def seal(self, seal: Seal) -> CheckpointEntry:
+        """Make a begun slot immutable; its bytes are complete and match `seal`."""
+        with self._lock:
+            shelf = self._shelves[seal.rank]
+            index = shelf.table.seal(seal.holding)
+            shelf.seals[seal.ticket] = seal
+            return CheckpointEntry(seal, self.slot(seal.rank, index))
+
+    def find(self, rank: int, ticket: int) -> int | None:
+        """Return the index of the slot with this version, sealed or not."""
+        with self._lock:
+            shelf = self._shelves.get(rank)
+            return shelf.table.find(ticket) if shelf else None
+
+    def entry(self, rank: int, ticket: int) -> CheckpointEntry | None:
+        """Return a sealed version, or None."""
+        with self._lock:
+            index = self.find(rank, ticket)
+            if index is None:
+                return None
+            shelf = self._shelves[rank]
+            if shelf.table.slots[index].holding is None:
+                return None
+            return CheckpointEntry(shelf.seals[ticket], self.slot(rank, index))
+
+    def newest(self, rank: int) -> CheckpointEntry | None:
+        """Return the newest sealed version of a rank's shard, or None."""
+        with self._lock:
+            shelf = self._shelves.get(rank)
+            sealed = shelf.table.holdings() if shelf else []
+            return self.entry(rank, sealed[-1].ticket) if sealed else None
+
+    def holding(self, rank: int, ticket: int) -> Holding | None:
+        """Return the control plane's view of a sealed version."""
+        entry = self.entry(rank, ticket)
+        return entry.seal.holding if entry else None
+
+    def holdings(self) -> list[Holding]:
+        """Return the control plane's view of everything sealed here."""
+        with self._lock:
+            return [h for shelf in self._shelves.values() for h in shelf.table.holdings()]
+
+    @contextmanager
+    def pinned(self, rank: int, ticket: int) -> Iterator[CheckpointEntry]:
+        """Keep a sealed version's slot from reuse while it is read.
+
+        Raises DamagedCopyError if this version is not here.
+        """
+        with self._lock:
+            entry = self.entry(rank, ticket)
+            if entry is None:
+                raise DamagedCopyError(f"no sealed copy of rank {rank} at ticket {ticket} is here")
+            index = self.find(rank, ticket)
+            assert index is not None
+            state = self._shelves[rank].table.slots[index]
+            state.num_pins += 1
+        try:
+            yield entry
+        finally:
+            with self._lock:
+                state.num_pins -= 1
+
+    @contextmanager
+    def filling(self, rank: int, index: int) -> Iterator[Slot]:
+        """Keep a begun slot from reuse while a transfer writes it, even if it is dropped."""
+        with self._lock:
+            state = self._shelves[rank].table.slots[index]
+            state.num_pins += 1
+            slot = self.slot(rank, index)
+        try:
+            yield slot
+        finally:
+            with self._lock:
+                state.num_pins -= 1
+
+    def drop(self, rank: int, ticket: int) -> None:
+        """Forget one version; its slot becomes free."""
+        with self._lock:
+            shelf = self._shelves.get(rank)
+            if shelf is not None:
+                shelf.table.drop(ticket)
+                shelf.seals.pop(ticket, None)
+
+    def drop_where(self, *, older_than: int | None = None, newer_than: int | None = None) -> None:
+        """Forget the versions of all ranks outside a range of tickets."""
+        with self._lock:
+            for shelf in self._shelves.values():
+                shelf.table.drop_where(older_than=older_than, newer_than=newer_than)
+                kept = {state.ticket for state in shelf.table.slots}
+                shelf.seals = {t: seal for t, seal in shelf.seals.items() if t in kept}
+
+    def close(self) -> None:
+        """Give all memory back."""
+        with self._lock:
+            for shelf in self._shelves.values():
+                for slot in shelf.slots:
+                    if slot is not None:
+                        slot.close()
+            self._shelves = {}
+
+
+def _is_free(state: SlotState) -> bool:
+    return state.ticket == 0 and state.num_pins == 0

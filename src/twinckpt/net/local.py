@@ -1,0 +1,235 @@
+"""The link between a worker agent and the processes of its machine: a Unix socket.
+
+Whole messages (SOCK_SEQPACKET), authenticated like any connection, with file descriptors of
+slots attached. Processes on it: the ranks (checkpoint, restore) and the launcher (torchrun's
+rendezvous handler). The socket has an abstract name, so no file stays behind.
+"""
+
+import select
+import socket
+from dataclasses import dataclass
+
+from twinckpt.errors import AgentUnavailableError
+from twinckpt.memory.seal import Seal
+from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, authenticate, client_exchange
+from twinckpt.net.wire import Codec, ProtocolError
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+# Rank → agent.
+
+
+@dataclass(frozen=True, slots=True)
+class RankHello:
+    """First message of a rank."""
+
+    rank: int
+    world_size: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """The rank needs slots of this size."""
+
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """The rank filled the slot it was granted, and sealed it."""
+
+    seal: Seal
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """The rank wants its state of the step that the generation resumes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """The rank found that a local copy does not match its checksums."""
+
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The process ends on purpose."""
+
+
+# Launcher → agent.
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherJoin:
+    """The launcher waits for the next generation; see `twinckpt.core.messages.Join`."""
+
+    store_endpoint: str
+    index_hint: int | None
+    min_machines: int
+    max_machines: int
+
+
+# Agent → rank.
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to RankHello."""
+
+    generation: int
+    home: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The rank may fill this slot (its descriptor is attached) at a step ≥ not_before_step."""
+
+    ticket: int
+    not_before_step: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A ticket is decided."""
+
+    ticket: int
+    step: int
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFrom:
+    """Restore from this sealed slot (its descriptor is attached)."""
+
+    seal: Seal
+    capacity_bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreDrained:
+    """Restore from this directory of persistent storage."""
+
+    directory: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreNothing:
+    """There is no checkpoint: begin at the beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The agent could not do what was asked; `reason` says why and what to do."""
+
+    kind: str
+    reason: str
+
+
+# Agent → launcher.
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherFormed:
+    """A generation has formed."""
+
+    generation: int
+    index: int
+    num_machines: int
+    store_endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherBroken:
+    """The generation is over; join again."""
+
+    reason: str
+
+
+FromAgent = (
+    Welcome
+    | Granted
+    | Resolved
+    | RestoreFrom
+    | RestoreDrained
+    | RestoreNothing
+    | Refused
+    | LauncherFormed
+    | LauncherBroken
+)
+ToAgent = RankHello | Attach | Staged | RestoreRequest | Damaged | Goodbye | LauncherJoin
+
+TO_AGENT = Codec(ToAgent)
+FROM_AGENT = Codec(FromAgent)
+
+
+def listen(name: str) -> socket.socket:
+    """Return a non-blocking listening socket of this name."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("\0" + name)
+    listener.listen(64)
+    listener.setblocking(False)
+    return listener
+
+
+class AgentLink:
+    """A blocking connection to this machine's worker agent."""
+
+    def __init__(self, name: str, secret: bytes) -> None:
+        """Connect and authenticate; raises AgentUnavailableError if nobody listens."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
+        try:
+            self._socket.connect("\0" + name)
+            authenticate(self._socket, client_exchange(secret))
+        except OSError as error:
+            self._socket.close()
+            raise AgentUnavailableError(
+                f"this machine's worker agent ({name}) cannot be reached: {error}; it ends with "
+                "its launcher: is torchrun still running?"
+            ) from error
+        self._socket.setblocking(True)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
+
+    def fileno(self) -> int:
+        """Return the descriptor, for select."""
+        return self._socket.fileno()
+
+    def send(self, message: ToAgent) -> None:
+        """Send one message, from any thread; raises AgentUnavailableError if nobody is there."""
+        try:
+            self._socket.send(TO_AGENT.encode(message))
+        except OSError as error:
+            raise AgentUnavailableError(f"the worker agent is gone: {error}") from error
+
+    def receive(self, timeout_s: float | None) -> tuple[FromAgent, int | None] | None:
+        """Return the next message and its descriptor; None if none came in time.
+
+        A timeout of 0 asks without waiting, None waits for ever. Raises
+        AgentUnavailableError if the agent is gone.
+        """
+        timeout_ms = None if timeout_s is None else timeout_s * 1000
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(timeout_ms):
+            return None
+        try:
+            payload, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE_BYTES, 1)
+        except OSError as error:
+            raise AgentUnavailableError(f"the worker agent is gone: {error}") from error
+        if not payload:
+            raise AgentUnavailableError("the worker agent is gone: it closed the connection")
+        try:
+            return FROM_AGENT.decode(payload), fds[0] if fds else None
+        except ProtocolError as error:
+            raise AgentUnavailableError(str(error)) from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
