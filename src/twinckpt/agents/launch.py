@@ -160,4 +160,3 @@ def free_port() -> int:
     """Return a loopback port that nobody uses now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
-

@@ -29,13 +29,18 @@ class LocalPeer:
         self.rank: int | None = None
         self.world_size = 0
 
+    def close(self) -> None:
+        """End the conversation; the process sees the end of the connection."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def send(self, message: FromAgent, fd: int | None = None) -> None:
         """Send a message, with a descriptor if one is given; a full queue drops the peer."""
         try:
             socket.send_fds(self._socket, [FROM_AGENT.encode(message)], [fd] if fd else [])
         except OSError as error:
             logger.warning("rank %s does not read its messages: %s", self.rank, error)
-            self._socket.close()
+            self.close()
 
 
 class LocalServer:

@@ -154,4 +154,3 @@ def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
 def registry_entry() -> Any:
     """Return the creator; torchrun finds this through the entry point `torchrun.handlers`."""
     return create_handler
-

@@ -64,12 +64,14 @@ class WorkerAgent:
             loop.add_signal_handler(name, lambda: None)
         if self._config.watch_pid:
             when_process_ends(self._config.watch_pid, self._done.set)
-        tasks = [asyncio.create_task(self._local.run()), asyncio.create_task(self._root.run())]
-        await self._done.wait()
+        launcher_ended = asyncio.create_task(self._done.wait())
+        serving = [asyncio.create_task(self._local.run()), asyncio.create_task(self._root.run())]
+        await asyncio.wait([launcher_ended, *serving], return_when=asyncio.FIRST_COMPLETED)
+        for task in serving:
+            if task.done():
+                task.result()  # an agent with a defect dies loudly; the root replaces its copies
         self._root.send(m.Leave())
         await self._root.flush()
-        for task in tasks:
-            task.cancel()
 
     # The root agent.
 
@@ -140,6 +142,7 @@ class WorkerAgent:
             case local.Goodbye():
                 if peer.rank is not None and self._ranks.get(peer.rank) is peer:
                     del self._ranks[peer.rank]
+                peer.close()
             case _ if peer.rank is None or self._ranks.get(peer.rank) is not peer:
                 pass
             case local.Attach():
@@ -275,9 +278,14 @@ def main() -> None:
     async def serve() -> None:
         await WorkerAgent(config, load_secret()).run()
 
-    asyncio.run(serve())
+    status = 1
+    try:
+        asyncio.run(serve())
+        status = 0
+    except Exception:
+        logger.exception("the worker agent ends")
     # Transfers that still run hold nothing that outlives the process.
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

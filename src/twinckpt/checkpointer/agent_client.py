@@ -9,6 +9,8 @@ from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
 
+CLOSE_TIMEOUT_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -100,6 +102,9 @@ class AgentClient:
         """Say goodbye, so that the end of this process does not count as a failure."""
         try:
             self._link.send(local.Goodbye())
+            # Closing before the agent has read it would discard it.
+            while self._link.receive(CLOSE_TIMEOUT_S) is not None:
+                pass
         except AgentUnavailableError:
             pass
         finally:
@@ -115,9 +120,7 @@ class AgentClient:
             return answer, self._mappings.map(self._fd, answer.capacity_bytes)
         return answer if isinstance(answer, local.RestoreDrained) else None
 
-    def _expect(
-        self, kinds: type | tuple[type, ...], timeout_s: float
-    ) -> local.FromAgent:
+    def _expect(self, kinds: type | tuple[type, ...], timeout_s: float) -> local.FromAgent:
         """Wait for a message of one of these kinds, taking in the others."""
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:

@@ -275,4 +275,3 @@ class Checkpointer:
             "retrieve_s": now_s - asked_at_s,
         }
         logger.info("restored step %d from %s in %.3f s", seal.step, source, now_s - asked_at_s)
-

@@ -92,9 +92,7 @@ class TrainingState:
 class _InPlace:
     """Gives each saved tensor its live counterpart, filled; or a new one."""
 
-    def __init__(
-        self, live: Any, name: str, part: Any, saved: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, live: Any, name: str, part: Any, saved: Mapping[str, torch.Tensor]) -> None:
         self._part = part
         self._saved = saved
         reuse = isinstance(part, torch.nn.Module | torch.optim.Optimizer | torch.Tensor)

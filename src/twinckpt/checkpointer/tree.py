@@ -68,7 +68,10 @@ class _Flattener:
             case float():
                 return {_KIND: "float", "hex": value.hex()} if value - value != 0 else value
             case complex():
-                return {_KIND: "complex", "parts": [self.visit(value.real, path), self.visit(value.imag, path)]}
+                return {
+                    _KIND: "complex",
+                    "parts": [self.visit(value.real, path), self.visit(value.imag, path)],
+                }
             case bytes():
                 return {_KIND: "bytes", "base64": base64.b64encode(value).decode()}
             case torch.dtype():
@@ -107,16 +110,26 @@ class _Flattener:
             raise UnsupportedStateError(
                 f"{path} is a {type(value).__qualname__}; convert it to a plain dict"
             )
-        items = {key: self.visit(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
-        plain = type(value) is dict and all(type(key) is str for key in items) and _KIND not in items
+        items = {
+            key: self.visit(item, f"{path}.{key}" if path else str(key))
+            for key, item in value.items()
+        }
+        plain = (
+            type(value) is dict and all(type(key) is str for key in items) and _KIND not in items
+        )
         if plain:
             return items
         kind = "dict" if type(value) is dict else "ordered"
-        return {_KIND: kind, "items": [[self.visit(key, path), item] for key, item in items.items()]}
+        return {
+            _KIND: kind,
+            "items": [[self.visit(key, path), item] for key, item in items.items()],
+        }
 
     def _numpy(self, value: Any, path: str) -> Any:
         if value.dtype.hasobject:
-            raise UnsupportedStateError(f"{path} is a NumPy array of objects; convert it to numbers")
+            raise UnsupportedStateError(
+                f"{path} is a NumPy array of objects; convert it to numbers"
+            )
         array = np.ascontiguousarray(value)
         raw = torch.from_numpy(array.reshape(-1).view(np.uint8).copy())
         name = self._store(raw, path, raw)

@@ -21,6 +21,7 @@ class Holding:
     step: int
     home: int
     world_size: int
+    size_bytes: int
     digest: str
 
 
@@ -185,6 +186,7 @@ class Fetch:
     generation: int
     rank: int
     ticket: int
+    size_bytes: int
     sources: tuple[str, ...]
 
 

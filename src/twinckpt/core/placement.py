@@ -1,4 +1,5 @@
 """Temporary."""
+
 from dataclasses import dataclass
 
 
@@ -8,4 +9,8 @@ class Placement:
 
 
 def make_placement(kind: str, num_machines: int, num_replicas: int) -> Placement:
-    return Placement(tuple(tuple((i + j) % num_machines for j in range(num_replicas)) for i in range(num_machines)))
+    return Placement(
+        tuple(
+            tuple((i + j) % num_machines for j in range(num_replicas)) for i in range(num_machines)
+        )
+    )

@@ -196,9 +196,7 @@ class Root:
         for index, name in enumerate(self.places):
             self.machines[name].join = None
             self.machines[name].reserved_bytes = {}
-            self._send(
-                name, m.Formed(self.generation, index, addresses, store, self.recovery)
-            )
+            self._send(name, m.Formed(self.generation, index, addresses, store, self.recovery))
         self._log(
             "generation_formed",
             machines=list(self.places),
@@ -265,11 +263,12 @@ class Root:
             return
         if holding.home == self.places.index(machine):
             for holder in self._holders[holding.home][1:]:
-                self._fetch(self.places[holder], holding.rank, holding.ticket, (machine,))
+                self._fetch(self.places[holder], holding, (machine,))
 
     def _on_dropped(self, machine: str, dropped: m.Dropped) -> None:
         """A copy is as good as lost: fetch it again, or give the ticket up."""
-        self.machines[machine].holdings.pop((dropped.rank, dropped.ticket), None)
+        key = (dropped.rank, dropped.ticket)
+        self.machines[machine].holdings.pop(key, None)
         self._log(
             "copy_lost",
             machine=machine,
@@ -277,9 +276,9 @@ class Root:
             ticket=dropped.ticket,
             reason=dropped.reason,
         )
-        sources = self._machines_with(dropped.rank, dropped.ticket)
+        sources = tuple(n for n, other in sorted(self.machines.items()) if key in other.holdings)
         if sources:
-            self._fetch(machine, dropped.rank, dropped.ticket, sources)
+            self._fetch(machine, self.machines[sources[0]].holdings[key], sources)
         elif self.commits.in_flight(dropped.ticket):
             self._resolve_abandoned([dropped.ticket])
         elif self.recovery and dropped.ticket == self.recovery.ticket:
@@ -362,32 +361,25 @@ class Root:
 
     def _fetch_missing(self) -> None:
         """Restore what each machine should hold of the step resumed from, own ranks first."""
-        sources = self._sources()
-        homes = {
-            rank: holding.home
+        ticket = self.recovery.ticket if self.recovery else 0
+        shards = {
+            rank: holding
             for machine in self.machines.values()
-            for (rank, ticket), holding in machine.holdings.items()
-            if self.recovery and ticket == self.recovery.ticket
+            for (rank, held), holding in machine.holdings.items()
+            if held == ticket
         }
         for position in range(len(self._holders[0])):
-            for rank, names in sources.items():
-                target = self.places[self._holders[homes[rank]][position]]
-                if target not in names:
-                    assert self.recovery is not None
-                    self._fetch(target, rank, self.recovery.ticket, names)
+            for rank, sources in self._sources().items():
+                target = self.places[self._holders[shards[rank].home][position]]
+                if target not in sources:
+                    self._fetch(target, shards[rank], sources)
 
     def _sources(self) -> dict[int, tuple[str, ...]]:
         return self.recovery.sources if self.recovery else {}
 
-    def _machines_with(self, rank: int, ticket: int) -> tuple[str, ...]:
-        return tuple(
-            name
-            for name, machine in sorted(self.machines.items())
-            if (rank, ticket) in machine.holdings
-        )
-
-    def _fetch(self, machine: str, rank: int, ticket: int, sources: tuple[str, ...]) -> None:
-        self._send(machine, m.Fetch(self.generation, rank, ticket, sources))
+    def _fetch(self, machine: str, holding: m.Holding, sources: tuple[str, ...]) -> None:
+        fetch = (self.generation, holding.rank, holding.ticket, holding.size_bytes, sources)
+        self._send(machine, m.Fetch(*fetch))
 
     # Actions.
 

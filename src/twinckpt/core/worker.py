@@ -150,9 +150,7 @@ class Worker:
                     self._do(BreakGeneration(message.reason))
                 case m.Reserve():
                     self.slots.reserve(message.rank, message.slot_bytes)
-                    self._tell_root(
-                        m.Reserved(self.generation, message.rank, message.slot_bytes)
-                    )
+                    self._tell_root(m.Reserved(self.generation, message.rank, message.slot_bytes))
                 case m.Fetch():
                     self._on_fetch(message)
                 case m.Ticket():
@@ -175,6 +173,7 @@ class Worker:
 
     def _on_fetch(self, fetch: m.Fetch) -> None:
         if self.slots.holding(fetch.rank, fetch.ticket) is None:
+            self.slots.reserve(fetch.rank, fetch.size_bytes)
             self._now.fetches[fetch.rank, fetch.ticket] = fetch
 
     def _on_resolve(self, resolve: m.Resolve) -> None:

@@ -36,12 +36,17 @@ class Seal:
     @property
     def holding(self) -> Holding:
         """Return the short form that the control plane works with."""
-        identity = (self.rank, self.ticket, self.step, self.home, self.world_size, self.size_bytes)
+        identity = (
+            self.rank,
+            self.ticket,
+            self.step,
+            self.home,
+            self.world_size,
+            self.size_bytes,
+        )
         digest = xxhash.xxh3_128(repr(identity).encode())
         digest.update(self.digests)
-        return Holding(
-            self.rank, self.ticket, self.step, self.home, self.world_size, digest.hexdigest()
-        )
+        return Holding(*identity, digest=digest.hexdigest())
 
     def verify(self, buffer: memoryview) -> None:
         """Raise DamagedCopyError unless these bytes are the ones that were sealed."""

@@ -68,9 +68,10 @@ def _available_bytes() -> int | None:
     except (OSError, KeyError):
         return None
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open(
-            "/sys/fs/cgroup/memory.current"
-        ) as used:
+        with (
+            open("/sys/fs/cgroup/memory.max") as limit,
+            open("/sys/fs/cgroup/memory.current") as used,
+        ):
             available = min(available, int(limit.read()) - int(used.read()))
     except (OSError, ValueError):
         pass
