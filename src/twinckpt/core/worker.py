@@ -181,7 +181,7 @@ class Worker:
             self.slots.drop_where(older_than=resolve.ticket)
         for pending in (self._now.fetches, self._now.grants):
             for key in [key for key in pending if key[1] == resolve.ticket]:
-                del pending[key]  # type: ignore[attr-defined]
+                del pending[key]
         if not resolve.committed:
             for rank in {holding.rank for holding in self.slots.holdings()} | self._now.ranks:
                 self.slots.drop(rank, resolve.ticket)

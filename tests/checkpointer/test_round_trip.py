@@ -1,0 +1,231 @@
+"""What is saved comes back bit for bit, in place."""
+
+import math
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from twinckpt.checkpointer.layout import Layout, metadata_of, parse
+from twinckpt.checkpointer.staging import SlotWriter, TornCopyError
+from twinckpt.checkpointer.state import TrainingState
+from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32),
+    *(torch.uint64, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
+]
+
+
+def stage(state):
+    """Write a state into a slot the way `Checkpointer.save` does; return the slot."""
+    flat = TrainingState(state).capture()
+    metadata = metadata_of(flat, step=1)
+    layout = Layout(flat.tensors, len(metadata))
+    slot = memoryview(bytearray(layout.size_bytes))
+    writer = SlotWriter(layout, slot, layout.header(metadata))
+    writer.copy_and_hash(flat.tensors, frozenset())
+    return slot
+
+
+def restore(slot, into):
+    """Write a slot back into a state the way `Checkpointer.restore` does."""
+    metadata, tensors = parse(slot)
+    TrainingState(into).restore(metadata["state"], tensors)
+    return into
+
+
+def bits(tensor):
+    """Return a tensor's bytes, so that NaN compares like any value."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def random_bits(dtype, shape):
+    """Return a tensor of every bit pattern, NaN and infinities included."""
+    size = torch.empty(shape, dtype=dtype)
+    raw = torch.randint(0, 256, (size.numel() * size.element_size(),), dtype=torch.uint8)
+    return (raw % 2 if dtype == torch.bool else raw).view(dtype).view(shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (5, 0, 2), (4, 3, 2)], ids=str)
+def test_every_dtype_and_shape(dtype, shape):
+    """Zero-dimensional and empty ones too."""
+    saved = random_bits(dtype, shape)
+    found = restore(stage({"t": {"x": saved}}), {"t": None})["t"]["x"]
+    assert (found.dtype, found.shape) == (saved.dtype, saved.shape)
+    assert torch.equal(bits(found), bits(saved))
+
+
+def test_large_tensors_cross_chunk_borders():
+    """More than one mebibyte, and not a multiple of it."""
+    state = {"a": torch.randn(700_001), "b": torch.randn(3), "c": torch.randn(1_300_003).half()}
+    into = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    restore(stage(state), into)
+    assert all(torch.equal(into[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(6, 4).t(),
+        torch.randn(10, 10)[::2, 1::3],
+        torch.randn(4, 1).expand(4, 7),
+        torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last),
+        torch.randn(1200, 1100).t(),
+    ],
+    ids=["transposed", "strided", "expanded", "channels-last", "large transposed"],
+)
+def test_layouts_in_memory(tensor):
+    """Values come back, whatever the strides; live tensors keep theirs."""
+    into = {"t": torch.zeros_like(tensor)}
+    strides = into["t"].stride()
+    restore(stage({"t": tensor}), into)
+    assert torch.equal(into["t"], tensor)
+    assert into["t"].stride() == strides
+
+
+def test_plain_values_keep_value_and_type():
+    """Nested containers of everything that JSON alone would change."""
+    saved = {
+        "big": 2**200,
+        "negative": -(2**70),
+        "nan": math.nan,
+        "infinite": [math.inf, -math.inf],
+        "tiny": 5e-324,
+        "complex": complex(1.5, -0.0),
+        "text": "Ω 漢字 \U0001f40d \x00 \"'\\",
+        "bytes": bytes(range(256)),
+        "tuple": (1, (2.5, None), [True, False]),
+        "keys": {1: "int", (2, 3): "tuple", None: "none", True: "bool"},
+        "dollar": {"$": "not a tag"},
+        "ordered": OrderedDict([("b", 1), ("a", 2)]),
+        "set": {3, 1, 2},
+        "size": torch.Size([2, 3]),
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "array": np.arange(6, dtype=">i2").reshape(2, 3),
+        "scalar": np.float32(0.1),
+    }
+    found = restore(stage({"plain": saved}), {"plain": None})["plain"]
+    assert math.isnan(found.pop("nan"))
+    saved.pop("nan")
+    assert np.array_equal(found.pop("array"), saved["array"])
+    assert saved.pop("array") is not None
+    assert found == saved
+    for name, value in saved.items():
+        assert type(found[name]) is type(value), name
+    assert math.copysign(1, found["complex"].imag) == -1
+    assert list(found["keys"]) == [1, (2, 3), None]
+
+
+class Opaque:
+    """Something that could only be pickled."""
+
+
+@pytest.mark.parametrize("value", [Opaque(), lambda: 0, [1, {"x": Opaque()}]])
+def test_what_cannot_be_carried_is_refused_by_name(value):
+    """The message says where it is and what to do."""
+    with pytest.raises(UnsupportedStateError, match=r"mine.*state_dict"):
+        stage({"mine": value})
+
+
+def test_tied_weights_are_stored_once_and_stay_tied():
+    """Two names, one tensor."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    model[1].weight = model[0].weight
+    slot = stage({"model": model})
+    assert len(slot) < 2 * 64 * 64 * 4
+    other = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    other[1].weight = other[0].weight
+    restore(slot, {"model": other})
+    assert other[0].weight is other[1].weight
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+        lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.5),
+        lambda p: torch.optim.Adagrad(p),
+        lambda p: torch.optim.LBFGS(p, max_iter=2),
+        lambda p: torch.optim.Adafactor(p),
+    ],
+    ids=["SGD", "AdamW", "RMSprop", "Adagrad", "LBFGS", "Adafactor"],
+)
+def test_training_continues_bit_for_bit_in_a_fresh_process(make):
+    """Optimizer state that does not exist yet is created by the restore."""
+
+    def build():
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+        optimizer = make(model.parameters())
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2)
+        return {"model": model, "optimizer": optimizer, "schedule": schedule}
+
+    def train(state, steps):
+        for step in steps:
+            data = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+
+            def closure(data=data):
+                state["optimizer"].zero_grad()
+                loss = state["model"](data).pow(2).mean()
+                loss.backward()
+                return loss
+
+            state["optimizer"].step(closure)
+            state["schedule"].step()
+
+    undisturbed = build()
+    train(undisturbed, range(3))
+    slot = stage(undisturbed)
+    train(undisturbed, range(3, 6))
+    resumed = restore(slot, build())
+    train(resumed, range(3, 6))
+    expected, found = undisturbed["model"].state_dict(), resumed["model"].state_dict()
+    assert all(torch.equal(bits(found[name]), bits(expected[name])) for name in expected)
+
+
+def test_restore_writes_into_the_live_parameters():
+    """References that others hold, such as a compiled graph's, stay valid."""
+    model = torch.nn.Linear(4, 4)
+    slot = stage({"model": model})
+    weight, pointer = model.weight, model.weight.data_ptr()
+    expected = weight.detach().clone()
+    with torch.no_grad():
+        weight.zero_()
+    restore(slot, {"model": model})
+    assert model.weight is weight
+    assert weight.data_ptr() == pointer
+    assert torch.equal(weight, expected)
+
+
+def test_a_write_during_the_copy_is_detected():
+    """The checkpoint would mix two steps."""
+    state = {"t": torch.zeros(10)}
+    flat = TrainingState(state).capture()
+    metadata = metadata_of(flat)
+    layout = Layout(flat.tensors, len(metadata))
+    writer = SlotWriter(layout, memoryview(bytearray(layout.size_bytes)), layout.header(metadata))
+    writer.watch(flat.tensors)
+    state["t"].add_(1)
+    with pytest.raises(TornCopyError, match="t .*changed while it was copied"):
+        writer.copy_and_hash(flat.tensors, frozenset())
+
+
+def test_another_set_of_names_is_refused():
+    """Nothing is half restored in silence."""
+    with pytest.raises(RestoreError, match="optimizer"):
+        restore(stage({"model": torch.zeros(1)}), {"model": torch.zeros(1), "optimizer": 1})
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 64, b"\x10" + bytes(7) + b"{not json       "])
+def test_bytes_that_are_no_checkpoint_are_refused(damage):
+    """Whatever they are, the error is ours."""
+    with pytest.raises(DamagedCopyError):
+        parse(memoryview(bytearray(damage)))

@@ -1,0 +1,53 @@
+"""Tickets are issued while slots are free, decided once, and committed in order."""
+
+from twinckpt.core.commit import CommitLog
+from twinckpt.core.messages import Recovery
+
+
+def test_a_new_job_may_checkpoint_at_once():
+    """With two slots there is one ticket at a time."""
+    log = CommitLog(window=1)
+    assert log.issue() == [(1, 0)]
+    assert log.issue() == []
+
+
+def test_ranks_that_use_a_ticket_at_different_steps_conflict():
+    """The second step reported for a ticket is a conflict, the same step is none."""
+    log = CommitLog(window=1)
+    log.issue()
+    assert not log.conflicts(1, step=5)
+    assert not log.conflicts(1, step=5)
+    assert log.conflicts(1, step=6)
+
+
+def test_after_a_conflict_the_next_ticket_begins_later_than_any_rank_has_got():
+    """All ranks must hear of it before they reach its first step."""
+    log = CommitLog(window=1)
+    log.issue()
+    log.conflicts(1, step=5)
+    log.conflicts(1, step=6)
+    log.abandon(1)
+    assert log.issue() == [(2, 8)]
+
+
+def test_the_step_resumed_from_blocks_new_tickets_until_it_is_redundant_again():
+    """Otherwise its only copy could be overwritten."""
+    log = CommitLog(window=1)
+    log.restart(Recovery(step=7, ticket=3))
+    log.skip_past(3)
+    assert log.issue() == []
+    assert log.commit(3) == (7, False)
+    assert log.issue() == [(4, 0)]
+
+
+def test_ticket_numbers_are_never_reused_across_generations():
+    """A ticket names a checkpoint for ever."""
+    log = CommitLog(window=1)
+    log.issue()
+    log.restart(None)
+    assert log.issue() == [(2, 0)]
+
+
+def test_a_third_slot_lets_two_checkpoints_be_in_flight():
+    """The window is the number of slots beside the committed one."""
+    assert CommitLog(window=2).issue() == [(1, 0), (2, 0)]

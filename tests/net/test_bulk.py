@@ -1,0 +1,99 @@
+"""Shards travel between real sockets, authenticated and verified chunk by chunk."""
+
+import os
+import socket
+
+import pytest
+
+from twinckpt.core.messages import Address
+from twinckpt.errors import AuthenticationError, DamagedCopyError
+from twinckpt.memory.in_memory import InMemoryCheckpoint
+from twinckpt.memory.seal import Seal
+from twinckpt.net.bulk import BulkClient, BulkServer
+
+SECRET = b"a secret of the job that is long"
+SIZE_BYTES = (3 << 20) + 123
+
+
+@pytest.fixture
+def sender():
+    """A machine that holds one shard of random bytes."""
+    store = InMemoryCheckpoint()
+    store.reserve(3, SIZE_BYTES)
+    buffer = store.slot(3, store.begin(3, 5)).buffer[:SIZE_BYTES]
+    buffer[:] = os.urandom(SIZE_BYTES)
+    store.seal(Seal.of(buffer, rank=3, ticket=5, step=50, home=1, world_size=4))
+    server = BulkServer(store, SECRET, "127.0.0.1")
+    yield store, Address("sender", "127.0.0.1", server.port)
+    server.close()
+
+
+def test_a_shard_arrives_whole_with_its_seal(sender):
+    """Into the receiver's own buffer."""
+    store, address = sender
+    target = memoryview(bytearray(SIZE_BYTES))
+    seal = BulkClient(SECRET).fetch(address, 3, 5, target)
+    assert seal == store.entry(3, 5).seal
+    assert target == store.entry(3, 5).data
+
+
+def test_one_connection_serves_many_shards(sender):
+    """A second fetch works on the idle connection of the first."""
+    _, address = sender
+    client = BulkClient(SECRET)
+    for _ in range(3):
+        target = memoryview(bytearray(SIZE_BYTES))
+        client.fetch(address, 3, 5, target).verify(target)
+
+
+def test_a_damaged_source_is_noticed_while_it_arrives(sender):
+    """A bit flipped in the sender's RAM after the seal."""
+    store, address = sender
+    store.entry(3, 5).slot.buffer[2 << 20] ^= 4
+    with pytest.raises(DamagedCopyError, match="chunk 2 .* arrived damaged"):
+        BulkClient(SECRET).fetch(address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
+
+
+def test_a_version_that_is_not_there_is_refused(sender):
+    """The receiver learns it at once."""
+    _, address = sender
+    with pytest.raises(DamagedCopyError, match="has no copy of rank 3 at ticket 6"):
+        BulkClient(SECRET).fetch(address, 3, 6, memoryview(bytearray(SIZE_BYTES)))
+
+
+def test_a_slot_that_is_too_small_is_not_overrun(sender):
+    """The length is checked before a byte is written."""
+    _, address = sender
+    target = memoryview(bytearray(1000))
+    with pytest.raises(DamagedCopyError, match=r"the slot 1000"):
+        BulkClient(SECRET).fetch(address, 3, 5, target)
+    assert bytes(target) == bytes(1000)
+
+
+def test_a_caller_without_the_secret_gets_nothing(sender):
+    """The proof comes before any request."""
+    _, address = sender
+    with pytest.raises(AuthenticationError):
+        BulkClient(b"another secret, just as long....").fetch(
+            address, 3, 5, memoryview(bytearray(SIZE_BYTES))
+        )
+
+
+def test_garbage_on_the_port_does_not_stop_the_service(sender):
+    """Random bytes instead of a handshake."""
+    _, address = sender
+    for _ in range(5):
+        with socket.create_connection((address.host, address.bulk_port)) as sock:
+            sock.sendall(os.urandom(4096))
+    target = memoryview(bytearray(SIZE_BYTES))
+    BulkClient(SECRET).fetch(address, 3, 5, target).verify(target)
+
+
+def test_a_machine_that_is_gone_is_an_error_not_a_wait(sender):
+    """Nobody listens on the port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(OSError, match="refused"):
+        BulkClient(SECRET).fetch(
+            Address("gone", "127.0.0.1", port), 3, 5, memoryview(bytearray(SIZE_BYTES))
+        )
