@@ -214,7 +214,7 @@ def test_a_write_during_the_copy_is_detected():
     writer = SlotWriter(layout, memoryview(bytearray(layout.size_bytes)), layout.header(metadata))
     writer.watch(flat.tensors)
     state["t"].add_(1)
-    with pytest.raises(TornCopyError, match="t .*changed while it was copied"):
+    with pytest.raises(TornCopyError, match=r"t .*changed while it was copied"):
         writer.copy_and_hash(flat.tensors, frozenset())
 
 

@@ -23,7 +23,7 @@ def put(store, rank, ticket, data):
 def store():
     store = InMemoryCheckpoint(max_checkpoints=2)
     store.reserve(0, 5000)
-    yield store
+    return store
 
 
 def test_a_sealed_version_can_be_read_back(store):

@@ -279,10 +279,15 @@ class Root:
         sources = tuple(n for n, other in sorted(self.machines.items()) if key in other.holdings)
         if sources:
             self._fetch(machine, self.machines[sources[0]].holdings[key], sources)
+        elif self._is_awaited(dropped.rank, dropped.ticket):
+            self._break(f"no intact copy of rank {dropped.rank} at ticket {dropped.ticket} is left")
         elif self.commits.in_flight(dropped.ticket):
             self._resolve_abandoned([dropped.ticket])
-        elif self.recovery and dropped.ticket == self.recovery.ticket:
-            self._break(f"no intact copy of rank {dropped.rank} at ticket {dropped.ticket} is left")
+
+    def _is_awaited(self, rank: int, ticket: int) -> bool:
+        """Return whether a rank has yet to restore this shard; one that attached has done so."""
+        is_resumed = self.recovery is not None and self.recovery.ticket == ticket
+        return is_resumed and rank not in self._home
 
     def _on_drained(self, machine: str, drained: m.Drained) -> None:
         self._draining.discard(machine)

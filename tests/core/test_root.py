@@ -1,0 +1,200 @@
+"""The root's decisions, driven by events alone: no sockets, no clock."""
+
+import pytest
+
+from twinckpt.core import messages as m
+from twinckpt.core.root import Log, Root, RootConfig, Send
+
+
+class Cluster:
+    """A root and the bookkeeping of who was told what."""
+
+    def __init__(self, num_machines=3, **config):
+        self.root = Root(RootConfig(**config))
+        self.now_s = 0.0
+        self.sent = []
+        self.events = []
+        self.num_machines = num_machines
+
+    def act(self, actions):
+        self.sent = [a for a in actions if isinstance(a, Send)]
+        self.events = [a.event for a in actions if isinstance(a, Log)]
+        return self
+
+    def tell(self, machine, message):
+        return self.act(self.root.receive(machine, message, self.now_s))
+
+    def connect(self, machine, inventory=(), drained_steps=()):
+        address = m.Address(machine, "127.0.0.1", 1)
+        return self.tell(machine, m.Hello(address, 0, inventory, drained_steps))
+
+    def join(self, machine):
+        size = self.num_machines
+        return self.tell(machine, m.Join(0, f"{machine}:1", None, size, size))
+
+    def form(self):
+        for machine in "abc"[: self.num_machines]:
+            self.connect(machine)
+            self.join(machine)
+        return self
+
+    def attach_all(self, slot_bytes=10):
+        generation = self.root.generation
+        for rank, machine in enumerate(self.root.places):
+            self.tell(machine, m.Attached(generation, rank, self.num_machines, slot_bytes))
+        for rank in range(self.num_machines):
+            holder = self.root.places[(rank + 1) % self.num_machines]
+            self.tell(holder, m.Reserved(generation, rank, slot_bytes))
+        return self
+
+    def hold(self, machine, rank, ticket, step):
+        holding = m.Holding(rank, ticket, step, rank, self.num_machines, 10, "d")
+        return self.tell(machine, m.Holds(self.root.generation, holding))
+
+    def commit(self, ticket, step):
+        for rank, machine in enumerate(list(self.root.places)):
+            self.hold(machine, rank, ticket, step)
+            self.hold(self.root.places[(rank + 1) % self.num_machines], rank, ticket, step)
+        return self
+
+    def messages(self, kind):
+        return [(s.machine, s.message) for s in self.sent if isinstance(s.message, kind)]
+
+
+def test_a_generation_forms_once_all_machines_have_joined():
+    """And each is told its place."""
+    cluster = Cluster()
+    for machine in "ab":
+        cluster.connect(machine).join(machine)
+    assert cluster.messages(m.Formed) == []
+    cluster.connect("c").join("c")
+    assert [(to, f.index, f.generation) for to, f in cluster.messages(m.Formed)] == [
+        ("a", 0, 1),
+        ("b", 1, 1),
+        ("c", 2, 1),
+    ]
+
+
+def test_checkpoints_begin_when_every_replica_has_its_slots():
+    """No ticket before the last reservation."""
+    cluster = Cluster().form()
+    for rank, machine in enumerate("abc"):
+        cluster.tell(machine, m.Attached(1, rank, 3, 10))
+        assert cluster.messages(m.Ticket) == []
+    cluster.tell("b", m.Reserved(1, 0, 10))
+    cluster.tell("c", m.Reserved(1, 1, 10))
+    assert cluster.messages(m.Ticket) == []
+    cluster.tell("a", m.Reserved(1, 2, 10))
+    assert [to for to, _ in cluster.messages(m.Ticket)] == ["a", "b", "c"]
+
+
+def test_a_sealed_shard_is_fetched_by_its_replica():
+    """From the machine that staged it."""
+    cluster = Cluster().form().attach_all()
+    cluster.hold("a", rank=0, ticket=1, step=5)
+    assert cluster.messages(m.Fetch) == [("b", m.Fetch(1, 0, 1, 10, ("a",)))]
+
+
+def test_a_step_commits_when_the_last_replica_is_sealed():
+    """Not earlier; then the next ticket follows."""
+    cluster = Cluster().form().attach_all()
+    copies = [("a", 0), ("b", 0), ("b", 1), ("c", 1), ("c", 2), ("a", 2)]
+    for machine, rank in copies[:-1]:
+        cluster.hold(machine, rank, ticket=1, step=5)
+        assert "committed" not in cluster.events
+    machine, rank = copies[-1]
+    cluster.hold(machine, rank, ticket=1, step=5)
+    assert "committed" in cluster.events
+    assert {t.ticket for _, t in cluster.messages(m.Ticket)} == {2}
+
+
+def test_ranks_at_different_steps_abandon_the_ticket():
+    """Never a mixture of two steps."""
+    cluster = Cluster().form().attach_all()
+    cluster.hold("a", rank=0, ticket=1, step=5)
+    cluster.hold("b", rank=1, ticket=1, step=6)
+    assert "abandoned" in cluster.events
+    assert {t.not_before_step for _, t in cluster.messages(m.Ticket)} == {8}
+
+
+def test_a_lost_machine_breaks_the_generation():
+    """The survivors are told to join again."""
+    cluster = Cluster().form()
+    cluster.act(cluster.root.connection_lost("b", 1.0))
+    assert cluster.events == ["machine_lost", "generation_broken"]
+    assert [to for to, _ in cluster.messages(m.Broken)] == ["a", "c"]
+
+
+def test_a_silent_machine_is_lost_after_the_timeout_and_not_before():
+    """Heartbeats are judged by the root's clock alone."""
+    cluster = Cluster(heartbeat_timeout_s=1.0).form()
+    for machine in "ac":
+        cluster.act(cluster.root.receive(machine, m.Heartbeat(), 0.9))
+    assert cluster.act(cluster.root.tick(1.0)).events == []
+    assert "machine_lost" in cluster.act(cluster.root.tick(1.01)).events
+
+
+@pytest.mark.parametrize("lost", ["a", "b", "c"])
+def test_after_the_loss_of_a_machine_the_newest_committed_step_is_resumed(lost):
+    """The newcomer takes the lost one's place and fetches what belongs there."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    index = cluster.root.places.index(lost)
+    cluster.act(cluster.root.connection_lost(lost, 1.0))
+    for machine in cluster.root.places:
+        if machine != lost:
+            cluster.join(machine)
+    cluster.connect("new").join("new")
+    formed = cluster.messages(m.Formed)
+    assert {f.recovery.step for _, f in formed} == {5}
+    assert [f.index for to, f in formed if to == "new"] == [index]
+    fetches = cluster.messages(m.Fetch)
+    assert {to for to, _ in fetches} == {"new"}
+    assert [f.rank for _, f in fetches] == [index, (index - 1) % 3]
+
+
+def test_when_a_replica_group_is_gone_the_newest_drained_step_is_resumed():
+    """Both holders of a shard were lost."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    for machine in "ab":
+        cluster.act(cluster.root.connection_lost(machine, 1.0))
+    cluster.join("c")
+    for machine in ("x", "y"):
+        cluster.connect(machine, drained_steps=(1, 3)).join(machine)
+    recoveries = [f.recovery for _, f in cluster.messages(m.Formed)]
+    assert {(r.step, r.drained) for r in recoveries} == {(3, True)}
+
+
+def test_messages_of_a_former_generation_change_nothing():
+    """A machine that returns from the dead is fenced."""
+    cluster = Cluster().form().attach_all()
+    stale = m.Holding(0, 1, 5, 0, 3, 10, "d")
+    cluster.tell("a", m.Holds(0, stale))
+    assert cluster.sent == []
+
+
+def test_the_last_intact_copy_gone_means_an_older_step():
+    """Damage found while restoring: everyone starts over from what is intact."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    cluster.act(cluster.root.connection_lost("b", 1.0))
+    for machine in "ac":
+        cluster.join(machine)
+    cluster.connect("new").join("new")
+    cluster.tell("a", m.Dropped(2, 0, 1, "bits flipped"))
+    assert "generation_broken" in cluster.events
+
+
+def test_a_damaged_copy_is_fetched_again_from_its_twin():
+    """One good copy is enough."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    cluster.tell("a", m.Dropped(1, 0, 1, "bits flipped"))
+    assert cluster.messages(m.Fetch) == [("a", m.Fetch(1, 0, 1, 10, ("b",)))]
+
+
+def test_no_ticket_while_draining():
+    """The slot that is copied to disk must not be overwritten."""
+    cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)
+    assert [to for to, _ in cluster.messages(m.Drain)] == ["a", "b", "c"]
+    assert cluster.messages(m.Ticket) == []
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(1, 1, ok=True))
+    assert [to for to, _ in cluster.messages(m.Ticket)] == ["a", "b", "c"]
