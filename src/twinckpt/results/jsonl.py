@@ -1,0 +1,58 @@
+"""Events as JSON lines, one file a process, each line flushed as it is written.
+
+A process may be killed at any moment: whole lines survive, and `read_jsonl` leaves out the
+last one if it was cut off.
+"""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class JsonLines:
+    """Appends events to `path`. One writer a file."""
+
+    def __init__(self, path: Path) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event with `monotonic_s` (comparable on one host) and `wall_s`.
+
+        A caller that took the time itself passes `monotonic_s` and it is kept.
+        """
+        record = {"event": event, "monotonic_s": time.monotonic(), "wall_s": time.time()} | fields
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; later writes raise `ValueError`."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All complete events of a file; raises `ValueError` for a broken line before the last."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    events = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last "\n" was cut off
+        if not line:
+            continue
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not a JSON line ({error})") from None
+    return events
