@@ -1,0 +1,73 @@
+"""Bytes to train on that every machine has: the sources of Python's standard library."""
+
+import hashlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinckpt.errors import ConfigurationError
+from twinckpt.training.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training bytes, and the SHA-256 that names them."""
+
+    data: torch.Tensor
+    sha256: str
+
+    @classmethod
+    def load(cls, config: DataConfig) -> "Corpus":
+        """Read the configured file, or the standard library's sources in the order of their paths."""
+        raw = Path(config.path).read_bytes() if config.path else _standard_library(config.max_bytes)
+        raw = raw[: config.max_bytes]
+        if len(raw) < 1 << 12:
+            raise ConfigurationError(f"{len(raw)} bytes of training data: at least 4096 are needed")
+        data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        return cls(data, hashlib.sha256(raw).hexdigest())
+
+
+class DataPosition:
+    """Which bytes come next on this rank: its own random order, resumable at any step."""
+
+    def __init__(self, corpus: Corpus, batch: int, context: int, seed: int, rank: int) -> None:
+        self._corpus = corpus
+        self._batch, self._context = batch, context
+        self._generator = torch.Generator().manual_seed(seed * 100_003 + rank)
+        self.num_batches = 0
+
+    def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and targets, both (batch, context) of int64."""
+        last = len(self._corpus.data) - self._context - 1
+        starts = torch.randint(last, (self._batch,), generator=self._generator)
+        windows = torch.stack(
+            [self._corpus.data[start : start + self._context + 1] for start in starts.tolist()]
+        ).long()
+        self.num_batches += 1
+        return windows[:, :-1], windows[:, 1:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this rank is in its data."""
+        return {"num_batches": self.num_batches, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position that `state_dict` returned."""
+        self.num_batches = state["num_batches"]
+        self._generator.set_state(state["generator"])
+
+
+def _standard_library(max_bytes: int) -> bytes:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    parts: list[bytes] = []
+    size = 0
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        if {"site-packages", "dist-packages", "__pycache__"} & set(path.parts):
+            continue
+        parts.append(path.read_bytes())
+        size += len(parts[-1])
+        if size >= max_bytes:
+            break
+    return b"".join(parts)
