@@ -1,0 +1,90 @@
+"""A variant's results read into one table: `<results>/<experiment>/samples.csv` each."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from twinckpt.results.provenance import read_provenance
+from twinckpt.results.samples import COLUMNS, SampleError, read_samples
+
+EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training")
+
+
+class NotMeasured(Exception):
+    """The samples a result needs are not there; the message says which and how to get them."""
+
+
+class Dataset:
+    """All samples and provenance below one results directory. Reading validates them."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = Path(results)
+        if not self.results.is_dir():
+            raise SampleError(f"{self.results}: no such directory; run an experiment first")
+        self.paths = {path.parent.name: path for path in self.results.glob("*/samples.csv")}
+        if not self.paths:
+            raise SampleError(f"{self.results}: no */samples.csv below it; run an experiment first")
+        rows = [asdict(sample) for path in self.paths.values() for sample in read_samples(path)]
+        self.samples = pd.DataFrame(rows, columns=list(COLUMNS))
+        self.provenance: dict[str, dict[str, Any]] = {
+            name: read_provenance(path.with_name("provenance.json"))
+            for name, path in sorted(self.paths.items())
+            if path.with_name("provenance.json").exists()
+        }
+
+    def has(self, experiment: str) -> bool:
+        """Whether the experiment has samples."""
+        return experiment in self.paths
+
+    def select(self, experiment: str, metric: str, **columns: str) -> pd.DataFrame:
+        """Rows of one experiment and metric, narrowed by equality of further columns.
+
+        Raises `NotMeasured` rather than giving an empty table.
+        """
+        if not self.has(experiment):
+            raise NotMeasured(
+                f"{self.results / experiment}: not measured; run "
+                f"python -m twinckpt.experiments.{experiment} out={self.results / experiment}"
+            )
+        table = self.samples
+        table = table[(table.experiment == experiment) & (table.metric == metric)]
+        for column, value in columns.items():
+            table = table[table[column] == value]
+        if table.empty:
+            wanted = {"metric": metric, **columns}
+            raise NotMeasured(f"{self.paths[experiment]}: no sample with {wanted}")
+        return table
+
+    def repeats(
+        self, experiment: str, metric: str, over_ranks: str = "max", **columns: str
+    ) -> list[float]:
+        """One value a repeat: the ranks' slowest (`max`) or lowest (`min`) one.
+
+        A checkpoint is only as good as its last shard, so ranks are reduced, not averaged.
+        """
+        table = self.select(experiment, metric, **columns)
+        groups = table.groupby(["repeat", "step"], dropna=False).value
+        return [float(value) for value in groups.agg(over_ranks)]
+
+    def hardware(self) -> dict[str, Any]:
+        """The hardware the results were measured on; raises if they come from two machines."""
+        found = {
+            name: provenance.get("hardware", {}) for name, provenance in self.provenance.items()
+        }
+        distinct: list[dict[str, Any]] = []
+        for hardware in found.values():
+            if not any(_same_machine(hardware, other) for other in distinct):
+                distinct.append(hardware)
+        if len(distinct) > 1:
+            raise SampleError(
+                f"{self.results}: results of different hardware in one variant "
+                f"({', '.join(found)}); rerun them on one machine or under another name"
+            )
+        return distinct[0] if distinct else {}
+
+
+def _same_machine(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    keys = ("cpu_model", "num_cores", "gpus")
+    return all(first.get(key) == second.get(key) for key in keys)

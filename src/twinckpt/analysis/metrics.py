@@ -1,0 +1,142 @@
+"""Every headline number: what it is computed from, its unit, what was published for it.
+
+One `Metric` each; a metric exists only where its samples do. Published values come from the
+seed project's final table and from the GEMINI paper (SOSP 2023); nothing else is typed in.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from twinckpt.analysis.dataset import Dataset
+from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
+
+Unit = Literal["ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "steps"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A headline number. `definition` is one phrase that says what the clock measures."""
+
+    name: str
+    unit: Unit
+    experiment: str
+    definition: str
+    compute: Callable[[Dataset], Estimate]
+    seed_value: float | None = None
+    paper_value: float | None = None
+
+
+SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput", "training"
+MS_PER_S = 1000.0
+
+
+def _ms(
+    experiment: str, metric: str, method: str, phase: str | None = None
+) -> Callable[[Dataset], Estimate]:
+    return lambda data: median([MS_PER_S * v for v in _s(data, experiment, metric, method, phase)])
+
+
+def _s(
+    data: Dataset, experiment: str, metric: str, method: str, phase: str | None = None
+) -> list[float]:
+    columns = {"method": method} | ({"phase": phase} if phase is not None else {})
+    return data.repeats(experiment, metric, **columns)
+
+
+def _speedup(
+    experiment: str, metric: str, slow: str, fast: str, phase: str | None = None
+) -> Callable[[Dataset], Estimate]:
+    return lambda data: ratio(
+        _s(data, experiment, metric, slow, phase), _s(data, experiment, metric, fast, phase)
+    )
+
+
+def _rates(data: Dataset, method: str) -> list[float]:
+    return data.repeats(THROUGHPUT, "iterations_per_s", over_ranks="min", method=method)
+
+
+def _rate(method: str) -> Callable[[Dataset], Estimate]:
+    return lambda data: median(_rates(data, method))
+
+
+def _all_identical(experiment: str, method: str) -> Callable[[Dataset], Estimate]:
+    def compute(data: Dataset) -> Estimate:
+        values = data.select(experiment, "identical", method=method).value
+        return Estimate(float(values.min()), None, None, len(values))
+
+    return compute
+
+
+def _final_bits_per_byte(data: Dataset) -> Estimate:
+    table = data.select(TRAINING, "bits_per_byte", method="undisturbed")
+    return median(list(table[table.step == table.step.max()].value))
+
+
+METRICS = (
+    Metric("save_disk_ms", "ms", SAVE, "save to disk: until every rank's file is fsynced",
+           _ms(SAVE, "recoverable_s", "disk"), seed_value=7012),
+    Metric("save_ram_ms", "ms", SAVE, "save to RAM: until sealed in the RAM of all replicas",
+           _ms(SAVE, "recoverable_s", "ram_replica"), seed_value=512),
+    Metric("save_speedup_x", "x", SAVE, "disk fsynced over sealed on all replicas",
+           _speedup(SAVE, "recoverable_s", "disk", "ram_replica"),
+           seed_value=13.7, paper_value=65),
+    Metric("save_ram_local_ms", "ms", SAVE, "save to RAM: until sealed in the machine's own RAM",
+           _ms(SAVE, "recoverable_s", "ram"), seed_value=512),
+    Metric("save_local_speedup_x", "x", SAVE, "disk fsynced over sealed in the machine's own RAM",
+           _speedup(SAVE, "recoverable_s", "disk", "ram"), seed_value=13.7),
+    Metric("save_disk_stall_ms", "ms", SAVE, "time the training loop waits, disk",
+           _ms(SAVE, "stall_s", "disk")),
+    Metric("save_ram_stall_ms", "ms", SAVE, "time the training loop waits, RAM replicated",
+           _ms(SAVE, "stall_s", "ram_replica")),
+    Metric("save_stall_speedup_x", "x", SAVE, "the loop's wait on disk over its wait on RAM",
+           _speedup(SAVE, "stall_s", "disk", "ram_replica")),
+    Metric("save_bytes", "bytes", SAVE, "state of the largest rank",
+           lambda data: median(data.repeats(SAVE, "bytes", method="ram_replica"))),
+    Metric("save_disk_bytes", "bytes", SAVE, "what the largest rank writes to disk",
+           lambda data: median(data.repeats(SAVE, "bytes", method="disk"))),
+    Metric("recovery_disk_ms", "ms", RECOVERY, "load: cold file until live in the model",
+           _ms(RECOVERY, "retrieve_s", "disk"), seed_value=820),
+    Metric("recovery_ram_ms", "ms", RECOVERY, "load: peer's RAM until live in the model",
+           _ms(RECOVERY, "retrieve_s", "ram_peer"), seed_value=134),
+    Metric("recovery_speedup_x", "x", RECOVERY, "load from disk over load from a peer's RAM",
+           _speedup(RECOVERY, "retrieve_s", "disk", "ram_peer"), seed_value=6.1),
+    Metric("recovery_ram_local_ms", "ms", RECOVERY, "load: own machine's RAM until live",
+           _ms(RECOVERY, "retrieve_s", "ram_local"), seed_value=134),
+    Metric("recovery_local_speedup_x", "x", RECOVERY, "load from disk over load from own RAM",
+           _speedup(RECOVERY, "retrieve_s", "disk", "ram_local"), seed_value=6.1),
+    Metric("recovery_disk_total_ms", "ms", RECOVERY, "kill to first new step, from disk",
+           _ms(RECOVERY, "duration_s", "disk", "total")),
+    Metric("recovery_ram_total_ms", "ms", RECOVERY, "kill to first new step, from a peer's RAM",
+           _ms(RECOVERY, "duration_s", "ram_peer", "total")),
+    Metric("recovery_ram_local_total_ms", "ms", RECOVERY, "kill to first new step, from own RAM",
+           _ms(RECOVERY, "duration_s", "ram_local", "total")),
+    Metric("recovery_total_speedup_x", "x", RECOVERY, "kill to first new step, disk over peer",
+           _speedup(RECOVERY, "duration_s", "disk", "ram_peer", "total")),
+    Metric("throughput_none_it_s", "it/s", THROUGHPUT, "training without checkpoints",
+           _rate("none")),
+    Metric("throughput_disk_it_s", "it/s", THROUGHPUT, "training with checkpoints to disk",
+           _rate("disk"), seed_value=20.1),
+    Metric("throughput_ram_it_s", "it/s", THROUGHPUT, "training with checkpoints to peers' RAM",
+           _rate("ram"), seed_value=40.3),
+    Metric("throughput_overhead_percent", "percent", THROUGHPUT,
+           "longer iterations with checkpoints to RAM than without any",
+           lambda data: percent_more(_rates(data, "none"), _rates(data, "ram")), paper_value=0),
+    Metric("throughput_gain_percent", "percent", THROUGHPUT,
+           "more iterations/s with checkpoints to RAM than to disk",
+           lambda data: percent_more(_rates(data, "ram"), _rates(data, "disk")), seed_value=100),
+    Metric("training_bits_per_byte", "bits_per_byte", TRAINING, "at the undisturbed run's end",
+           _final_bits_per_byte),
+    *(
+        Metric(f"{experiment}_{method}_identical", "bool", experiment,
+               "final parameters equal those of the undisturbed run, bit for bit",
+               _all_identical(experiment, method))
+        for experiment, methods in (
+            (TRAINING, ("rank_loss", "machine_loss", "group_loss")),
+            (RECOVERY, ("ram_local", "ram_peer", "disk")),
+        )
+        for method in methods
+    ),
+)  # fmt: skip
+
+BY_NAME = {metric.name: metric for metric in METRICS}

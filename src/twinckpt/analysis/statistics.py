@@ -1,0 +1,82 @@
+"""Medians with 95 % bootstrap intervals, and functions of two medians (ratios, overheads).
+
+Percentile bootstrap, seeded: the same samples give the same interval. Samples are taken to be
+independent repeats; one sample has a value but no interval.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_RESAMPLES = 10_000
+CONFIDENCE = 0.95
+SEED = 20231023
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval; `low` and `high` are None when there is one sample only."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def median(samples: Sequence[float]) -> Estimate:
+    """The median of the samples and its interval."""
+    values = _checked(samples)
+    return Estimate(float(np.median(values)), *_interval(_resampled_medians(values)), len(values))
+
+
+def combine(
+    first: Sequence[float], second: Sequence[float], function: Callable[[Array, Array], Array]
+) -> Estimate:
+    """`function(median of first, median of second)`, both sides resampled independently.
+
+    `n` is the size of the smaller side.
+    """
+    a, b = _checked(first), _checked(second)
+    value = function(np.median(a, keepdims=True), np.median(b, keepdims=True))
+    medians_a, medians_b = _resampled_medians(a), _resampled_medians(b, SEED + 1)
+    if medians_a is None or medians_b is None:
+        low, high = None, None
+    else:
+        low, high = _interval(function(medians_a, medians_b))
+    return Estimate(float(value[0]), low, high, min(len(a), len(b)))
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
+    """How many times the numerator's median is the denominator's."""
+    return combine(numerator, denominator, lambda a, b: a / b)
+
+
+def percent_more(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """By how many percent the first median exceeds the second (negative: falls short)."""
+    return combine(first, second, lambda a, b: 100 * (a / b - 1))
+
+
+def _checked(samples: Sequence[float]) -> Array:
+    values = np.asarray(samples, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("no samples to estimate from")
+    return values
+
+
+def _resampled_medians(values: Array, seed: int = SEED) -> Array | None:
+    if len(values) < 2:
+        return None
+    picks = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
+    return np.asarray(np.median(values[picks], axis=1))
+
+
+def _interval(resampled: Array | None) -> tuple[float | None, float | None]:
+    if resampled is None:
+        return None, None
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return float(low), float(high)
