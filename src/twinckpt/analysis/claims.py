@@ -1,0 +1,192 @@
+"""The claims of the seed and the paper as checks on the results, each with a verdict.
+
+    python -m twinckpt.analysis.claims --summary FILE --output FILE
+
+A verdict is one of
+- `reproduced`: the published number lies in our 95 % interval, or we do better than it;
+- `in shape`: the same direction, clearly (the whole interval), but a smaller effect;
+- `not reproduced`: neither;
+- `not measured`: the metric it needs is not in the summary.
+The command prints every verdict and exits with 0 whatever they are: a verdict is a result.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from twinckpt.analysis.command import run_command
+from twinckpt.analysis.summary import by_name, read_summary
+from twinckpt.results.atomic import write_text
+
+Verdict = Literal["reproduced", "in shape", "not reproduced", "not measured"]
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "in shape", "not reproduced", "not measured")
+Rule = Callable[[dict[str, Any]], Verdict]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody published, the metric that decides, and what to bear in mind."""
+
+    name: str
+    source: Literal["seed", "paper", "design"]
+    statement: str
+    metric: str
+    rule: Rule
+    remark: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim's verdict and the evidence for it; `value` and its interval are null unmeasured."""
+
+    name: str
+    source: str
+    statement: str
+    metric: str
+    verdict: Verdict
+    value: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    remark: str
+
+
+def at_least(published: float, neutral: float) -> Rule:
+    """A gain of `published` or more; `neutral` is the value that means no effect."""
+
+    def rule(metric: dict[str, Any]) -> Verdict:
+        low, high = _bounds(metric)
+        if high >= published:
+            return "reproduced"
+        return "in shape" if low > neutral else "not reproduced"
+
+    return rule
+
+
+def below(limit: float) -> Rule:
+    """Less than `limit`: surely (the whole interval), or only in the median."""
+
+    def rule(metric: dict[str, Any]) -> Verdict:
+        _, high = _bounds(metric)
+        if high < limit:
+            return "reproduced"
+        return "in shape" if metric["value"] < limit else "not reproduced"
+
+    return rule
+
+
+def holds(metric: dict[str, Any]) -> Verdict:
+    """True in every sample."""
+    return "reproduced" if metric["value"] == 1.0 else "not reproduced"
+
+
+CLAIMS = (
+    Claim("save_peer", "seed", "saving to RAM is 13.7 times faster than to disk",
+          "save_speedup_x", at_least(13.7, 1.0),
+          "our RAM copy holds all state and is sealed in the peers' RAM too; the seed's held "
+          "the weights only, on one GPU"),
+    Claim("save_local", "seed", "the same, copying to the machine's own RAM only",
+          "save_local_speedup_x", at_least(13.7, 1.0),
+          "the seed's own clock, at equal bytes"),
+    Claim("save_stall", "seed", "the same, counting only what the training loop waits",
+          "save_stall_speedup_x", at_least(13.7, 1.0),
+          "staging runs beside the next step; disk blocks"),
+    Claim("recovery_load", "seed", "loading from RAM is 6.1 times faster than from disk",
+          "recovery_speedup_x", at_least(6.1, 1.0),
+          "peer's RAM against a cold file, both until live in the model"),
+    Claim("recovery_total", "seed", "the same, from the kill to the first new step",
+          "recovery_total_speedup_x", at_least(6.1, 1.0),
+          "includes detection, replacement and restart, which the seed left out"),
+    Claim("throughput_gain", "seed", "training is 100 % faster than with disk checkpoints",
+          "throughput_gain_percent", at_least(100.0, 0.0),
+          "depends on how often and how slowly the disk side saves"),
+    Claim("overhead", "seed", "checkpointing to RAM costs less than 5 % of throughput",
+          "throughput_overhead_percent", below(5.0),
+          "the seed's target, against training without any checkpoints"),
+    Claim("paper_iteration", "paper", "the iteration takes as long with a checkpoint each time "
+          "as without (Fig. 7)", "throughput_overhead_percent", below(1.0),
+          "here ranks, agents and replication share the same CPU cores"),
+    Claim("paper_save", "paper", "checkpoints 65 times faster than to remote storage (Fig. 11)",
+          "save_speedup_x", at_least(65.0, 1.0),
+          "a local disk is not the paper's 20 Gbps remote storage"),
+    *(
+        Claim(f"identical_{failure}", "design",
+              f"after {words} training ends with the same parameters, bit for bit",
+              f"training_{failure}_identical", holds,
+              "model, optimizer, RNG and data position restored")
+        for failure, words in (
+            ("rank_loss", "the loss of a rank"),
+            ("machine_loss", "the loss of a machine"),
+            ("group_loss", "the loss of a whole replica group"),
+        )
+    ),
+)  # fmt: skip
+
+
+def judge(summary: dict[str, Any]) -> list[Judgement]:
+    """Every claim's verdict, in the order of `CLAIMS`; none is left out."""
+    metrics = by_name(summary)
+    judgements = []
+    for claim in CLAIMS:
+        metric = metrics.get(claim.metric)
+        judgements.append(
+            Judgement(
+                name=claim.name,
+                source=claim.source,
+                statement=claim.statement,
+                metric=claim.metric,
+                verdict="not measured" if metric is None else claim.rule(metric),
+                value=None if metric is None else metric["value"],
+                low=None if metric is None else metric["low"],
+                high=None if metric is None else metric["high"],
+                unit="" if metric is None else metric["unit"],
+                remark=claim.remark,
+            )
+        )
+    return judgements
+
+
+def read_claims(path: Path) -> list[Judgement]:
+    """Read what the command wrote; raises `ValueError` naming the file."""
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))["claims"]
+        return [Judgement(**record) for record in records]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a file of claims ({error})") from None
+
+
+def as_lines(judgements: list[Judgement]) -> list[str]:
+    """One line a claim, then the count of each verdict."""
+    lines = []
+    for one in judgements:
+        value = "" if one.value is None else f" ({one.metric} = {one.value:.4g} {one.unit})"
+        lines.append(f"{one.verdict:15} {one.source:6} {one.statement}{value}")
+    counts = (f"{sum(one.verdict == v for one in judgements)} {v}" for v in VERDICTS)
+    return [*lines, ", ".join(counts)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the command."""
+    parser = argparse.ArgumentParser(description="Judge the published claims by the results.")
+    parser.add_argument("--summary", type=Path, required=True, help="summary.json to judge")
+    parser.add_argument("--output", type=Path, required=True, help="claims.json to write")
+    options = parser.parse_args(arguments)
+    judgements = judge(read_summary(options.summary))
+    records = {"claims": [asdict(one) for one in judgements]}
+    write_text(options.output, json.dumps(records, indent=2) + "\n")
+    print("\n".join(as_lines(judgements)))
+    return 0
+
+
+def _bounds(metric: dict[str, Any]) -> tuple[float, float]:
+    # Without an interval (one sample) the value stands alone.
+    value = metric["value"]
+    low, high = metric["low"], metric["high"]
+    return (value if low is None else low, value if high is None else high)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,181 @@
+"""The figures, one function each: a `Dataset` in, a matplotlib figure out.
+
+    python -m twinckpt.analysis.figures --results results/default --output DIR [--only NAME ...]
+
+Points are single repeats (the slowest rank's value), bars their median, whiskers the 95 %
+bootstrap interval. Files are byte for byte the same for the same samples.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from twinckpt.analysis import statistics, style
+from twinckpt.analysis.command import run_command
+from twinckpt.analysis.dataset import Dataset, NotMeasured
+
+WIDTH_IN = 6.5
+MS_PER_S = 1000.0
+
+
+def save_cost(data: Dataset) -> Figure:
+    """Stall of the loop and time until recoverable, for each way to save."""
+    figure, axes = _canvas(2.6, 2)
+    for axis, metric, title in (
+        (axes[0], "stall_s", "Training loop waits"),
+        (axes[1], "recoverable_s", "Until recoverable"),
+    ):
+        values = _by_method(data, "save_cost", metric)
+        _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
+        _log_if_wide(axis, values)
+        axis.set(title=title, xlabel="milliseconds")
+    return figure
+
+
+def recovery_time(data: Dataset) -> Figure:
+    """From the kill to the first new step, split into phases; and the load alone."""
+    figure, axes = _canvas(2.8, 2)
+    table = data.select("recovery_time", "duration_s")
+    medians = table.groupby(["method", "phase"]).value.median().unstack(fill_value=0)
+    methods = style.ordered(medians.index)
+    left = pd.Series(0.0, index=methods)
+    for phase, colour in style.PHASES.items():
+        if phase not in medians:
+            continue
+        widths = medians.loc[methods, phase]
+        axes[0].barh(
+            [style.label(m) for m in methods], widths, left=left, color=colour,
+            label=phase.replace("_", " "), edgecolor="white",
+        )  # fmt: skip
+        left += widths
+    axes[0].invert_yaxis()
+    axes[0].set(title="End to end, median of each phase", xlabel="seconds")
+    figure.legend(loc="outside lower center", ncols=len(style.PHASES), frameon=False)
+    retrieve = _by_method(data, "recovery_time", "retrieve_s")
+    _bars(axes[1], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
+    _log_if_wide(axes[1], retrieve)
+    axes[1].set(title="Load alone", xlabel="milliseconds")
+    return figure
+
+
+def throughput(data: Dataset) -> Figure:
+    """Iterations per second without checkpoints, with disk, with RAM."""
+    figure, axes = _canvas(2.2, 1)
+    _bars(axes[0], _by_method(data, "throughput", "iterations_per_s", over_ranks="min"))
+    axes[0].set(title="Training speed", xlabel="iterations per second")
+    return figure
+
+
+def training(data: Dataset) -> Figure:
+    """The loss curve without failures and with each kind of failure, on top of each other."""
+    figure, axes = _canvas(3.0, 1)
+    table = data.select("training", "bits_per_byte")
+    curves = table.groupby(["method", "step"], as_index=False).value.mean()
+    methods = style.ordered(curves.method.unique())
+    palette = style.colours(methods)
+    for index, method in enumerate(methods):
+        curve = curves[curves.method == method]
+        # Equal curves cover each other: the undisturbed one is wide, the others thin dashes.
+        axes[0].plot(
+            curve.step, curve.value, label=style.label(method), color=palette[method],
+            linewidth=6.0 if index == 0 else 1.6, alpha=0.4 if index == 0 else 1.0,
+            linestyle="-" if index == 0 else (4 * index, (4, 8)),
+        )  # fmt: skip
+    axes[0].set(title="Loss with and without failures", xlabel="step", ylabel="bits per byte")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Dataset], Figure]] = {
+    "save_cost": save_cost,
+    "recovery_time": recovery_time,
+    "throughput": throughput,
+    "training": training,
+}
+
+
+def draw(name: str, data: Dataset) -> Figure:
+    """Draw one figure in our style; raises `NotMeasured` when its samples are not there."""
+    style.apply()
+    return FIGURES[name](data)
+
+
+def save(figure: Figure, directory: Path, name: str) -> list[Path]:
+    """Write `<name>.pdf` (for LaTeX) and `<name>.png` (for the web), each atomically."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        path = directory / f"{name}.{suffix}"
+        temporary = directory / f".{name}.{suffix}"
+        figure.savefig(temporary, format=suffix, metadata=metadata)
+        temporary.replace(path)
+        paths.append(path)
+    return paths
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command."""
+    parser = argparse.ArgumentParser(description="Draw the figures of a variant.")
+    parser.add_argument("--results", type=Path, required=True, help="results/<variant>")
+    parser.add_argument("--output", type=Path, required=True, help="directory for the files")
+    parser.add_argument("--only", nargs="+", choices=FIGURES, help="draw these and no others")
+    options = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    data = Dataset(options.results)
+    for name in options.only or FIGURES:
+        try:
+            figure = draw(name, data)
+        except NotMeasured as reason:
+            if options.only:
+                raise
+            print(f"{name}: no figure ({reason})")
+            continue
+        print(", ".join(str(path) for path in save(figure, options.output, name)))
+    return 0
+
+
+def _canvas(height_in: float, num_axes: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    return figure, [figure.add_subplot(1, num_axes, index + 1) for index in range(num_axes)]
+
+
+def _by_method(
+    data: Dataset, experiment: str, metric: str, over_ranks: str = "max"
+) -> dict[str, list[float]]:
+    methods = style.ordered(data.select(experiment, metric).method.unique())
+    return {
+        method: data.repeats(experiment, metric, over_ranks=over_ranks, method=method)
+        for method in methods
+    }
+
+
+def _bars(axis: Axes, values: dict[str, list[float]]) -> None:
+    palette = style.colours(values)
+    for position, (method, samples) in enumerate(values.items()):
+        estimate = statistics.median(samples)
+        axis.barh(position, estimate.value, color=palette[method], height=0.7, alpha=0.85)
+        if estimate.low is not None and estimate.high is not None:
+            axis.hlines(position, estimate.low, estimate.high, color="black", linewidth=1.2)
+        axis.scatter(
+            samples, [position] * len(samples), s=10, color="white", edgecolors="black",
+            linewidths=0.6, zorder=3,
+        )  # fmt: skip
+    axis.set_yticks(range(len(values)), [style.label(method) for method in values])
+    axis.invert_yaxis()
+    sns.despine(ax=axis, left=True)
+
+
+def _log_if_wide(axis: Axes, values: dict[str, list[float]]) -> None:
+    flat = [value for samples in values.values() for value in samples]
+    if min(flat) > 0 and max(flat) / min(flat) > 30:
+        axis.set_xscale("log")
+
+
+if __name__ == "__main__":
+    run_command(main)

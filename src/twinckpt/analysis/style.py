@@ -1,0 +1,73 @@
+"""One look for every figure: seaborn theme, colour-blind-safe palette, one colour a method.
+
+A method keeps its colour and its name in all figures, notebooks and slides; so does a phase.
+"""
+
+from collections.abc import Iterable
+
+import matplotlib
+import seaborn as sns
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = _PALETTE
+
+# method -> (name in figures and tables, colour)
+METHODS = {
+    "none": ("no checkpoints", _GREY),
+    "undisturbed": ("undisturbed", _GREY),
+    "disk": ("disk", _RED),
+    "group_loss": ("group lost (disk)", _RED),
+    "ram": ("RAM", _SKY),
+    "ram_local": ("own RAM", _SKY),
+    "rank_loss": ("rank lost (own RAM)", _SKY),
+    "ram_replica": ("RAM, replicated", _BLUE),
+    "ram_peer": ("peer's RAM", _BLUE),
+    "machine_loss": ("machine lost (peer's RAM)", _BLUE),
+}
+_SPARE = (_PURPLE, _BROWN, _PINK, _YELLOW, _GREEN, _ORANGE)
+
+# phases of a recovery in the order they happen, with their colours
+PHASES = {
+    "detect": _YELLOW,
+    "decide": _PINK,
+    "replace": _PURPLE,
+    "restart": _GREY,
+    "retrieve": _BLUE,
+    "first_step": _GREEN,
+}
+
+
+def apply() -> None:
+    """Set seaborn's theme and what makes the files reproducible. Called once a figure."""
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
+    matplotlib.rcParams.update(
+        {
+            "figure.dpi": 120,
+            "savefig.dpi": 200,
+            "figure.constrained_layout.use": True,
+            "pdf.fonttype": 42,
+            "axes.titlesize": 10,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+        }
+    )
+
+
+def label(method: str) -> str:
+    """The method's name in figures and tables; a method we do not know keeps its own."""
+    return METHODS[method][0] if method in METHODS else method.replace("_", " ")
+
+
+def colours(methods: Iterable[str]) -> dict[str, str]:
+    """A colour for each method, the same everywhere; spare ones for methods we do not know."""
+    unknown = sorted(set(methods) - METHODS.keys())
+    spare = {method: _SPARE[index % len(_SPARE)] for index, method in enumerate(unknown)}
+    return {
+        method: METHODS[method][1] if method in METHODS else spare[method] for method in methods
+    }
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Known methods in the order of `METHODS`, then the others by name."""
+    found = set(methods)
+    return [method for method in METHODS if method in found] + sorted(found - METHODS.keys())
