@@ -7,10 +7,9 @@ the one module of the agents that imports torch, for the types that torchrun exp
 
 import logging
 import os
-from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import HashStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -23,6 +22,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from twinckpt.agents.launch import (
     JobSettings,
     connect_to_agent,
+    free_port,
     start_machine_agent,
     start_root_if_local,
 )
@@ -34,6 +34,17 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 29400
 _JOIN_TIMEOUT_S = 600.0
+
+
+class MachineStore(HashStore):
+    """The store that torchrun asks for, of this machine alone: nothing in it is shared.
+
+    Ranks follow from the machine's place (every machine has as many), and the root agent
+    knows who is there; so torchrun has nothing to agree on, and at the end nobody to wait for.
+    """
+
+    def wait(self, *_: Any) -> None:
+        """Return at once."""
 
 
 class TwinRendezvousHandler(RendezvousHandler):
@@ -48,7 +59,6 @@ class TwinRendezvousHandler(RendezvousHandler):
         self._root = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT)
         self._local_address = parameters.local_addr or self._settings.host
         self._link: AgentLink | None = None
-        self._store: TCPStore | None = None
         self._is_broken = False
         self._is_closed = False
 
@@ -67,34 +77,14 @@ class TwinRendezvousHandler(RendezvousHandler):
             raise RendezvousClosedError(f"the job {self._run_id} is closed")
         start_root_if_local(self._settings, *self._root)
         link = self._connect()
-        offered = TCPStore(
-            "0.0.0.0" if self._local_address != "127.0.0.1" else "127.0.0.1",
-            0,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=self._join_timeout_s),
-        )
-        endpoint = f"{self._local_address}:{offered.port}"
+        endpoint = f"{self._local_address}:{free_port()}"
         link.send(LauncherJoin(endpoint, None, self._min_machines, self._max_machines))
         formed = self._wait_for_generation(link)
-        if formed.store_endpoint == endpoint:
-            self._store = offered
-        else:
-            host, port = formed.store_endpoint.rsplit(":", 1)
-            self._store = TCPStore(
-                host,
-                int(port),
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=self._join_timeout_s),
-            )
         self._is_broken = False
         os.environ["TWINCKPT_GENERATION"] = str(formed.generation)
+        host, port = formed.master_endpoint.rsplit(":", 1)
         return RendezvousInfo(
-            self._store,
-            formed.index,
-            formed.num_machines,
-            RendezvousStoreInfo.build(formed.index, self._store, self._local_address),
+            MachineStore(), formed.index, formed.num_machines, RendezvousStoreInfo(host, int(port))
         )
 
     def is_closed(self) -> bool:
@@ -132,6 +122,7 @@ class TwinRendezvousHandler(RendezvousHandler):
             name = start_machine_agent(self._settings, *self._root, watch_pid=os.getpid())
             self._link = connect_to_agent(name, secret)
             os.environ["TWINCKPT_AGENT"] = name
+            os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         return self._link
 
     def _wait_for_generation(self, link: AgentLink) -> LauncherFormed:
@@ -142,8 +133,11 @@ class TwinRendezvousHandler(RendezvousHandler):
                     f"only {self._min_machines} or more machines make a generation, and too few "
                     f"joined within {self._join_timeout_s:.0f} s at {self._root[0]}:{self._root[1]}"
                 )
-            if isinstance(received[0], LauncherFormed):
-                return received[0]
+            message = received[0]
+            if isinstance(message, LauncherFormed):
+                return message
+            if isinstance(message, LauncherBroken) and message.is_final:
+                raise RendezvousClosedError(message.reason)
 
 
 def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:

@@ -19,6 +19,7 @@ from twinckpt.agents.config import WorkerAgentConfig, worker_config
 from twinckpt.agents.local_server import LocalPeer, LocalServer
 from twinckpt.agents.process import when_process_ends
 from twinckpt.agents.root_link import RootLink
+from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
 from twinckpt.core import worker as core
 from twinckpt.errors import DamagedCopyError, TwinckptError
@@ -53,7 +54,10 @@ class WorkerAgent:
         self._drains = ThreadPoolExecutor(1, thread_name_prefix="drain")
         self._ranks: dict[int, LocalPeer] = {}
         self._launcher: LocalPeer | None = None
+        self._warm = WarmParents()
         self._join: m.Join | None = None
+        self._limits: tuple[int, int] | None = None
+        self._given_up = ""
         self._received: set[tuple[int, int]] = set()
         self._done = asyncio.Event()
 
@@ -100,7 +104,7 @@ class WorkerAgent:
                     message.generation,
                     message.index,
                     len(message.machines),
-                    message.store_endpoint,
+                    message.master_endpoint,
                 )
             )
 
@@ -108,8 +112,10 @@ class WorkerAgent:
         self._act(self._core.root_lost())
 
     def _tell_launcher(self, message: local.LauncherFormed | local.LauncherBroken) -> None:
-        if self._launcher is not None:
-            self._launcher.send(message)
+        """Tell those who start this machine's ranks: the warm parents, or else torchrun."""
+        for peer in self._warm.parents or [self._launcher]:
+            if peer is not None:
+                peer.send(message)
 
     # Processes of this machine.
 
@@ -124,13 +130,18 @@ class WorkerAgent:
         match message:
             case local.LauncherJoin():
                 self._launcher = peer
+                self._warm.clear()
+                if self._given_up:
+                    peer.send(local.LauncherBroken(self._given_up, is_final=True))
+                    return []
                 self._join = m.Join(
                     self._core.generation,
-                    message.store_endpoint,
+                    message.master_endpoint,
                     message.index_hint,
                     message.min_machines,
                     message.max_machines,
                 )
+                self._limits = (message.min_machines, message.max_machines)
                 self._root.send(self._join)
             case local.RankHello():
                 peer.rank, peer.world_size = message.rank, message.world_size
@@ -139,6 +150,14 @@ class WorkerAgent:
                 index = formed.index if formed else -1
                 peer.send(local.Welcome(self._core.generation, index))
                 return self._core.rank_started(message.rank, message.pid)
+            case local.WarmHello():
+                self._warm.add(peer, message)
+            case local.WarmReady():
+                if (endpoint := self._warm.ready(peer, message)) is not None and self._limits:
+                    self._join = m.Join(self._core.generation, endpoint, None, *self._limits)
+                    self._root.send(self._join)
+            case local.ChildLost():
+                return self._core.rank_lost(message.rank, message.exit_code)
             case local.Goodbye():
                 if peer.rank is not None and self._ranks.get(peer.rank) is peer:
                     del self._ranks[peer.rank]
@@ -163,9 +182,12 @@ class WorkerAgent:
     def _on_local_end(self, peer: LocalPeer) -> None:
         if peer is self._launcher:
             self._launcher = None
+        elif self._warm.remove(peer):
+            pass
         elif peer.rank is not None and self._ranks.get(peer.rank) is peer:
             del self._ranks[peer.rank]
-            self._act(self._core.rank_lost(peer.rank))
+            if not self._warm.parents:  # a warm parent knows more: the exit code
+                self._act(self._core.rank_lost(peer.rank))
 
     # What the state machine wants done.
 
@@ -184,8 +206,9 @@ class WorkerAgent:
                     self._start(self._transfers, self._fetch, action)
                 case core.StartDrain():
                     self._start(self._drains, self._drain, action)
-                case core.BreakGeneration(reason):
-                    self._tell_launcher(local.LauncherBroken(reason))
+                case core.BreakGeneration(reason, is_final):
+                    self._given_up = reason if is_final else ""
+                    self._tell_launcher(local.LauncherBroken(reason, is_final))
 
     def _tell_rank(self, rank: int, message: local.FromAgent, fd: int | None = None) -> None:
         peer = self._ranks.get(rank)

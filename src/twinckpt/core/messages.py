@@ -51,12 +51,12 @@ class Hello:
 class Join:
     """The machine's launcher waits for the next generation to form.
 
-    `store_endpoint` is a rendezvous store that this machine offers to the generation;
+    `master_endpoint` is where the generation's ranks meet if this machine gets the first place;
     `index_hint` is the machine's fixed place where the launcher already decided it.
     """
 
     generation: int
-    store_endpoint: str = ""
+    master_endpoint: str = ""
     index_hint: int | None = None
     min_machines: int = 1
     max_machines: int = 1
@@ -115,10 +115,15 @@ class RankStarted:
 
 @dataclass(frozen=True, slots=True)
 class RankLost:
-    """A training process of this machine ended without saying so."""
+    """A training process of this machine ended before its work was done.
+
+    `exit_code` is positive if it ended itself, negative for the signal that killed it, None
+    where nobody could tell.
+    """
 
     generation: int
     rank: int
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,21 +158,25 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Formed:
-    """A generation begins: places of all machines, the store to meet at, where to resume."""
+    """A generation begins: places of all machines, where its ranks meet, where to resume."""
 
     generation: int
     index: int
     machines: tuple[Address, ...]
-    store_endpoint: str
+    master_endpoint: str
     recovery: Recovery | None
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The generation is over: ranks must stop and the machine must join again."""
+    """The generation is over: ranks must stop and the machine must join again.
+
+    Unless it `is_final`: then the job is given up for `reason`.
+    """
 
     generation: int
     reason: str
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class RootConfig:
     heartbeat_timeout_s: float = 1.0
     last_call_s: float = 5.0
     drain_every_commits: int = 0
+    max_failures_at_a_step: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class Root:
         self._holders: tuple[tuple[int, ...], ...] = ()
         self._draining: set[str] = set()
         self._num_commits = 0
+        self._num_failures = 0
+        self._failed_at_step: int | None = None
         self._actions: list[Action] = []
 
     # Events.
@@ -155,12 +158,12 @@ class Root:
         if self.running and index is not None:
             self._break(f"machine {index} was lost: {reason}")
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: str, *, is_final: bool = False) -> None:
         self.running = False
         self._log("generation_broken", reason=reason)
         for machine in self.places:
             if machine in self.machines:
-                self._send(machine, m.Broken(self.generation, reason))
+                self._send(machine, m.Broken(self.generation, reason, is_final))
 
     def _form_if_complete(self, now_s: float) -> None:
         if self.running:
@@ -192,11 +195,11 @@ class Root:
         self.commits.restart(self.recovery)
         self._forget_newer_than_recovery()
         addresses = tuple(self.machines[name].address for name in self.places)
-        store = waiting[self.places[0]].store_endpoint
+        meet_at = waiting[self.places[0]].master_endpoint
         for index, name in enumerate(self.places):
             self.machines[name].join = None
             self.machines[name].reserved_bytes = {}
-            self._send(name, m.Formed(self.generation, index, addresses, store, self.recovery))
+            self._send(name, m.Formed(self.generation, index, addresses, meet_at, self.recovery))
         self._log(
             "generation_formed",
             machines=list(self.places),
@@ -232,8 +235,7 @@ class Root:
             case m.RankStarted():
                 self._log("rank_started", rank=message.rank, pid=message.pid, machine=machine)
             case m.RankLost():
-                self._log("rank_lost", rank=message.rank, machine=machine)
-                self._break(f"rank {message.rank} was lost")
+                self._on_rank_lost(machine, message)
             case m.Drained():
                 self._on_drained(machine, message)
             case _:
@@ -288,6 +290,25 @@ class Root:
         """Return whether a rank has yet to restore this shard; one that attached has done so."""
         is_resumed = self.recovery is not None and self.recovery.ticket == ticket
         return is_resumed and rank not in self._home
+
+    def _on_rank_lost(self, machine: str, lost: m.RankLost) -> None:
+        """Start again; but a script that keeps failing at the same step is given up."""
+        self._log("rank_lost", rank=lost.rank, machine=machine, exit_code=lost.exit_code)
+        failed_itself = lost.exit_code is not None and lost.exit_code > 0
+        step = self.commits.committed_step or (self.recovery.step if self.recovery else 0)
+        if failed_itself and step == self._failed_at_step:
+            self._num_failures += 1
+        else:
+            self._failed_at_step = step if failed_itself else None
+            self._num_failures = int(failed_itself)
+        if self._num_failures >= self.config.max_failures_at_a_step:
+            self._break(
+                f"rank {lost.rank} failed {self._num_failures} times after step {step} with exit "
+                f"code {lost.exit_code}; its traceback is in its output",
+                is_final=True,
+            )
+        else:
+            self._break(f"rank {lost.rank} was lost (exit code {lost.exit_code})")
 
     def _on_drained(self, machine: str, drained: m.Drained) -> None:
         self._draining.discard(machine)

@@ -102,6 +102,7 @@ class BreakGeneration:
     """Action: the launcher on this machine must stop its ranks and join again."""
 
     reason: str
+    is_final: bool = False
 
 
 Action = (
@@ -147,7 +148,7 @@ class Worker:
             match message:
                 case m.Broken():
                     self.formed = None
-                    self._do(BreakGeneration(message.reason))
+                    self._do(BreakGeneration(message.reason, message.is_final))
                 case m.Reserve():
                     self.slots.reserve(message.rank, message.slot_bytes)
                     self._tell_root(m.Reserved(self.generation, message.rank, message.slot_bytes))
@@ -214,9 +215,9 @@ class Worker:
         self._tell_root(m.Holds(self.generation, holding))
         return self._flush()
 
-    def rank_lost(self, rank: int) -> list[Action]:
-        """A local rank's connection ended without a goodbye."""
-        self._tell_root(m.RankLost(self.generation, rank))
+    def rank_lost(self, rank: int, exit_code: int | None = None) -> list[Action]:
+        """A local rank ended without a goodbye."""
+        self._tell_root(m.RankLost(self.generation, rank, exit_code))
         return self._flush()
 
     def fetched(self, fetch: StartFetch, holding: m.Holding | None, reason: str) -> list[Action]:

@@ -67,10 +67,36 @@ class Goodbye:
 class LauncherJoin:
     """The launcher waits for the next generation; see `twinckpt.core.messages.Join`."""
 
-    store_endpoint: str
+    master_endpoint: str
     index_hint: int | None
     min_machines: int
     max_machines: int
+
+
+# Warm parent (`twinckpt.run`) → agent.
+
+
+@dataclass(frozen=True, slots=True)
+class WarmHello:
+    """A warm parent can fork the machine's rank of this number again and again."""
+
+    local_rank: int
+    local_world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WarmReady:
+    """The former training process is gone; `master_endpoint` is free to meet at."""
+
+    master_endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLost:
+    """The training process of this warm parent ended before its work was done."""
+
+    rank: int
+    exit_code: int
 
 
 # Agent → rank.
@@ -137,19 +163,20 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class LauncherFormed:
-    """A generation has formed."""
+    """A generation has formed; its ranks meet at `master_endpoint`."""
 
     generation: int
     index: int
     num_machines: int
-    store_endpoint: str
+    master_endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
 class LauncherBroken:
-    """The generation is over; join again."""
+    """The generation is over; join again, unless it `is_final`: then the job has failed."""
 
     reason: str
+    is_final: bool = False
 
 
 FromAgent = (
@@ -163,7 +190,18 @@ FromAgent = (
     | LauncherFormed
     | LauncherBroken
 )
-ToAgent = RankHello | Attach | Staged | RestoreRequest | Damaged | Goodbye | LauncherJoin
+ToAgent = (
+    RankHello
+    | Attach
+    | Staged
+    | RestoreRequest
+    | Damaged
+    | Goodbye
+    | LauncherJoin
+    | WarmHello
+    | WarmReady
+    | ChildLost
+)
 
 TO_AGENT = Codec(ToAgent)
 FROM_AGENT = Codec(FromAgent)

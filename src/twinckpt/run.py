@@ -1,0 +1,222 @@
+"""`torchrun … -m twinckpt.run [--preload MODULE,…] script.py ARGS`: ranks that restart by fork.
+
+The process that torchrun starts imports torch once and forks the training process from that
+warm image. When a training process dies, or its generation ends for a failure elsewhere, it
+is forked again: no interpreter start, no import. The parent never runs user code and never
+touches CUDA; torchrun sees a healthy process and keeps deciding when the job begins and ends.
+"""
+
+import argparse
+import ctypes
+import importlib
+import logging
+import os
+import runpy
+import select
+import signal
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from twinckpt.agents.launch import free_port
+from twinckpt.errors import AgentUnavailableError
+from twinckpt.net.local import (
+    AgentLink,
+    ChildLost,
+    LauncherBroken,
+    LauncherFormed,
+    WarmHello,
+    WarmReady,
+)
+from twinckpt.net.secret import load_secret
+
+logger = logging.getLogger("twinckpt.run")
+
+# What building and sharding a model imports lazily; a forked child should find it done.
+_PRELOADED = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.nn.parallel",
+    "torch.optim",
+    "twinckpt.checkpointer",
+)
+_FIRST_BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.5, 30.0
+_PR_SET_PDEATHSIG = 1
+
+
+class WarmParent:
+    """Forks one rank's training process, again after each failure, until it succeeds."""
+
+    def __init__(self, link: AgentLink, arguments: argparse.Namespace) -> None:
+        self._link = link
+        self._arguments = arguments
+        self._local_rank = int(os.environ["LOCAL_RANK"])
+        self._local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+        self._max_restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+        self._num_own_failures = 0
+        self._child = 0
+
+    def run(self) -> int:
+        """Return the exit status that torchrun should see."""
+        self._link.send(WarmHello(self._local_rank, self._local_world_size))
+        while True:
+            self._child = self._fork()
+            exit_code = self._wait_for_child_or_break()
+            if exit_code == 0:
+                return 0
+            if exit_code is not None:
+                self._num_own_failures += 1
+                if self._num_own_failures > self._max_restarts:
+                    return _shell_status(exit_code)
+                self._link.send(ChildLost(int(os.environ["RANK"]), exit_code))
+                if not self._wait_for_break():
+                    return _shell_status(exit_code)
+                if exit_code > 0:
+                    time.sleep(self._back_off_s())
+            elif self._given_up:
+                return 1
+            self._become_member_of_next_generation()
+
+    # The child.
+
+    def _fork(self) -> int:
+        parent = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child:
+            return child
+        self._link.close()
+        _die_with_parent(parent)
+        _run_script(self._arguments)
+
+    def _wait_for_child_or_break(self) -> int | None:
+        """Return the child's exit code; None if it was stopped because the generation is over."""
+        self._given_up = False
+        child_fd = os.pidfd_open(self._child)
+        try:
+            poll = select.poll()
+            poll.register(child_fd, select.POLLIN)
+            poll.register(self._link.fileno(), select.POLLIN)
+            while True:
+                ready = {fd for fd, _ in poll.poll()}
+                if child_fd in ready:
+                    return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+                received = self._link.receive(0.0)
+                if received is not None and isinstance(received[0], LauncherBroken):
+                    self._given_up = received[0].is_final
+                    self._stop_child()
+                    return None
+        finally:
+            os.close(child_fd)
+
+    def _stop_child(self) -> None:
+        os.kill(self._child, signal.SIGKILL)
+        os.waitpid(self._child, 0)
+
+    # The generation.
+
+    def _wait_for_break(self) -> bool:
+        """Wait until the root has ended the generation; False if it has given the job up."""
+        while True:
+            received = self._link.receive(None)
+            if received is not None and isinstance(received[0], LauncherBroken):
+                return not received[0].is_final
+
+    def _become_member_of_next_generation(self) -> None:
+        host = os.environ["MASTER_ADDR"] if os.environ["RANK"] == "0" else "127.0.0.1"
+        host = os.environ.get("TWINCKPT_HOST", host)
+        self._link.send(WarmReady(f"{host}:{free_port()}"))
+        while True:
+            received = self._link.receive(None)
+            if received is not None and isinstance(received[0], LauncherFormed):
+                break
+        self._set_environment(received[0])
+
+    def _set_environment(self, formed: LauncherFormed) -> None:
+        """Set what torchrun sets for a rank, for its place in this generation."""
+        rank = formed.index * self._local_world_size + self._local_rank
+        world_size = formed.num_machines * self._local_world_size
+        host, port = formed.master_endpoint.rsplit(":", 1)
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) + 1
+        os.environ.update(
+            RANK=str(rank),
+            ROLE_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            ROLE_WORLD_SIZE=str(world_size),
+            GROUP_RANK=str(formed.index),
+            GROUP_WORLD_SIZE=str(formed.num_machines),
+            MASTER_ADDR=host,
+            MASTER_PORT=port,
+            TORCHELASTIC_RESTART_COUNT=str(restarts),
+            TWINCKPT_GENERATION=str(formed.generation),
+        )
+
+    def _back_off_s(self) -> float:
+        return min(_FIRST_BACK_OFF_S * 2 ** (self._num_own_failures - 1), _LONGEST_BACK_OFF_S)
+
+
+def main() -> int:
+    """Preload, then fork and watch; or run the script here where that cannot work."""
+    arguments = _parse(sys.argv[1:])
+    reason = _why_not_fork()
+    if reason:
+        logger.warning("%s: a failed rank restarts from the beginning", reason)
+        _run_script(arguments)
+    for name in (*_PRELOADED, *filter(None, arguments.preload.split(","))):
+        importlib.import_module(name)
+    if threading.active_count() > 1:
+        logger.warning("a preloaded module started threads: a failed rank restarts anew")
+        _run_script(arguments)
+    try:
+        return WarmParent(AgentLink(os.environ["TWINCKPT_AGENT"], load_secret()), arguments).run()
+    except AgentUnavailableError as error:
+        logger.error("%s", error)
+        return 1
+
+
+def _why_not_fork() -> str:
+    if "TWINCKPT_AGENT" not in os.environ:
+        return "twinckpt.run needs torchrun --rdzv-backend=twinckpt"
+    if not hasattr(os, "pidfd_open"):
+        return "this system has no pidfd_open"
+    return ""
+
+
+def _run_script(arguments: argparse.Namespace) -> NoReturn:
+    """Run the user's program as `__main__`, and end this process as the interpreter would."""
+    sys.argv = [arguments.program, *arguments.arguments]
+    if arguments.module:
+        runpy.run_module(arguments.program, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(arguments.program))
+        runpy.run_path(arguments.program, run_name="__main__")
+    sys.exit(0)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that happens."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _shell_status(exit_code: int) -> int:
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="twinckpt.run", description=__doc__)
+    parser.add_argument("--preload", default="", help="further modules to import once, by commas")
+    parser.add_argument("-m", "--module", action="store_true", help="the program is a module")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(name)s: %(message)s")
+    sys.exit(main())
