@@ -5,7 +5,8 @@
 A verdict is one of
 - `reproduced`: the published number lies in our 95 % interval, or we do better than it;
 - `in shape`: the same direction, clearly (the whole interval), but a smaller effect;
-- `not reproduced`: neither;
+- `not reproduced`: neither (a limit, like `< 5 %`, must hold over the whole interval to be
+  reproduced, and for the median to be in shape);
 - `not measured`: the metric it needs is not in the summary.
 The command prints every verdict and exits with 0 whatever they are: a verdict is a result.
 """

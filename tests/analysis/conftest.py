@@ -1,0 +1,135 @@
+"""Results as an experiment would write them, with values that the tests choose."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from twinckpt.results.provenance import write_provenance
+from twinckpt.results.samples import Sample, write_samples
+
+RANKS = range(2)
+PHASES_S = {
+    "detect": 0.2,
+    "decide": 0.01,
+    "replace": 0.3,
+    "restart": 2.0,
+    "retrieve": 0.1,
+    "first_step": 0.4,
+}
+
+
+def jitter(repeat: int) -> float:
+    """A fixed spread of -2 .. +2 per cent over five repeats."""
+    return 1 + 0.01 * (repeat % 5 - 2)
+
+
+def save_cost() -> Iterator[Sample]:
+    for method, stall_s, recoverable_s in (
+        ("disk", 1.0, 1.0),
+        ("ram", 0.005, 0.05),
+        ("ram_replica", 0.005, 0.1),
+    ):
+        for repeat in range(10):
+            for rank in RANKS:
+                for metric, value, unit in (
+                    ("stall_s", stall_s * jitter(repeat), "s"),
+                    ("recoverable_s", recoverable_s * jitter(repeat) * (1 + rank), "s"),
+                    ("bytes", 1e6, "bytes"),
+                ):
+                    yield Sample(
+                        experiment="save_cost", variant="default", method=method, rank=rank,
+                        repeat=repeat, metric=metric, value=value, unit=unit,
+                    )  # fmt: skip
+
+
+def recovery_time() -> Iterator[Sample]:
+    for method, scale in (("disk", 3.0), ("ram_local", 0.5), ("ram_peer", 1.0)):
+        common = {"experiment": "recovery_time", "variant": "default", "method": method}
+        for repeat in range(5):
+            phases = {name: value * scale * jitter(repeat) for name, value in PHASES_S.items()}
+            for phase, value in (phases | {"total": sum(phases.values())}).items():
+                yield Sample(
+                    **common, repeat=repeat, phase=phase, metric="duration_s", value=value, unit="s"
+                )
+            for rank in RANKS:
+                yield Sample(
+                    **common, repeat=repeat, rank=rank, metric="retrieve_s",
+                    value=phases["retrieve"], unit="s",
+                )  # fmt: skip
+            yield Sample(**common, repeat=repeat, metric="identical", value=1.0, unit="bool")
+
+
+def throughput() -> Iterator[Sample]:
+    for method, rate in (("none", 10.0), ("disk", 4.0), ("ram", 9.8)):
+        for repeat in range(8):
+            yield Sample(
+                experiment="throughput", variant="default", method=method, repeat=repeat,
+                metric="iterations_per_s", value=rate * jitter(repeat), unit="iterations_per_s",
+            )  # fmt: skip
+
+
+def training() -> Iterator[Sample]:
+    for method in ("undisturbed", "rank_loss", "machine_loss", "group_loss"):
+        for step in range(1, 30):
+            yield Sample(
+                experiment="training", variant="default", method=method, rank=0, step=step,
+                metric="bits_per_byte", value=8 / step**0.3, unit="bits_per_byte",
+            )  # fmt: skip
+        if method != "undisturbed":
+            yield Sample(
+                experiment="training", variant="default", method=method, metric="identical",
+                value=1.0, unit="bool",
+            )  # fmt: skip
+
+
+EXPERIMENTS = {
+    "save_cost": save_cost,
+    "recovery_time": recovery_time,
+    "throughput": throughput,
+    "training": training,
+}
+
+
+def write_experiment(results: Path, name: str) -> None:
+    """Write samples and provenance of one experiment below `results`."""
+    write_samples(results / name / "samples.csv", EXPERIMENTS[name]())
+    write_provenance(
+        results / name / "provenance.json",
+        {
+            "date": "2026-11-23T12:00:00+00:00",
+            "git": {"commit": "0123456789abcdef", "dirty": False},
+            "python": "3.11.7",
+            "packages": {"torch": "2.13.0"},
+            "hardware": {
+                "cpu_model": "Test & Sons CPU_1", "num_cores": 2, "memory_bytes": 2**34,
+                "gpus": [], "system": "Linux",
+            },
+            "config": {"name": name},
+            "config_sha256": "ab" * 32,
+            "seeds": [1],
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A variant's directory with all four experiments."""
+    directory = tmp_path / "results" / "default"
+    for name in EXPERIMENTS:
+        write_experiment(directory, name)
+    return directory
+
+
+@pytest.fixture
+def summary_of():
+    """Computes a directory's summary and gives its metrics by name."""
+    from twinckpt.analysis import summary
+
+    def compute(directory: Path) -> dict:
+        path = directory / "summary.json"
+        assert summary.main(["--results", str(directory), "--output", str(path)]) == 0
+        return {metric["name"]: metric for metric in json.loads(path.read_text())["metrics"]}
+
+    return compute
