@@ -214,17 +214,16 @@ def goodput(strategy: Strategy, rate_per_s: float, restart: Restart | None = Non
     order in λ each failure costs Eq. 1 and the restart, and each checkpoint its stall.
     """
     _check_not_negative(rate_per_s=rate_per_s)
-    interval_s = strategy.interval_s
-    useful_s = interval_s - strategy.stall_s
-    if rate_per_s == 0:
-        return useful_s / interval_s
+    useful_share = 1 - strategy.stall_s / strategy.interval_s
+    exponent = rate_per_s * strategy.interval_s
+    if exponent == 0:
+        return useful_share
     downtime_s = EndToEnd(strategy, restart or Restart()).downtime_s
-    exponent = rate_per_s * interval_s
-    # e^(−λ·t) / (e^(λ·I) − 1), written so that a large λ·I does not overflow.
-    safe_checkpoints = math.exp(-rate_per_s * strategy.checkpoint_s - exponent) / -math.expm1(
-        -exponent
+    # λI·e^(−λ·t) / (e^(λ·I) − 1), written so that neither a large nor a tiny λ·I breaks it.
+    safe_share = (
+        exponent / -math.expm1(-exponent) * math.exp(-rate_per_s * strategy.checkpoint_s - exponent)
     )
-    return useful_s * safe_checkpoints / (1 / rate_per_s + downtime_s)
+    return useful_share * safe_share / (1 + rate_per_s * downtime_s)
 
 
 def _check_positive(**values: float) -> None:
