@@ -62,6 +62,8 @@ class WarmParent:
     def run(self) -> int:
         """Return the exit status that torchrun should see."""
         self._link.send(WarmHello(self._local_rank, self._local_world_size))
+        if os.environ.pop("TWINCKPT_STANDBY", ""):
+            self._become_member_of_next_generation()
         while True:
             self._child = self._fork()
             exit_code = self._wait_for_child_or_break()

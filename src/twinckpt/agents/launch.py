@@ -38,6 +38,7 @@ class JobSettings:
     agent_log: str = ""
     capacity_mib: int = 0
     machine: str = ""
+    warm_spare: int = 0
     host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:

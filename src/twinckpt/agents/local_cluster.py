@@ -36,8 +36,9 @@ class ClusterFailed(TwinckptError):
 class ClusterConfig:
     """A job on emulated machines; durations in seconds.
 
-    `num_spares` machines wait, started, to take the place of a lost one; with `auto_replace`
-    the operator starts a new machine for each that it killed.
+    `num_spares` machines wait, with imports done if the command is `-m twinckpt.run`, to take
+    the place of a lost one. Without spares and with `auto_replace` the operator starts a new
+    machine for each that it killed.
     """
 
     num_machines: int = 4
@@ -145,16 +146,21 @@ class LocalCluster:
             )
         )
         self.wait_for_event("root_started", timeout_s=30)
-        for _ in range(self.config.num_machines + self.config.num_spares):
+        for _ in range(self.config.num_machines):
             self.add_machine()
+        if self.config.num_spares:
+            self.wait_for_event("generation_formed", timeout_s=120)
+            for _ in range(self.config.num_spares):
+                self.add_machine(spare=True)
 
-    def add_machine(self) -> str:
+    def add_machine(self, *, spare: bool = False) -> str:
         """Start one more machine and return its name."""
         name = f"machine-{self._num_started}"
         self._num_started += 1
         env = {
             **self._env,
             "TWINCKPT_MACHINE": name,
+            "TWINCKPT_WARM_SPARE": str(int(spare and "twinckpt.run" in self._command)),
             "TWINCKPT_AGENT_LOG": str(self.log_dir / f"{name}-agent.log"),
         }
         with (self.log_dir / f"{name}.log").open("wb") as log:
@@ -275,7 +281,7 @@ class LocalCluster:
         now_s = time.monotonic()
         for name in names:
             self._kill_processes(name)
-        if self.config.auto_replace:
+        if self.config.auto_replace and not self.config.num_spares:
             for _ in names:
                 self.add_machine()
         return now_s

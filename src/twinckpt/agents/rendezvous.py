@@ -27,7 +27,13 @@ from twinckpt.agents.launch import (
     start_root_if_local,
 )
 from twinckpt.errors import AgentUnavailableError
-from twinckpt.net.local import AgentLink, LauncherBroken, LauncherFormed, LauncherJoin
+from twinckpt.net.local import (
+    AgentLink,
+    LauncherBroken,
+    LauncherFormed,
+    LauncherJoin,
+    LauncherStandby,
+)
 from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)
@@ -77,6 +83,8 @@ class TwinRendezvousHandler(RendezvousHandler):
             raise RendezvousClosedError(f"the job {self._run_id} is closed")
         start_root_if_local(self._settings, *self._root)
         link = self._connect()
+        if self._settings.warm_spare and "TWINCKPT_STANDBY" not in os.environ:
+            return self._stand_by(link)
         endpoint = f"{self._local_address}:{free_port()}"
         link.send(LauncherJoin(endpoint, None, self._min_machines, self._max_machines))
         formed = self._wait_for_generation(link)
@@ -86,6 +94,13 @@ class TwinRendezvousHandler(RendezvousHandler):
         return RendezvousInfo(
             MachineStore(), formed.index, formed.num_machines, RendezvousStoreInfo(host, int(port))
         )
+
+    def _stand_by(self, link: AgentLink) -> RendezvousInfo:
+        """Let torchrun start the warm parents (`twinckpt.run`), which join when needed."""
+        link.send(LauncherStandby(self._min_machines, self._max_machines))
+        os.environ["TWINCKPT_STANDBY"] = "1"
+        address = RendezvousStoreInfo(self._local_address, free_port())
+        return RendezvousInfo(MachineStore(), 0, 1, address)
 
     def is_closed(self) -> bool:
         """Return whether the job has ended."""

@@ -150,6 +150,9 @@ class WorkerAgent:
                 index = formed.index if formed else -1
                 peer.send(local.Welcome(self._core.generation, index))
                 return self._core.rank_started(message.rank, message.pid)
+            case local.LauncherStandby():
+                self._launcher = peer
+                self._limits = (message.min_machines, message.max_machines)
             case local.WarmHello():
                 self._warm.add(peer, message)
             case local.WarmReady():

@@ -142,6 +142,8 @@ class Root:
         state.join, state.joined_at_s = join, now_s
         if self.running and machine in self.places:
             self._break(f"machine {self.places.index(machine)} joins again")
+        elif self.running:
+            self._log("machine_waiting", machine=machine)
         self._form_if_complete(now_s)
 
     def _on_leave(self, machine: str) -> None:

@@ -73,6 +73,14 @@ class LauncherJoin:
     max_machines: int
 
 
+@dataclass(frozen=True, slots=True)
+class LauncherStandby:
+    """This machine is a warm spare: its parents will join when they are ready."""
+
+    min_machines: int
+    max_machines: int
+
+
 # Warm parent (`twinckpt.run`) → agent.
 
 
@@ -198,6 +206,7 @@ ToAgent = (
     | Damaged
     | Goodbye
     | LauncherJoin
+    | LauncherStandby
     | WarmHello
     | WarmReady
     | ChildLost

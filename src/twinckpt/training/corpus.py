@@ -2,6 +2,7 @@
 
 import hashlib
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 
 from twinckpt.errors import ConfigurationError
 from twinckpt.training.config import DataConfig
+
+_NOT_STANDARD = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Corpus:
 
     @classmethod
     def load(cls, config: DataConfig) -> "Corpus":
-        """Read the configured file, or the standard library's sources in the order of their paths."""
+        """Read the configured file, or the standard library's sources in path order."""
         raw = Path(config.path).read_bytes() if config.path else _standard_library(config.max_bytes)
         raw = raw[: config.max_bytes]
         if len(raw) < 1 << 12:
@@ -60,14 +63,20 @@ class DataPosition:
 
 
 def _standard_library(max_bytes: int) -> bytes:
-    root = Path(sysconfig.get_paths()["stdlib"])
+    """Return the first sources in the order of their paths; the rest is not even listed."""
     parts: list[bytes] = []
     size = 0
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        if {"site-packages", "dist-packages", "__pycache__"} & set(path.parts):
-            continue
+    for path in _python_files(Path(sysconfig.get_paths()["stdlib"])):
         parts.append(path.read_bytes())
         size += len(parts[-1])
         if size >= max_bytes:
             break
     return b"".join(parts)
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name not in _NOT_STANDARD:
+            yield from _python_files(path)
+        elif path.suffix == ".py":
+            yield path

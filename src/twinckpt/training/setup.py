@@ -83,7 +83,7 @@ def build(config: TrainingConfig, device: torch.device) -> Training:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, foreach=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, fused=True)
     corpus = Corpus.load(config.data)
     position = DataPosition(corpus, config.batch, config.model.context, config.seed, rank)
     return Training(config, device, module, model, optimizer, position, corpus)
