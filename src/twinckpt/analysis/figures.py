@@ -33,7 +33,6 @@ def save_cost(data: Dataset) -> Figure:
     ):
         values = _by_method(data, "save_cost", metric)
         _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
-        _log_if_wide(axis, values)
         axis.set(title=title, xlabel="milliseconds")
     return figure
 
@@ -59,7 +58,6 @@ def recovery_time(data: Dataset) -> Figure:
     figure.legend(loc="outside lower center", ncols=len(style.PHASES), frameon=False)
     retrieve = _by_method(data, "recovery_time", "retrieve_s")
     _bars(axes[1], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
-    _log_if_wide(axes[1], retrieve)
     axes[1].set(title="Load alone", xlabel="milliseconds")
     return figure
 
@@ -157,9 +155,18 @@ def _by_method(
 
 def _bars(axis: Axes, values: dict[str, list[float]]) -> None:
     palette = style.colours(values)
+    flat = [value for samples in values.values() for value in samples]
+    # A bar's length means nothing on a logarithmic axis: there the median is a line.
+    logarithmic = min(flat) > 0 and max(flat) / min(flat) > 30
+    if logarithmic:
+        axis.set_xscale("log")
     for position, (method, samples) in enumerate(values.items()):
         estimate = statistics.median(samples)
-        axis.barh(position, estimate.value, color=palette[method], height=0.7, alpha=0.85)
+        colour = palette[method]
+        if logarithmic:
+            axis.vlines(estimate.value, position - 0.35, position + 0.35, color=colour, linewidth=5)
+        else:
+            axis.barh(position, estimate.value, color=colour, height=0.7, alpha=0.85)
         if estimate.low is not None and estimate.high is not None:
             axis.hlines(position, estimate.low, estimate.high, color="black", linewidth=1.2)
         axis.scatter(
@@ -167,14 +174,8 @@ def _bars(axis: Axes, values: dict[str, list[float]]) -> None:
             linewidths=0.6, zorder=3,
         )  # fmt: skip
     axis.set_yticks(range(len(values)), [style.label(method) for method in values])
-    axis.invert_yaxis()
+    axis.set_ylim(len(values) - 0.4, -0.6)
     sns.despine(ax=axis, left=True)
-
-
-def _log_if_wide(axis: Axes, values: dict[str, list[float]]) -> None:
-    flat = [value for samples in values.values() for value in samples]
-    if min(flat) > 0 and max(flat) / min(flat) > 30:
-        axis.set_xscale("log")
 
 
 if __name__ == "__main__":

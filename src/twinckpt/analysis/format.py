@@ -36,8 +36,8 @@ def with_unit(value: float, unit: str) -> str:
 
 
 def interval(metric: dict[str, Any] | None) -> str:
-    """A metric's 95 % interval in square brackets; empty when there is none."""
-    if metric is None or metric["low"] is None or metric["unit"] == "bool":
+    """A metric's 95 % interval in square brackets; empty when there is none (or no use)."""
+    if metric is None or metric["low"] is None or metric["unit"] in ("bool", "bytes"):
         return ""
     return f"[{number(metric['low'])}, {number(metric['high'])}]"
 

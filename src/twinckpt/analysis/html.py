@@ -27,8 +27,8 @@ WORDS = {
     "textless": "&lt;", "textgreater": "&gt;", "par": "\n\n",
 }  # fmt: skip
 IGNORED = frozenset(
-    {"maketitle", "centering", "small", "footnotesize", "bigskip", "newpage", "clearpage",
-     "raggedright", "LARGE"}
+    {"maketitle", "centering", "scriptsize", "small", "footnotesize", "bigskip", "newpage",
+     "raggedright"}
 )  # fmt: skip
 TAGS = {
     "section": "h2", "subsection": "h3", "paragraph": "h4", "textbf": "b", "emph": "em",

@@ -141,7 +141,7 @@ def traceability(
         )
     header = ("Metrics", "Samples", "Configuration", "Commit", "Seeds")
     return _tabular(
-        r"p{0.33\linewidth}p{0.2\linewidth}lll", header, rows, ragged=True
+        r"p{0.33\linewidth}p{0.26\linewidth}lll", header, rows, ragged=True
     )  # fmt: skip
 
 

@@ -17,8 +17,20 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 UNITS = frozenset(
     {
-        "s", "bytes", "bytes_per_s", "iterations_per_s", "samples_per_s", "steps", "count",
-        "bool", "ratio", "percent", "nats", "nats_per_byte", "bits", "bits_per_byte",
+        "s",
+        "bytes",
+        "bytes_per_s",
+        "iterations_per_s",
+        "samples_per_s",
+        "steps",
+        "count",
+        "bool",
+        "ratio",
+        "percent",
+        "nats",
+        "nats_per_byte",
+        "bits",
+        "bits_per_byte",
     }  # fmt: skip
 )
 

@@ -1,0 +1,60 @@
+"""Verdicts on published claims."""
+
+from typing import Any
+
+import pytest
+
+from twinckpt.analysis.claims import CLAIMS, at_least, below, holds, judge
+from twinckpt.analysis.metrics import BY_NAME
+
+
+def metric(value: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict"),
+    [
+        (14.0, 13.0, 15.0, "reproduced"),
+        (13.0, 12.0, 14.0, "reproduced"),  # 13.7 lies in the interval
+        (20.0, 19.0, 21.0, "reproduced"),
+        (5.0, 4.0, 6.0, "in shape"),
+        (1.2, 0.9, 1.5, "not reproduced"),
+        (0.5, 0.4, 0.6, "not reproduced"),
+        (5.0, None, None, "in shape"),
+    ],
+)
+def test_gain(value: float, low: float | None, high: float | None, verdict: str) -> None:
+    """At least 13.7: reached, the same direction for sure, or neither."""
+    assert at_least(13.7, 1.0)(metric(value, low, high)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict"),
+    [
+        (2.0, 1.0, 3.0, "reproduced"),
+        (4.0, 1.0, 7.0, "in shape"),
+        (6.0, 4.0, 8.0, "not reproduced"),
+    ],
+)
+def test_limit(value: float, low: float, high: float, verdict: str) -> None:
+    """Below 5: surely, in the median, or not."""
+    assert below(5.0)(metric(value, low, high)) == verdict
+
+
+def test_one_difference_is_enough_to_fail() -> None:
+    """Identical means in every sample."""
+    assert holds(metric(1.0, None, None)) == "reproduced"
+    assert holds(metric(0.0, None, None)) == "not reproduced"
+
+
+def test_no_claim_is_left_out() -> None:
+    """Without any measurement every claim is listed as not measured."""
+    judgements = judge({"hardware": {}, "metrics": []})
+    assert [one.name for one in judgements] == [claim.name for claim in CLAIMS]
+    assert {one.verdict for one in judgements} == {"not measured"}
+
+
+def test_claims_ask_for_metrics_that_exist() -> None:
+    """A misspelt metric would stay unmeasured for ever."""
+    assert {claim.metric for claim in CLAIMS} <= BY_NAME.keys()

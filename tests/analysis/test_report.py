@@ -1,0 +1,120 @@
+"""Macros, figures and documents from results."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from twinckpt.analysis import claims, figures, report, style, summary
+from twinckpt.analysis.engine import find_engine
+from twinckpt.analysis.format import escape, number, with_unit
+from twinckpt.analysis.html import HtmlError, to_html
+from twinckpt.analysis.macros import macro_name
+
+SOURCE = Path(__file__).parents[2] / "report"
+
+
+@pytest.fixture
+def analysed(results: Path) -> Path:
+    """Results with summary and claims."""
+    path = results / "summary.json"
+    summary.main(["--results", str(results), "--output", str(path)])
+    claims.main(["--summary", str(path), "--output", str(results / "claims.json")])
+    return results
+
+
+def test_latex_specials_print_as_themselves() -> None:
+    """Text from the machine cannot break the document."""
+    assert escape("a_b & 5 % {x} #1 \\ $") == (r"a\_b \& 5 \% \{x\} \#1 \textbackslash{} \$")
+    assert escape("caf\u00e9") == "caf?"
+
+
+def test_macro_names_are_letters() -> None:
+    """TeX knows no digits or underscores in names."""
+    assert macro_name("save_disk_ms") == "saveDiskMs"
+    assert macro_name("p99_ms") == "pNineNineMs"
+
+
+def test_numbers_are_short() -> None:
+    """Three significant digits, thousands apart, sizes in binary units."""
+    assert [number(value) for value in (7012.4, 13.66, 0.01234, 0, 1e-7)] == [
+        "7,012", "13.7", "0.0123", "0", "0",
+    ]  # fmt: skip
+    assert with_unit(3 * 2**20, "bytes") == r"3\,MiB"
+
+
+def test_figures_are_the_same_for_the_same_samples(analysed: Path, tmp_path: Path) -> None:
+    """All four are drawn, byte for byte the same twice."""
+    for directory in ("a", "b"):
+        figures.main(["--results", str(analysed), "--output", str(tmp_path / directory)])
+    for name in figures.FIGURES:
+        for suffix in ("pdf", "png"):
+            first, second = (tmp_path / d / f"{name}.{suffix}" for d in ("a", "b"))
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_unknown_methods_get_a_colour_and_a_name() -> None:
+    """Every method is told apart, known ones keep their colour."""
+    colours = style.colours(["disk", "dcp_async", "torchft"])
+    assert len(set(colours.values())) == 3
+    assert colours["disk"] == style.colours(["disk"])["disk"]
+    assert style.label("dcp_async") == "dcp async"
+
+
+def test_documents_compile_with_the_engine_that_is_there(analysed: Path, tmp_path: Path) -> None:
+    """Also with an experiment missing; twice the same bytes."""
+    figures.main(["--results", str(analysed), "--output", str(analysed / "figures")])
+    shutil.rmtree(analysed / "throughput")
+    (analysed / "figures" / "throughput.pdf").unlink()
+    (analysed / "figures" / "throughput.png").unlink()
+    summary.main(["--results", str(analysed), "--output", str(analysed / "summary.json")])
+    first = report.build(analysed, SOURCE, tmp_path / "a", find_engine())
+    second = report.build(analysed, SOURCE, tmp_path / "b", find_engine())
+    assert [path.stem for path in first] == ["report", "slides"]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_without_an_engine_there_is_html_with_the_same_content(
+    analysed: Path, tmp_path: Path
+) -> None:
+    """Numbers, verdicts and figures are in the page, and no LaTeX is left over."""
+    figures.main(["--results", str(analysed), "--output", str(analysed / "figures")])
+    page, slides = report.build(analysed, SOURCE, tmp_path, "none")
+    text = page.read_text(encoding="utf-8")
+    assert "2,000\u202fms" in text
+    assert "not reproduced" in text
+    assert "Test &amp; Sons CPU_1" in text
+    assert text.count("data:image/png;base64,") == 4
+    assert "\\" not in text.partition("<h2>Reproduction")[0]
+    assert slides.read_text(encoding="utf-8").count('<section class="slide">') == 10
+
+
+def test_html_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    """A command is converted or named, never dropped."""
+    path = tmp_path / "x.tex"
+    path.write_text(r"\begin{document}\marginpar{lost}\end{document}")
+    with pytest.raises(HtmlError, match="marginpar"):
+        to_html(path, {})
+
+
+def test_forced_engine_must_exist(tmp_path: Path) -> None:
+    """A misspelt or missing engine is an error, not a silent fallback."""
+    with pytest.raises(ValueError, match="TWINCKPT_TEX=xetex"):
+        find_engine({"TWINCKPT_TEX": "xetex"})
+    with pytest.raises(ValueError, match="not installed"):
+        find_engine({"TWINCKPT_TEX": "pdflatex", "PATH": str(tmp_path)})
+
+
+def test_errors_of_tex_name_the_log(analysed: Path, tmp_path: Path) -> None:
+    """A broken source publishes nothing and keeps the log."""
+    engine = find_engine()
+    if engine == "none":
+        pytest.skip("no TeX engine on this machine")
+    source = tmp_path / "source"
+    shutil.copytree(SOURCE, source)
+    (source / "report.tex").write_text(r"\documentclass{article}\begin{document}\broken")
+    with pytest.raises(report.UserError, match=r"report\.tex.*failed/report\.log"):
+        report.build(analysed, source, tmp_path / "out", engine)
+    assert not (tmp_path / "out" / "report.pdf").exists()
+    assert (tmp_path / "out" / "failed" / "report.log").exists()

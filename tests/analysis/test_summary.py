@@ -1,0 +1,86 @@
+"""From samples to the headline metrics."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from twinckpt.analysis import summary
+from twinckpt.analysis.dataset import Dataset, NotMeasured
+from twinckpt.results.provenance import read_provenance, write_provenance
+from twinckpt.results.samples import Sample, SampleError, read_samples, write_samples
+
+HEADLINES = (
+    "save_disk_ms", "save_ram_ms", "save_speedup_x", "recovery_disk_ms", "recovery_ram_ms",
+    "recovery_speedup_x", "throughput_none_it_s", "throughput_disk_it_s", "throughput_ram_it_s",
+    "throughput_overhead_percent",
+)  # fmt: skip
+
+
+def test_headline_metrics_follow_from_the_samples(results: Path, summary_of) -> None:
+    """All are there, computed from the slowest rank, with interval, size and source."""
+    metrics = summary_of(results)
+    assert set(HEADLINES) <= metrics.keys()
+    assert metrics["save_disk_ms"]["value"] == pytest.approx(2000)  # rank 1 takes twice 1 s
+    assert metrics["save_disk_ms"]["n"] == 10
+    assert metrics["save_speedup_x"]["value"] == pytest.approx(10)
+    assert metrics["save_speedup_x"]["low"] < 10 < metrics["save_speedup_x"]["high"]
+    assert metrics["save_speedup_x"]["seed_value"] == 13.7
+    assert metrics["recovery_speedup_x"]["value"] == pytest.approx(3)
+    assert metrics["throughput_overhead_percent"]["value"] == pytest.approx(100 * (10 / 9.8 - 1))
+    assert metrics["save_disk_ms"]["source"].endswith("save_cost/samples.csv")
+    assert all(set(metric) == set(summary.KEYS) for metric in metrics.values())
+
+
+def test_only_what_was_measured_is_there(results: Path, summary_of) -> None:
+    """Without an experiment its metrics are left out, and the others stay."""
+    shutil.rmtree(results / "throughput")
+    names = summary_of(results).keys()
+    assert "save_disk_ms" in names
+    assert not any(name.startswith("throughput") for name in names)
+
+
+def test_further_methods_and_metrics_are_tolerated(results: Path, summary_of) -> None:
+    """A method or metric that the analysis does not know changes nothing else."""
+    path = results / "save_cost" / "samples.csv"
+    before = summary_of(results)
+    extra = Sample(
+        experiment="save_cost", variant="default", method="dcp_async", metric="new_thing",
+        value=1.0, unit="count",
+    )  # fmt: skip
+    write_samples(path, [*read_samples(path), extra])
+    assert summary_of(results) == before
+
+
+def test_results_of_two_machines_do_not_mix(results: Path) -> None:
+    """One variant, one machine: else the summary is refused."""
+    path = results / "training" / "provenance.json"
+    other = read_provenance(path)
+    other["hardware"]["cpu_model"] = "Another CPU"
+    write_provenance(path, other)
+    with pytest.raises(SampleError, match="different hardware"):
+        summary.summarise(Dataset(results))
+
+
+def test_second_copy_is_identical(results: Path, tmp_path: Path) -> None:
+    """`--also` writes the same bytes elsewhere."""
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    summary.main(["--results", str(results), "--output", str(first), "--also", str(second)])
+    assert first.read_bytes() == second.read_bytes()
+    assert json.loads(first.read_text())["hardware"]["cpu_model"] == "Test & Sons CPU_1"
+
+
+def test_missing_experiment_says_how_to_get_it(results: Path) -> None:
+    """The error names the command to run."""
+    shutil.rmtree(results / "training")
+    with pytest.raises(NotMeasured, match=r"python -m twinckpt\.experiments\.training"):
+        Dataset(results).select("training", "loss")
+
+
+def test_a_file_that_is_no_summary_is_refused(tmp_path: Path) -> None:
+    """By name, with the reason."""
+    path = tmp_path / "summary.json"
+    path.write_text('{"hardware": {}, "metrics": [{"name": "x"}]}')
+    with pytest.raises(summary.SummaryError, match=r"summary\.json: metric 0 lacks value"):
+        summary.read_summary(path)
