@@ -42,6 +42,7 @@ class Checkpointer:
             training goes on.
 
     Every rank makes one, after its process group; all ranks call `save` for the same steps.
+    `stall_s` adds up how long `save` and the fence have kept the training loop waiting.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Checkpointer:
         self.num_saves = 0
         self.num_skipped = 0
         self.num_failed = 0
+        self.stall_s = 0.0
         self.restore_report: dict[str, Any] = {}
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self.fence())
@@ -89,6 +91,11 @@ class Checkpointer:
             self._client.close()
 
     @property
+    def shard_bytes(self) -> int:
+        """Size of this rank's shard, header included; 0 before the first save."""
+        return self._layout.size_bytes if self._layout else 0
+
+    @property
     def committed_step(self) -> int | None:
         """The newest step known here to be committed by all ranks."""
         return self._client.committed_step
@@ -102,20 +109,24 @@ class Checkpointer:
         hand out the memory. With `block` the state is sealed in this machine's RAM on return.
         """
         self.num_saves += 1
+        self.fence()
+        started_s = time.monotonic()
         try:
-            self.fence()
             self._poll()
             grant = self._next_grant(step)
             handle = self._skip(step) if grant is None else self._begin(step, grant)
         except TwinckptError as error:
             handle = self._fail(SaveHandle(step, "staging", self._advance), error)
-        if block and handle.status == "staging":
+        self.stall_s += time.monotonic() - started_s
+        if block:
             self.fence()
         return handle
 
     def fence(self) -> None:
         """Wait until no tensor is being copied; runs by itself before `optimizer.step()`."""
+        started_s = time.monotonic()
         self._stager.wait()
+        self.stall_s += time.monotonic() - started_s
 
     def _next_grant(self, step: int) -> Grant | None:
         if not self._attached:
@@ -151,7 +162,7 @@ class Checkpointer:
         self._handles[grant.ticket] = handle
         self._stager.start(self._copy_job(writer, flat, layout, changing, grant, handle))
         if not steady:
-            self.fence()
+            self._stager.wait()
         return handle
 
     def _copy_job(

@@ -1,0 +1,115 @@
+"""What all experiments share: the Hydra entry point, the output directory, running clusters."""
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
+from twinckpt.errors import ConfigurationError, TwinckptError
+from twinckpt.experiments.compose import config_directory, register_schema, validated
+from twinckpt.experiments.config import ExperimentConfig, relevant
+from twinckpt.results.jsonl import read_jsonl
+from twinckpt.results.provenance import collect, write_provenance
+from twinckpt.results.samples import Sample, write_samples
+from twinckpt.training.config import TrainingConfig
+
+logger = logging.getLogger("twinckpt.experiments")
+
+
+class Experiment:
+    """One run of one experiment: where it writes, and how it starts clusters."""
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self.config = config
+        self.out = Path(config.out)
+        self.samples: list[Sample] = []
+
+    def add(self, method: str, metric: str, value: float, unit: str, **place: Any) -> None:
+        """Add one sample; `place` names rank, step, repeat or phase where they apply."""
+        self.samples.append(
+            Sample(
+                experiment=self.config.experiment,
+                variant=self.config.variant,
+                method=method,
+                metric=metric,
+                value=float(value),
+                unit=unit,
+                **place,
+            )
+        )
+
+    def cluster(
+        self,
+        name: str,
+        program: Sequence[str],
+        training: TrainingConfig,
+        *,
+        warm: bool = False,
+        env: Mapping[str, str] | None = None,
+        **cluster: Any,
+    ) -> LocalCluster:
+        """Return a cluster that will run `program CONFIG.json` below `logs/<name>`."""
+        run_dir = self.out / "logs" / name
+        if run_dir.exists():
+            shutil.rmtree(run_dir)
+        path = (run_dir / "training.json").resolve()
+        training.write(path)
+        section = asdict(self.config.cluster)
+        launcher = ["-m", "twinckpt.run"] if warm else []
+        return LocalCluster(
+            ClusterConfig(**{**section, "num_slots": self.config.checkpoint.num_slots, **cluster}),
+            [*launcher, *program, str(path)],
+            run_dir,
+            env,
+        )
+
+    def log_of(self, cluster: LocalCluster, rank: int) -> list[dict[str, Any]]:
+        """Return what a rank has logged in a run."""
+        return read_jsonl(cluster.run_dir / "ranks" / f"rank-{rank}.jsonl")
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of the whole cluster."""
+        return self.config.cluster.num_machines * self.config.cluster.ranks_per_machine
+
+
+def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
+    """Run an experiment as `python -m twinckpt.experiments.<name> key=value …`.
+
+    Results appear when they are complete: a failed or interrupted run leaves none, and only
+    its logs. Wrong settings end with exit status 2 and one line, before anything starts.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    register_schema()
+    sys.argv.insert(1, f"experiment={name}")
+
+    def task(composed: DictConfig) -> None:
+        config = validated(composed)
+        experiment = Experiment(config)
+        for stale in ("samples.csv", "provenance.json", "config.yaml"):
+            (experiment.out / stale).unlink(missing_ok=True)
+        provenance = collect(relevant(config), [config.optimization.seed])
+        logger.info("%s (%s) → %s", name, config.scale, experiment.out)
+        measure(experiment)
+        experiment.out.mkdir(parents=True, exist_ok=True)
+        (experiment.out / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True))
+        write_provenance(experiment.out / "provenance.json", provenance)
+        write_samples(experiment.out / "samples.csv", experiment.samples)
+        logger.info("%d samples", len(experiment.samples))
+
+    try:
+        directory = str(config_directory())
+        hydra.main(version_base="1.3", config_path=directory, config_name="config")(task)()
+    except ConfigurationError as error:
+        print(f"twinckpt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TwinckptError as error:
+        print(f"twinckpt: {name} failed: {error}", file=sys.stderr)
+        sys.exit(1)

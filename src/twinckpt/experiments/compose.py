@@ -1,0 +1,63 @@
+"""Composing a configuration from conf/ and overrides, and nothing else: the workflow does it too."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from twinckpt.errors import ConfigurationError
+from twinckpt.experiments.config import ExperimentConfig
+
+
+def config_directory() -> Path:
+    """Return conf/: `TWINCKPT_CONF`, or the one of the checkout that this package is in."""
+    named = os.environ.get("TWINCKPT_CONF")
+    path = Path(named) if named else Path(__file__).parents[3] / "conf"
+    if not (path / "config.yaml").is_file():
+        raise ConfigurationError(
+            f"{path} holds no config.yaml; run from a checkout, or set TWINCKPT_CONF to its conf/"
+        )
+    return path.resolve()
+
+
+def register_schema() -> None:
+    """Let Hydra check every key and type against `ExperimentConfig`."""
+    ConfigStore.instance().store(name="schema", node=ExperimentConfig)
+
+
+def load(experiment: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """Return the validated configuration of an experiment.
+
+    Raises ConfigurationError, in one line, for an unknown key or an impossible value.
+    """
+    register_schema()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            composed = compose("config", overrides=[f"experiment={experiment}", *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(_one_line(error)) from error
+    return validated(composed)
+
+
+def validated(composed: DictConfig) -> ExperimentConfig:
+    """Return what Hydra composed as plain dataclasses; raises ConfigurationError."""
+    try:
+        config = OmegaConf.to_object(composed)
+    except ConfigurationError:
+        raise
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(_one_line(error)) from error
+    assert isinstance(config, ExperimentConfig)
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line for line in lines if not line.startswith(("full_key", "object_type")))

@@ -1,0 +1,162 @@
+"""Settings of the experiments, as Hydra composes them from conf/; validated before anything starts.
+
+All experiments share one schema, so any override works with any of them; `relevant` says
+which part of it an experiment depends on.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from twinckpt.core.placement import make_placement
+from twinckpt.errors import ConfigurationError
+from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, at_least, one_of
+
+EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training")
+FAILURES = ("rank_loss", "machine_loss", "group_loss")
+
+
+@dataclass
+class ClusterSection:
+    """The emulated machines; durations in seconds."""
+
+    num_machines: int = 4
+    ranks_per_machine: int = 1
+    replicas: int = 2
+    placement: str = "ring"
+    heartbeat_interval_s: float = 0.1
+    heartbeat_timeout_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_machines", "ranks_per_machine", "replicas"):
+            at_least("cluster." + name, getattr(self, name), 1)
+        if self.replicas > self.num_machines:
+            raise ConfigurationError(
+                f"cluster.replicas={self.replicas} is more than "
+                f"cluster.num_machines={self.num_machines}: each replica needs a machine of its own"
+            )
+        one_of("cluster.placement", self.placement, ("group", "ring", "mixed"))
+        try:
+            make_placement(self.placement, self.num_machines, self.replicas)
+        except ValueError as error:
+            raise ConfigurationError(f"cluster.placement={self.placement}: {error}") from error
+        if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
+            raise ConfigurationError(
+                f"cluster.heartbeat_timeout_s={self.heartbeat_timeout_s} must be at least three "
+                f"times cluster.heartbeat_interval_s={self.heartbeat_interval_s}"
+            )
+
+
+@dataclass
+class CheckpointSection:
+    """When and how much: every `every` steps, `num_slots` versions a shard, drained to disk."""
+
+    every: int = 1
+    num_slots: int = 2
+    drain_every_commits: int = 5
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint.every", self.every, 1)
+        at_least("checkpoint.num_slots", self.num_slots, 2)
+        at_least("checkpoint.drain_every_commits", self.drain_every_commits, 0)
+
+
+@dataclass
+class FailureSection:
+    """What is killed: `kinds` of failures, each `repeats` times, `gap_steps` steps apart."""
+
+    kinds: list[str] = field(default_factory=lambda: list(FAILURES))
+    repeats: int = 3
+    gap_steps: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("failure.repeats", self.repeats, 1)
+        at_least("failure.gap_steps", self.gap_steps, 1)
+        for kind in self.kinds:
+            one_of("failure.kinds", kind, FAILURES)
+
+
+@dataclass
+class MeasureSection:
+    """How long to measure: samples after warm-up, and training steps."""
+
+    repeats: int = 7
+    warmup: int = 2
+    steps: int = 60
+    blocks: int = 7
+    block_steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "steps", "blocks", "block_steps"):
+            at_least("measure." + name, getattr(self, name), 1)
+        at_least("measure.warmup", self.warmup, 0)
+
+
+@dataclass
+class OptimizationSection:
+    """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
+
+    batch: int = 4
+    learning_rate: float = 1e-3
+    sharding: str = "fsdp"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("optimization.batch", self.batch, 1)
+        one_of("optimization.sharding", self.sharding, ("fsdp", "ddp"))
+
+
+@dataclass
+class ExperimentConfig:
+    """Everything that can be set; `out` is where results go, `variant` their name."""
+
+    experiment: str
+    scale: str = "laptop"
+    out: str = ""
+    variant: str = "default"
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    failure: FailureSection = field(default_factory=FailureSection)
+    measure: MeasureSection = field(default_factory=MeasureSection)
+    optimization: OptimizationSection = field(default_factory=OptimizationSection)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        one_of("experiment", self.experiment, EXPERIMENTS)
+
+    def training(self, *, method: str, steps: int, disk_directory: str = "") -> TrainingConfig:
+        """Return the configuration of one training run."""
+        return TrainingConfig(
+            steps=steps,
+            batch=self.optimization.batch,
+            learning_rate=self.optimization.learning_rate,
+            seed=self.optimization.seed,
+            sharding=self.optimization.sharding,
+            method=method,
+            checkpoint_every=self.checkpoint.every,
+            disk_directory=disk_directory,
+            model=self.model,
+            data=self.data,
+        )
+
+
+# Settings without influence on an experiment; a change of one of them does not rerun it.
+_IRRELEVANT = {
+    "save_cost": ("failure", "measure.steps", "measure.blocks", "measure.block_steps"),
+    "throughput": ("failure", "measure.steps", "measure.repeats"),
+    "recovery_time": ("measure.repeats", "measure.blocks", "measure.block_steps"),
+    "training": ("failure.repeats", "measure.repeats", "measure.blocks", "measure.block_steps"),
+}
+
+
+def relevant(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings that the results of this experiment depend on, as plain data."""
+    values = asdict(config)
+    del values["out"], values["scale"]
+    for path in _IRRELEVANT[config.experiment]:
+        section, _, name = path.partition(".")
+        if name:
+            del values[section][name]
+        else:
+            del values[section]
+    return values

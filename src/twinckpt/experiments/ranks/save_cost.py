@@ -1,0 +1,73 @@
+"""One rank of `save_cost`: disk, RAM, and RAM with replica, in alternation, on the same state."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from twinckpt.checkpointer import Checkpointer
+from twinckpt.experiments.ranks.measuring import meet, start
+from twinckpt.training.disk import DiskCheckpoint
+
+COMMIT_TIMEOUT_S = 120.0
+
+
+def main() -> None:
+    """Measure `steps` rounds of all methods; the driver leaves out the first ones."""
+    training, log = start()
+    training.step()  # Adam's moments exist from the first step on
+    state = training.state()
+    disk = DiskCheckpoint(Path(training.config.disk_directory), state)
+    with Checkpointer(state) as checkpointer:
+
+        def on_disk(step: int) -> tuple[float, float, int]:
+            started_s = time.monotonic()
+            num_bytes = disk.save(step)
+            took_s = time.monotonic() - started_s
+            return took_s, took_s, num_bytes
+
+        def in_ram(step: int) -> tuple[float, float, int]:
+            started_s = time.monotonic()
+            handle = checkpointer.save(step, block=True)
+            took_s = time.monotonic() - started_s
+            handle.wait(timeout_s=COMMIT_TIMEOUT_S)
+            return took_s, took_s, checkpointer.shard_bytes
+
+        def replicated(step: int) -> tuple[float, float, int]:
+            stalled_s = checkpointer.stall_s
+            started_s = time.monotonic()
+            handle = checkpointer.save(step)
+            if handle.status == "skipped":
+                raise RuntimeError(f"step {step} was skipped: no slot was free")
+            handle.wait(timeout_s=COMMIT_TIMEOUT_S)
+            recoverable_s = time.monotonic() - started_s
+            return checkpointer.stall_s - stalled_s, recoverable_s, checkpointer.shard_bytes
+
+        methods: dict[str, Callable[[int], tuple[float, float, int]]] = {
+            "disk": on_disk,
+            "ram": in_ram,
+            "ram_replica": replicated,
+        }
+        checkpointer.save(0).wait(timeout_s=COMMIT_TIMEOUT_S)  # reserves the slots
+        step = 0
+        for repeat in range(training.config.steps):
+            for method, measure in methods.items():
+                step += 1
+                meet(training)
+                stall_s, recoverable_s, num_bytes = measure(step)
+                log.write(
+                    "sample",
+                    method=method,
+                    repeat=repeat,
+                    stall_s=stall_s,
+                    recoverable_s=recoverable_s,
+                    bytes=num_bytes,
+                )
+                # The next method starts on machines that have nothing left to do.
+                meet(training)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
