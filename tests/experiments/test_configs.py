@@ -1,0 +1,122 @@
+"""Every experiment composes at every scale, and impossible settings never start anything."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from twinckpt.errors import ConfigurationError
+from twinckpt.experiments.compose import config_directory, load
+from twinckpt.experiments.config import EXPERIMENTS, relevant
+
+SCALES = sorted(path.stem for path in (config_directory() / "scale").glob("*.yaml"))
+IMPOSSIBLE = [
+    ("modle.layers=2", "modle"),
+    ("cluster.replica=2", "cluster.replica"),
+    ("model=huge", "model/huge"),
+    ("scale=enormous", "scale/enormous"),
+    ("cluster.replicas=9", "cluster.replicas=9 is more than cluster.num_machines=4"),
+    ("cluster.placement=star", "one of group, ring, mixed"),
+    ("cluster.heartbeat_timeout_s=0.1", "at least three times"),
+    ("checkpoint.num_slots=1", "checkpoint.num_slots=1 must be at least 2"),
+    ("measure.steps=many", "measure.steps"),
+    ("measure.repeats=0", "measure.repeats=0 must be at least 1"),
+    ("failure.kinds=[flood]", "failure.kinds=flood"),
+    ("optimization.sharding=zero", "one of fsdp, ddp"),
+    ("model.width=7", "multiple of model.heads"),
+    ("data.path=/does/not/exist", "no such file"),
+]
+
+
+def test_every_experiment_has_its_file():
+    """conf/experiment/ and the code name the same ones."""
+    files = {path.stem for path in (config_directory() / "experiment").glob("*.yaml")}
+    assert files == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_composes(experiment, scale):
+    """The configuration is complete, typed and valid."""
+    config = load(experiment, [f"scale={scale}"])
+    assert (config.experiment, config.scale) == (experiment, scale)
+    assert config.out == f"results/default/{experiment}"
+
+
+@pytest.mark.parametrize("group", ["model", "cluster", "checkpoint", "failure", "data"])
+def test_every_choice_of_a_group_composes(group):
+    """No file in conf/ is broken or forgotten."""
+    choices = [path.stem for path in (config_directory() / group).glob("*.yaml")]
+    assert choices
+    for choice in choices:
+        load("training", [f"{group}={choice}"])
+
+
+@pytest.mark.parametrize(("override", "says"), IMPOSSIBLE)
+def test_impossible_setting_is_refused(override, says):
+    """One line that names the setting."""
+    with pytest.raises(ConfigurationError) as caught:
+        load("training", [override])
+    message = str(caught.value)
+    assert says in message
+    assert "\n" not in message
+
+
+def test_overrides_win_over_scale():
+    """What the user says last counts."""
+    config = load("training", ["scale=quick", "measure.steps=7", "model.layers=5"])
+    assert (config.measure.steps, config.model.layers) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "override", "matters"),
+    [
+        ("save_cost", "measure.repeats=8", True),
+        ("save_cost", "failure.repeats=8", False),
+        ("throughput", "measure.block_steps=8", True),
+        ("throughput", "measure.steps=8", False),
+        ("recovery_time", "failure.repeats=8", True),
+        ("recovery_time", "measure.blocks=8", False),
+        ("training", "measure.steps=8", True),
+        ("training", "model.layers=8", True),
+        ("training", "out=elsewhere", False),
+    ],
+)
+def test_only_settings_that_matter_cause_a_rerun(experiment, override, matters):
+    """The workflow reruns an experiment when its relevant settings change."""
+    changed = relevant(load(experiment, [override])) != relevant(load(experiment, []))
+    assert changed == matters
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_command_refuses_with_status_2_and_one_line(experiment, tmp_path):
+    """No traceback, and nothing is started or written."""
+    out = tmp_path / "out"
+    done = run_experiment(experiment, "cluster.replicas=9", f"out={out}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cluster.replicas=9" in done.stderr
+    assert not out.exists()
+
+
+def test_command_refuses_an_unknown_key(tmp_path):
+    """Hydra's own errors end the same way."""
+    done = run_experiment("training", "bogus=1", f"out={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "bogus" in done.stderr
+
+
+def run_experiment(experiment: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run an experiment's command from the root of the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", f"twinckpt.experiments.{experiment}", *overrides],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(config_directory()).parent,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
+        check=False,
+    )
