@@ -78,7 +78,9 @@ def build(config: TrainingConfig, device: torch.device) -> Training:
         fully_shard(module, mesh=mesh)
         model: torch.nn.Module = module
     else:
-        model = DistributedDataParallel(module)
+        # By default DDP regroups gradients after the first step of a process, and so sums them
+        # in another order than a process that goes on: equal steps would differ in bits.
+        model = DistributedDataParallel(module, find_unused_parameters=True)
     seed = config.seed * 1_000_003 + rank
     random.seed(seed)
     np.random.seed(seed % 2**32)

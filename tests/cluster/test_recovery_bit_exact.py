@@ -1,0 +1,115 @@
+"""Whatever is killed, training ends with the same bits as if nothing had happened.
+
+Real ranks under torchrun, real SIGKILLs. The fingerprints cover parameters, optimizer, random
+number generators and data position of every rank.
+"""
+
+import pytest
+
+from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
+from twinckpt.experiments.failures import FailureRun
+from twinckpt.results.jsonl import read_jsonl
+from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+NUM_MACHINES = 4
+STEPS = 14
+TIMEOUT_S = 120.0
+MODEL = ModelConfig(context=32, width=64, layers=2, heads=4)
+SOURCES = {
+    "rank_loss": ["local", "local", "local", "local"],
+    "machine_loss": ["local", "peer", "local", "local"],
+    "group_loss": ["disk", "disk", "disk", "disk"],
+}
+
+
+def training_cluster(run_dir, method, sharding="fsdp", **cluster):
+    """Return a cluster that trains the small model; a machine has one rank unless told."""
+    path = run_dir / "training.json"
+    TrainingConfig(
+        steps=STEPS,
+        batch=2,
+        method=method,
+        sharding=sharding,
+        model=MODEL,
+        data=DataConfig(max_bytes=1 << 16),
+    ).write(path)
+    config = ClusterConfig(**{"num_machines": NUM_MACHINES, "replicas": 2, **cluster})
+    command = ["-m", "twinckpt.run", "-m", "twinckpt.training.run", str(path)]
+    return LocalCluster(config, command, run_dir)
+
+
+def undisturbed(run_dir, sharding):
+    """Return the fingerprints of a run on one machine without checkpoints or failures."""
+    one = {"num_machines": 1, "ranks_per_machine": NUM_MACHINES, "replicas": 1}
+    with training_cluster(run_dir, "none", sharding, **one) as cluster:
+        cluster.wait(TIMEOUT_S)
+        return FailureRun(cluster, NUM_MACHINES).fingerprints()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What a run of FSDP that nothing happens to ends with."""
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), "fsdp")
+
+
+def restored_sources(cluster):
+    """Return where each rank's state came from in its newest generation."""
+    logs = [read_jsonl(cluster.run_dir / f"ranks/rank-{r}.jsonl") for r in range(NUM_MACHINES)]
+    return [[e for e in log if e["event"] == "restored"][-1]["source"] for log in logs]
+
+
+def count(cluster, event):
+    """Return how often the root has reported an event."""
+    return sum(entry["event"] == event for entry in cluster.events)
+
+
+def test_ranks_differ_and_all_are_compared(expected):
+    """The comparisons below are of real, distinct states."""
+    assert len(set(expected)) == NUM_MACHINES
+    assert all(len(fingerprint) == 64 for fingerprint in expected)
+
+
+def test_rank_then_machine_lost(tmp_path, expected):
+    """A rank comes back from its machine's RAM; a later new machine's from a peer's."""
+    with training_cluster(tmp_path, "ram") as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        for step, kind in ((4, "rank_loss"), (9, "machine_loss")):
+            run.wait_for_step(step)
+            recovery = run.inject(kind, victim=1)
+            assert recovery.resumed_step >= step - 2
+            assert restored_sources(cluster) == SOURCES[kind]
+        cluster.wait(TIMEOUT_S)
+        assert (count(cluster, "rank_lost"), count(cluster, "machine_lost")) == (1, 1)
+        assert count(cluster, "generation_broken") == 2
+        assert run.fingerprints() == expected
+
+
+def test_whole_replica_group_lost(tmp_path, expected):
+    """With both copies of a shard gone, all ranks go back to the newest drained step."""
+    with training_cluster(tmp_path, "ram", drain_every_commits=3) as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(8)
+        recovery = run.inject("group_loss", victim=1)
+        assert recovery.resumed_step > 0
+        assert recovery.resumed_step % 3 == 0
+        assert recovery.lost_steps >= 8 - recovery.resumed_step
+        assert restored_sources(cluster) == SOURCES["group_loss"]
+        cluster.wait(TIMEOUT_S)
+        assert count(cluster, "machine_lost") == 2
+        assert run.fingerprints() == expected
+
+
+def test_machine_of_two_ranks_lost_under_ddp(tmp_path):
+    """Data-parallel replicas and several ranks a machine recover like shards do."""
+    expected = undisturbed(tmp_path / "undisturbed", "ddp")
+    two = {"num_machines": 2, "ranks_per_machine": 2}
+    with training_cluster(tmp_path / "disturbed", "ram", "ddp", **two) as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(6)
+        run.inject("machine_loss", victim=1)
+        assert restored_sources(cluster) == ["local", "local", "peer", "peer"]
+        cluster.wait(TIMEOUT_S)
+        assert count(cluster, "machine_lost") == 1
+        assert run.fingerprints() == expected
