@@ -69,8 +69,10 @@ def _undisturbed(experiment: Experiment) -> list[str]:
     config = experiment.config
     training = config.training(method="none", steps=config.measure.steps)
     num_ranks = experiment.num_ranks
-    one_machine = {"num_machines": 1, "ranks_per_machine": num_ranks, "replicas": 1}
-    with experiment.cluster("undisturbed", PROGRAM, training, **one_machine) as cluster:
+    cluster = experiment.cluster(
+        "undisturbed", PROGRAM, training, num_machines=1, ranks_per_machine=num_ranks, replicas=1
+    )
+    with cluster:
         cluster.wait(TIMEOUT_S)
         return FailureRun(cluster, num_ranks).fingerprints()
 
