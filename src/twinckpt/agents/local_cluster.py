@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
 
@@ -26,6 +26,8 @@ from twinckpt.errors import ConfigurationError, TwinckptError
 
 _POLL_S = 0.01
 _LOG_TAIL_LINES = 15
+
+_Found = TypeVar("_Found")
 
 
 class ClusterFailed(TwinckptError):
@@ -235,24 +237,50 @@ class LocalCluster:
 
         Raises ClusterFailed if none comes within `timeout_s`.
         """
-        deadline_s = time.monotonic() + timeout_s
         checked = 0
-        while True:
+
+        def found() -> dict[str, Any] | None:
+            nonlocal checked
             events = self.events
-            for found in events[checked:]:
+            for candidate in events[checked:]:
                 if (
-                    found["event"] == event
-                    and (step_at_least is None or found.get("step", -1) >= step_at_least)
-                    and (after_s is None or found["monotonic_s"] > after_s)
+                    candidate["event"] == event
+                    and (step_at_least is None or candidate.get("step", -1) >= step_at_least)
+                    and (after_s is None or candidate["monotonic_s"] > after_s)
                 ):
-                    return found
+                    return candidate
             checked = len(events)
+            return None
+
+        result = self.wait_until(found, timeout_s=timeout_s, what=f"event {event!r}")
+        assert result is not None
+        return result
+
+    def wait_for_spare(self, timeout_s: float = 60.0) -> None:
+        """Wait until a machine stands by, ready to join."""
+
+        def stands_by() -> bool:
+            waiting = {e["machine"] for e in self.events if e["event"] == "machine_waiting"}
+            return bool(waiting - set(self.places) - self._killed)
+
+        self.wait_until(stands_by, timeout_s=timeout_s, what="spare machine")
+
+    def wait_until(
+        self, condition: Callable[[], _Found], *, timeout_s: float, what: str = "sign of progress"
+    ) -> _Found:
+        """Return what `condition` returns once that is true.
+
+        Raises ClusterFailed if a machine fails meanwhile, or after `timeout_s`.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while not (result := condition()):
             for name, process in self._machines.items():
                 if name not in self._killed and process.poll() not in (None, 0):
                     raise ClusterFailed(self._story(f"{name} ended with {process.returncode}"))
             if time.monotonic() > deadline_s:
-                raise ClusterFailed(self._story(f"no event {event!r} within {timeout_s} s"))
+                raise ClusterFailed(self._story(f"no {what} within {timeout_s} s"))
             time.sleep(_POLL_S)
+        return result
 
     # Failures.
 
@@ -264,12 +292,21 @@ class LocalCluster:
 
     def kill_rank(self, rank: int) -> float:
         """SIGKILL one training process; return the monotonic time of it."""
-        started = [e for e in self.events if e["event"] == "rank_started" and e["rank"] == rank]
-        if not started:
-            raise ClusterFailed(f"rank {rank} has not started")
+        pid = self._pid_of(rank)
         now_s = time.monotonic()
-        os.kill(started[-1]["pid"], signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         return now_s
+
+    def _pid_of(self, rank: int) -> int:
+        started = [e for e in self.events if e["event"] == "rank_started" and e["rank"] == rank]
+        if started:
+            return int(started[-1]["pid"])
+        # A rank that does not use the library is unknown to the agents.
+        machine = self.places[rank // self.config.ranks_per_machine]
+        for process in self.processes(machine)[1:]:
+            if process.environ().get("RANK") == str(rank):
+                return process.pid
+        raise ClusterFailed(f"rank {rank} has not started")
 
     def kill_machine(self, index: int) -> float:
         """SIGKILL everything of one machine, its memory included; return the monotonic time."""

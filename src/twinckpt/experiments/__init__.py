@@ -1,1 +1,1 @@
-"""Hydra entry points, one an experiment; each leaves one tidy table of samples and its provenance."""
+"""Hydra entry points, one an experiment; each leaves a tidy table of samples and provenance."""

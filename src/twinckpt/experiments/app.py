@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
 from twinckpt.errors import ConfigurationError, TwinckptError
-from twinckpt.experiments.compose import config_directory, register_schema, validated
+from twinckpt.experiments.compose import config_directory, load, register_schema, validated
 from twinckpt.experiments.config import ExperimentConfig, relevant
+from twinckpt.results.atomic import write_text
 from twinckpt.results.jsonl import read_jsonl
 from twinckpt.results.provenance import collect, write_provenance
 from twinckpt.results.samples import Sample, write_samples
@@ -87,29 +88,39 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
     its logs. Wrong settings end with exit status 2 and one line, before anything starts.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _refuse_wrong_settings(name, sys.argv[1:])
     register_schema()
     sys.argv.insert(1, f"experiment={name}")
 
     def task(composed: DictConfig) -> None:
-        config = validated(composed)
-        experiment = Experiment(config)
-        for stale in ("samples.csv", "provenance.json", "config.yaml"):
-            (experiment.out / stale).unlink(missing_ok=True)
-        provenance = collect(relevant(config), [config.optimization.seed])
-        logger.info("%s (%s) → %s", name, config.scale, experiment.out)
-        measure(experiment)
-        experiment.out.mkdir(parents=True, exist_ok=True)
-        (experiment.out / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True))
-        write_provenance(experiment.out / "provenance.json", provenance)
-        write_samples(experiment.out / "samples.csv", experiment.samples)
-        logger.info("%d samples", len(experiment.samples))
+        try:
+            _run(validated(composed), OmegaConf.to_yaml(composed, resolve=True), measure)
+        except TwinckptError as error:
+            sys.exit(f"twinckpt: {name} failed: {error}")
 
+    directory = str(config_directory())
+    hydra.main(version_base="1.3", config_path=directory, config_name="config")(task)()
+
+
+def _refuse_wrong_settings(name: str, arguments: Sequence[str]) -> None:
+    """Exit with status 2 and one line; a sweep (--multirun) is checked job by job."""
+    if {"-m", "--multirun", "--help", "--hydra-help"} & set(arguments):
+        return
     try:
-        directory = str(config_directory())
-        hydra.main(version_base="1.3", config_path=directory, config_name="config")(task)()
+        load(name, [argument for argument in arguments if not argument.startswith("-")])
     except ConfigurationError as error:
         print(f"twinckpt: {error}", file=sys.stderr)
         sys.exit(2)
-    except TwinckptError as error:
-        print(f"twinckpt: {name} failed: {error}", file=sys.stderr)
-        sys.exit(1)
+
+
+def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment], None]) -> None:
+    experiment = Experiment(config)
+    for stale in ("samples.csv", "provenance.json", "config.yaml"):
+        (experiment.out / stale).unlink(missing_ok=True)
+    provenance = collect(relevant(config), [config.optimization.seed])
+    logger.info("%s (%s) → %s", config.experiment, config.scale, experiment.out)
+    measure(experiment)
+    write_text(experiment.out / "config.yaml", resolved)
+    write_provenance(experiment.out / "provenance.json", provenance)
+    write_samples(experiment.out / "samples.csv", experiment.samples)
+    logger.info("%s: %d samples", config.experiment, len(experiment.samples))

@@ -1,4 +1,4 @@
-"""Composing a configuration from conf/ and overrides, and nothing else: the workflow does it too."""
+"""Composing a configuration from conf/ and overrides; the workflow does it as well."""
 
 import os
 from collections.abc import Sequence

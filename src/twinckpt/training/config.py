@@ -52,7 +52,10 @@ class DataConfig:
 
 @dataclass
 class TrainingConfig:
-    """One training run. `method` is how it checkpoints: none, disk or ram."""
+    """One training run. `method` is how it checkpoints: none, disk or ram.
+
+    Every `fingerprint_every` steps (0: only at the end) each rank logs a hash of its state.
+    """
 
     steps: int = 60
     batch: int = 4
@@ -63,12 +66,14 @@ class TrainingConfig:
     checkpoint_every: int = 1
     disk_directory: str = ""
     threads: int = 1
+    fingerprint_every: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every", "threads"):
             at_least(name, getattr(self, name), 1)
+        at_least("fingerprint_every", self.fingerprint_every, 0)
         one_of("sharding", self.sharding, ("fsdp", "ddp"))
         one_of("method", self.method, ("none", "disk", "ram"))
         if self.method == "disk" and not self.disk_directory:

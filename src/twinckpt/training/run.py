@@ -107,6 +107,9 @@ def _loop(training: Training, log: JsonLines, generation: int, step: int, save: 
             stall_s=ended_s - trained_s,
             save=status,
         )
+        if config.fingerprint_every and step % config.fingerprint_every == 0:
+            hashed = fingerprint(training.state())
+            log.write("fingerprint", generation=generation, step=step, fingerprint=hashed)
 
 
 if __name__ == "__main__":

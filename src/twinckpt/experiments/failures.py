@@ -1,0 +1,146 @@
+"""Training runs with failures: kill, wait for the recovery, and take it apart into phases."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinckpt.agents.local_cluster import ClusterFailed, LocalCluster
+from twinckpt.results.jsonl import read_jsonl
+
+RECOVERY_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One failure and what followed; times are on the host's monotonic clock, in seconds."""
+
+    killed_s: float
+    broken_s: float
+    formed_s: float
+    built_s: float
+    restored_s: float
+    stepped_s: float
+    lost_steps: int
+    resumed_step: int
+    retrieve_s: dict[int, float]
+
+    def phases(self, *, machine: bool) -> dict[str, float]:
+        """Return the duration of each phase; docs/results-schema.md says what they are.
+
+        A generation forms when the plan is made and, after a machine's loss, its replacement
+        is there; so that wait is `replace` for a machine, `decide` for a rank.
+        """
+        waited_s = self.formed_s - self.broken_s
+        return {
+            "detect": self.broken_s - self.killed_s,
+            "decide": 0.0 if machine else waited_s,
+            "replace": waited_s if machine else 0.0,
+            "restart": self.built_s - self.formed_s,
+            "retrieve": self.restored_s - self.built_s,
+            "first_step": self.stepped_s - self.restored_s,
+            "total": self.stepped_s - self.killed_s,
+        }
+
+
+class FailureRun:
+    """A training on a cluster in which things are killed."""
+
+    def __init__(self, cluster: LocalCluster, num_ranks: int) -> None:
+        self.cluster = cluster
+        self._num_ranks = num_ranks
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until every rank has finished this step in the newest generation."""
+        self._wait(
+            lambda: all(_steps(log, self._generation())[-1:] >= [step] for log in self._logs())
+        )
+
+    def inject(self, kind: str, victim: int) -> Recovery:
+        """Kill a rank, a machine, or a machine and its replica's; wait for the next step."""
+        generation = self._generation()
+        match kind:
+            case "rank_loss":
+                killed_s = self.cluster.kill_rank(victim)
+            case "machine_loss":
+                killed_s = self.cluster.kill_machine(victim)
+            case _:
+                next_machine = (victim + 1) % self.cluster.config.num_machines
+                killed_s = self.cluster.kill_machines([victim, next_machine])
+        broken = self.cluster.wait_for_event("generation_broken", after_s=killed_s)
+        self._wait(lambda: all(_steps(log, None, generation) for log in self._logs()))
+        return self._recovery(generation, killed_s, broken["monotonic_s"])
+
+    def _recovery(self, generation: int, killed_s: float, broken_s: float) -> Recovery:
+        """Read the recovery from the logs; a slow one may have taken several generations."""
+        logs = self._logs()
+        newest = max(
+            entry["generation"] for log in logs for entry in log if entry["event"] == "step"
+        )
+        formed = [
+            event["monotonic_s"]
+            for event in self.cluster.events
+            if event["event"] == "generation_formed" and event["generation"] == newest
+        ]
+        restored = [_first(log, "restored", newest) for log in logs]
+        resumed_step = restored[0]["at_step"]
+        trained = max(step for log in logs for step in _steps(log, generation))
+        return Recovery(
+            killed_s=killed_s,
+            broken_s=broken_s,
+            formed_s=formed[-1],
+            built_s=max(_first(log, "built", newest)["monotonic_s"] for log in logs),
+            restored_s=max(entry["monotonic_s"] for entry in restored),
+            stepped_s=max(_first(log, "step", newest)["monotonic_s"] for log in logs),
+            lost_steps=trained - resumed_step,
+            resumed_step=resumed_step,
+            retrieve_s={rank: entry["retrieve_s"] for rank, entry in enumerate(restored)},
+        )
+
+    def fingerprints(self) -> list[str]:
+        """Return each rank's fingerprint at the end of the run."""
+        return [log[-1].get("fingerprint", "") for log in self._logs()]
+
+    def fingerprints_at(self, step: int) -> list[str]:
+        """Wait until every rank has logged its fingerprint at a step; return the last ones."""
+        self._wait(lambda: all(_fingerprints(log).get(step) for log in self._logs()))
+        return [_fingerprints(log)[step] for log in self._logs()]
+
+    def _generation(self) -> int:
+        formed = [e for e in self.cluster.events if e["event"] == "generation_formed"]
+        return int(formed[-1]["generation"]) if formed else 0
+
+    def _logs(self) -> list[list[dict[str, Any]]]:
+        folder = self.cluster.run_dir / "ranks"
+        return [_read(folder / f"rank-{rank}.jsonl") for rank in range(self._num_ranks)]
+
+    def _wait(self, condition: Any) -> None:
+        self.cluster.wait_until(condition, timeout_s=RECOVERY_TIMEOUT_S)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.exists() else []
+
+
+def _steps(
+    log: Iterable[dict[str, Any]], generation: int | None, after_generation: int = -1
+) -> list[int]:
+    """Return the steps finished in a generation, or in those after one."""
+    return [
+        entry["step"]
+        for entry in log
+        if entry["event"] == "step"
+        and (generation is None or entry["generation"] == generation)
+        and entry["generation"] > after_generation
+    ]
+
+
+def _fingerprints(log: Iterable[dict[str, Any]]) -> dict[int, str]:
+    return {e["step"]: e["fingerprint"] for e in log if e["event"] == "fingerprint"}
+
+
+def _first(log: Iterable[dict[str, Any]], event: str, generation: int) -> dict[str, Any]:
+    for entry in log:
+        if entry["event"] == event and entry["generation"] == generation:
+            return entry
+    raise ClusterFailed(f"a rank logged no {event!r} in generation {generation}")

@@ -1,0 +1,108 @@
+"""`recovery_time`: from SIGKILL to the next finished step, by where the state comes from.
+
+| method | killed | restart by | state from |
+|---|---|---|---|
+| disk | a rank | torchrun | a file, written durably, read cold |
+| ram_local | a rank | torchrun | its own machine's RAM |
+| ram_peer | a machine | a new machine | a peer's RAM |
+| warm_local | a rank | fork of a warm image | its own machine's RAM |
+| warm_peer | a machine | a warm spare | a peer's RAM |
+"""
+
+from dataclasses import dataclass
+
+from twinckpt.experiments.app import Experiment, run_app
+from twinckpt.experiments.failures import FailureRun, Recovery
+from twinckpt.training.config import TrainingConfig
+
+TIMEOUT_S = 1800.0
+ENDLESS_STEPS = 1_000_000
+PROGRAM = ["-m", "twinckpt.training.run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a training is disturbed and recovers."""
+
+    name: str
+    kind: str
+    checkpoint: str = "ram"
+    warm: bool = False
+    num_spares: int = 0
+
+
+METHODS = (
+    Method("disk", "rank_loss", checkpoint="disk"),
+    Method("ram_local", "rank_loss"),
+    Method("ram_peer", "machine_loss"),
+    Method("warm_local", "rank_loss", warm=True),
+    Method("warm_peer", "machine_loss", warm=True, num_spares=1),
+)
+
+
+def measure(experiment: Experiment) -> None:
+    """Disturb one training a method, several times, then compare all with an undisturbed one."""
+    found = {method.name: _disturb(experiment, method) for method in METHODS}
+    steps = max(step for step, _ in found.values())
+    training = _training(experiment, "none", steps=steps)
+    with experiment.cluster("undisturbed", PROGRAM, training) as cluster:
+        cluster.wait(TIMEOUT_S)
+        undisturbed = FailureRun(cluster, experiment.num_ranks)
+        for name, (step, fingerprints) in found.items():
+            identical = fingerprints == undisturbed.fingerprints_at(step)
+            experiment.add(name, "identical", float(identical), "bool", step=step)
+
+
+def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
+    """Kill and measure; return a step after the last recovery and the fingerprints there."""
+    failure = experiment.config.failure
+    training = _training(experiment, method.checkpoint, steps=ENDLESS_STEPS, name=method.name)
+    cluster = experiment.cluster(
+        method.name, PROGRAM, training, warm=method.warm, num_spares=method.num_spares
+    )
+    with cluster:
+        run = FailureRun(cluster, experiment.num_ranks)
+        step = 0
+        for repeat in range(failure.repeats):
+            if method.num_spares:
+                if repeat:
+                    cluster.add_machine(spare=True)
+                cluster.wait_for_spare()
+            run.wait_for_step(step + failure.gap_steps)
+            victim = (1 + repeat) % experiment.config.cluster.num_machines
+            recovery = run.inject(method.kind, victim)
+            _add_samples(experiment, method, repeat, victim, recovery)
+            step = recovery.resumed_step
+        checked_step = (step // failure.gap_steps + 1) * failure.gap_steps
+        return checked_step, run.fingerprints_at(checked_step)
+
+
+def _add_samples(
+    experiment: Experiment, method: Method, repeat: int, victim: int, recovery: Recovery
+) -> None:
+    for phase, duration_s in recovery.phases(machine=method.kind == "machine_loss").items():
+        experiment.add(method.name, "duration_s", duration_s, "s", phase=phase, repeat=repeat)
+    for rank, retrieve_s in recovery.retrieve_s.items():
+        # After a machine's loss the survivors read their own RAM: only the newcomer's time is
+        # that of a retrieval from a peer.
+        if method.kind == "rank_loss" or rank in _ranks_of(victim, experiment):
+            experiment.add(method.name, "retrieve_s", retrieve_s, "s", rank=rank, repeat=repeat)
+    experiment.add(method.name, "lost_steps", recovery.lost_steps, "steps", repeat=repeat)
+
+
+def _training(
+    experiment: Experiment, checkpoint: str, *, steps: int, name: str = ""
+) -> TrainingConfig:
+    disk = str((experiment.out / "logs" / name / "disk").resolve())
+    training = experiment.config.training(method=checkpoint, steps=steps, disk_directory=disk)
+    training.fingerprint_every = experiment.config.failure.gap_steps
+    return training
+
+
+def _ranks_of(machine: int, experiment: Experiment) -> range:
+    per_machine = experiment.config.cluster.ranks_per_machine
+    return range(machine * per_machine, (machine + 1) * per_machine)
+
+
+if __name__ == "__main__":
+    run_app("recovery_time", measure)
