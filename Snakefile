@@ -1,0 +1,23 @@
+# From measurements to the report. `snakemake --cores all`, or with --config:
+#   scale=quick|laptop|gpu1|gpu4   how long to measure, and the model
+#   name=NAME                      keep the results of a variant beside the default ones
+#   overrides="KEY=VALUE …"        any setting below conf/, as on an experiment's command line
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/analyse.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    input:
+        RESULTS / "summary.json",
+        RESULTS / "claims.json",
+        figures(),
+        notebooks(),
+        documents(),
+    default_target: True

@@ -1,0 +1,61 @@
+# Samples → statistics, verdicts, figures, notebooks. No experiment runs here.
+rule summary:
+    input:
+        samples(),
+        sources("analysis", "results"),
+    output:
+        RESULTS / "summary.json",
+        ["results/summary.json"] if SETTINGS.is_default else [],
+    params:
+        results=RESULTS,
+        also="--also results/summary.json" if SETTINGS.is_default else "",
+    log:
+        LOGS / "summary.log",
+    shell:
+        "python -m twinckpt.analysis.summary --results {params.results} --output {output[0]} {params.also}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
+rule claims:
+    input:
+        RESULTS / "summary.json",
+        sources("analysis", "results"),
+    output:
+        RESULTS / "claims.json",
+    log:
+        LOGS / "claims.log",
+    shell:
+        "python -m twinckpt.analysis.claims --summary {input[0]} --output {output}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
+rule figure:
+    input:
+        RESULTS / "{experiment}/samples.csv",
+        sources("analysis", "results"),
+    output:
+        expand(RESULTS / "figures/{{experiment}}.{suffix}", suffix=["pdf", "png"]),
+    params:
+        results=RESULTS,
+    log:
+        LOGS / "figure-{experiment}.log",
+    shell:
+        "python -m twinckpt.analysis.figures --results {params.results} --output {params.results}/figures"
+        " --only {wildcards.experiment} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
+rule notebook:
+    input:
+        "notebooks/src/{experiment}.py",
+        RESULTS / "{experiment}/samples.csv",
+        RESULTS / "summary.json",
+        sources("analysis", "results"),
+    output:
+        RESULTS / "notebooks/{experiment}.ipynb",
+    params:
+        results=RESULTS,
+    log:
+        LOGS / "notebook-{experiment}.log",
+    shell:
+        "python -m twinckpt.analysis.notebook {input[0]} {output} --results {params.results}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

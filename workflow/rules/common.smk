@@ -1,0 +1,35 @@
+# Settings, and the names of all results.
+import sys
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+from settings import EXPERIMENTS, MEASURED_LAYERS, Settings, sources
+
+from twinckpt.analysis.engine import document_suffix
+
+SETTINGS = Settings(config)
+RESULTS = SETTINGS.results
+LOGS = RESULTS / "logs"
+SUFFIX = document_suffix()
+
+
+wildcard_constraints:
+    experiment="|".join(EXPERIMENTS),
+
+
+def samples():
+    return expand(RESULTS / "{experiment}/samples.csv", experiment=EXPERIMENTS)
+
+
+def figures():
+    return expand(
+        RESULTS / "figures/{experiment}.{suffix}", experiment=EXPERIMENTS, suffix=["pdf", "png"]
+    )
+
+
+def notebooks():
+    return expand(RESULTS / "notebooks/{experiment}.ipynb", experiment=EXPERIMENTS)
+
+
+def documents():
+    folder = Path("report") if SETTINGS.is_default else RESULTS / "report"
+    return expand(folder / "{document}.{suffix}", document=["report", "slides"], suffix=SUFFIX)

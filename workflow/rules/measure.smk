@@ -1,0 +1,20 @@
+# Measurements take every core, so that nothing ever runs beside them; none is tried twice.
+rule measure:
+    input:
+        sources(*MEASURED_LAYERS),
+    output:
+        samples=RESULTS / "{experiment}/samples.csv",
+        provenance=RESULTS / "{experiment}/provenance.json",
+        config=RESULTS / "{experiment}/config.yaml",
+    params:
+        settings=lambda wildcards: SETTINGS.digest(wildcards.experiment),
+        arguments=lambda wildcards: SETTINGS.arguments(wildcards.experiment),
+    log:
+        LOGS / "{experiment}.log",
+    threads: workflow.cores
+    retries: 0
+    message:
+        "measuring {wildcards.experiment} (progress in {log})"
+    shell:
+        "python -m twinckpt.experiments.{wildcards.experiment} {params.arguments} > {log} 2>&1"
+        " || {{ cat {log} >&2; exit 1; }}"
