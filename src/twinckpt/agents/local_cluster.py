@@ -4,6 +4,7 @@ A machine is a torchrun with its ranks and its worker agent. To kill it is to SI
 them, so its memory is gone too. The root agent belongs to the operator here.
 """
 
+import ctypes
 import json
 import os
 import secrets
@@ -26,6 +27,8 @@ from twinckpt.errors import ConfigurationError, TwinckptError
 
 _POLL_S = 0.01
 _LOG_TAIL_LINES = 15
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 _Found = TypeVar("_Found")
 
@@ -109,6 +112,7 @@ class LocalCluster:
             "HEARTBEAT_TIMEOUT_S": self.config.heartbeat_timeout_s,
             "DRAIN_EVERY_COMMITS": self.config.drain_every_commits,
             "DRAIN_DIRECTORY": self.run_dir / "drained",
+            "ONE_HOST": 1,
         }
         return {f"TWINCKPT_{name}": str(value) for name, value in settings.items()}
 
@@ -183,6 +187,7 @@ class LocalCluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_operator,
             )
         return name
 
@@ -350,3 +355,9 @@ class LocalCluster:
                 lines = path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
                 tails.append("\n".join([f"--- end of {path}", *lines]))
         return "\n".join(tails)
+
+
+def _die_with_operator() -> None:
+    """Have the kernel end a machine's torchrun, and so the machine, when the operator is killed."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -94,7 +94,9 @@ class RootAgent:
                 message = FROM_WORKER.decode(await wire.read_frame(reader))
                 self._act(self._root.receive(machine, message, time.monotonic()))
         except (AuthenticationError, wire.ProtocolError) as error:
-            logger.warning("refused %s: %s", writer.get_extra_info("peername"), error)
+            # Who just looks whether somebody listens breaks off; a wrong secret is worth a word.
+            level = logging.INFO if error.__cause__ else logging.WARNING
+            logger.log(level, "refused %s: %s", writer.get_extra_info("peername"), error)
         except (EOFError, OSError, asyncio.CancelledError):
             pass
         finally:
@@ -120,7 +122,7 @@ class RootAgent:
 
 def main() -> None:
     """Run the root agent with the configuration in the first argument."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s root %(levelname)s %(message)s")
+    logging.basicConfig(format="%(asctime)s root %(levelname)s %(message)s")
     config = root_config(sys.argv[1])
 
     async def serve() -> None:
