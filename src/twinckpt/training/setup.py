@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +56,24 @@ def join_process_group(config: TrainingConfig) -> torch.device:
     torch.use_deterministic_algorithms(True)
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        local_rank = int(os.environ["LOCAL_RANK"])
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        index, backend = gpu_and_backend(os.environ, torch.cuda.device_count())
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-        # NCCL refuses two ranks on one GPU; gloo carries CUDA tensors too.
-        shared = int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count()
-        dist.init_process_group("gloo" if shared else "nccl")
+        dist.init_process_group(backend)
         return device
     dist.init_process_group("gloo")
     return torch.device("cpu")
+
+
+def gpu_and_backend(environment: Mapping[str, str], num_gpus: int) -> tuple[int, str]:
+    """Return this rank's GPU and the backend to talk with.
+
+    Emulated machines share one host's GPUs, so there the job's rank decides. NCCL refuses two
+    ranks on one GPU; gloo carries CUDA tensors too.
+    """
+    prefix = "" if "TWINCKPT_ONE_HOST" in environment else "LOCAL_"
+    rank, ranks_on_host = (int(environment[prefix + name]) for name in ("RANK", "WORLD_SIZE"))
+    return rank % num_gpus, "gloo" if ranks_on_host > num_gpus else "nccl"
 
 
 def build(config: TrainingConfig, device: torch.device) -> Training:
