@@ -16,7 +16,7 @@ from twinckpt.checkpointer.connect import connect
 from twinckpt.checkpointer.handle import SaveHandle
 from twinckpt.checkpointer.layout import Layout, metadata_of, parse, signature
 from twinckpt.checkpointer.stager import Stager
-from twinckpt.checkpointer.staging import SlotWriter
+from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
@@ -58,6 +58,7 @@ class Checkpointer:
         self._stager = Stager()
         self._layout: Layout | None = None
         self._slot_bytes = 0
+        self._targets: dict[int, SlotTarget] = {}
         self._handles: dict[int, SaveHandle] = {}
         self._attached = False
         self.num_saves = 0
@@ -153,14 +154,12 @@ class Checkpointer:
             logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
             self._attach(layout)
             return self._skip(step)
-        writer = SlotWriter(layout, grant.slot.buffer, header)
+        writer = SlotWriter(self._target(layout, grant), flat.tensors, header)
         steady = self._state.steady_names(flat.tensors)
-        changing = frozenset(flat.tensors.keys() - steady)
-        writer.copy(flat.tensors, changing)
-        writer.watch({name: flat.tensors[name] for name in steady})
+        writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, "staging", self._advance)
         self._handles[grant.ticket] = handle
-        self._stager.start(self._copy_job(writer, flat, layout, changing, grant, handle))
+        self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
         if not steady:
             self._stager.wait()
         return handle
@@ -168,9 +167,7 @@ class Checkpointer:
     def _copy_job(
         self,
         writer: SlotWriter,
-        flat: FlatState,
-        layout: Layout,
-        done: frozenset[str],
+        size_bytes: int,
         grant: Grant,
         handle: SaveHandle,
     ) -> Callable[[], None]:
@@ -184,8 +181,8 @@ class Checkpointer:
                     step=handle.step,
                     home=client.home,
                     world_size=client.world_size,
-                    size_bytes=layout.size_bytes,
-                    digests=writer.copy_and_hash(flat.tensors, done),
+                    size_bytes=size_bytes,
+                    digests=writer.copy_rest(),
                 )
                 handle.status = "sealed"
                 client.staged(seal)
@@ -193,6 +190,12 @@ class Checkpointer:
                 self._fail(handle, error)
 
         return copy
+
+    def _target(self, layout: Layout, grant: Grant) -> SlotTarget:
+        target = self._targets.get(grant.slot.fd)
+        if target is None or target.layout is not layout:
+            target = self._targets[grant.slot.fd] = SlotTarget(layout, grant.slot.buffer)
+        return target
 
     def _laid_out(self, flat: FlatState, metadata: str) -> tuple[Layout, bytes]:
         layout = self._layout

@@ -1,11 +1,13 @@
 """Staging: copying live tensors into a slot, and sealing it.
 
-Large tensors are copied a chunk at a time, so that the checksum reads the bytes while they
-are still in the cache. Tensors whose version counter moved during the copy were written to
-by the training loop: the copy is torn and must not be used.
+The copy goes through the slot in order, about a chunk at a time, so that the checksum reads
+bytes that are still in the cache: small tensors in groups, each group in one call, and large
+ones cut up. Tensors whose version counter moved during the copy were written to by the
+training loop: the copy is torn and must not be used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -18,39 +20,70 @@ class TornCopyError(TwinckptError):
     """A tensor changed while it was copied; the checkpoint is dropped."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Neighbouring small tensors, or one large one, that end at `end` in the slot."""
+
+    names: tuple[str, ...]
+    end: int
+
+
+class SlotTarget:
+    """A slot seen through a layout: one tensor for each region, made once and reused."""
+
+    def __init__(self, layout: Layout, buffer: memoryview) -> None:
+        self.layout = layout
+        self.buffer = buffer[: layout.size_bytes]
+        self.bytes = torch.frombuffer(self.buffer, dtype=torch.uint8)
+        self.tensors = {
+            name: self.bytes[region.start : region.end].view(region.dtype).view(region.shape)
+            for name, region in layout.regions.items()
+        }
+        self.groups = tuple(_grouped(layout))
+
+
 class SlotWriter:
     """Fills one slot with one version of a rank's state."""
 
-    def __init__(self, layout: Layout, buffer: memoryview, header: bytes) -> None:
-        self._layout = layout
-        self._buffer = buffer[: layout.size_bytes]
-        self._bytes = torch.frombuffer(self._buffer, dtype=torch.uint8)
-        self._buffer[: len(header)] = header
+    def __init__(self, target: SlotTarget, tensors: dict[str, torch.Tensor], header: bytes) -> None:
+        self._target = target
+        self._tensors = tensors
+        self._target.buffer[: len(header)] = header
         self._versions: dict[str, int] = {}
+        self._done: frozenset[str] = frozenset()
         self._digests: list[bytes] = []
+        self._hashed = 0
 
-    def watch(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Note the versions of tensors that will be copied later."""
-        self._versions = {name: tensor._version for name, tensor in tensors.items()}
-
-    def copy(self, tensors: dict[str, torch.Tensor], names: Iterable[str]) -> None:
-        """Copy some tensors to their regions."""
+    @torch.no_grad()
+    def copy_now(self, names: frozenset[str]) -> None:
+        """Copy the tensors that may change at any time; watch the others for changes."""
         for name in names:
-            self._copy_tensor(name, tensors[name])
+            self._target.tensors[name].copy_(self._tensors[name])
+        self._done = names
+        self._versions = {
+            name: tensor._version for name, tensor in self._tensors.items() if name not in names
+        }
 
-    def copy_and_hash(self, tensors: dict[str, torch.Tensor], done: frozenset[str]) -> bytes:
-        """Copy all but the `done` tensors, in the order of the slot; return all checksums.
+    @torch.no_grad()
+    def copy_rest(self) -> bytes:
+        """Copy all other tensors; return the checksums of the whole slot.
 
-        Raises TornCopyError if a watched tensor was written to since `watch`.
+        Raises TornCopyError if one of them was written to since `copy_now`.
         """
-        hashed = 0
-        for name, region in self._layout.regions.items():
-            if name not in done:
-                for end in self._copy_in_chunks(tensors[name], region.start, region.end):
-                    hashed = self._hash_up_to(end, hashed)
-            hashed = self._hash_up_to(region.end, hashed)
-        self._hash_rest(hashed)
-        torn = [n for n, version in self._versions.items() if tensors[n]._version != version]
+        for group in self._target.groups:
+            names = [name for name in group.names if name not in self._done]
+            if len(names) == 1:
+                self._copy_large(names[0])
+            elif names:
+                torch._foreach_copy_(
+                    [self._target.tensors[name] for name in names],
+                    [self._tensors[name] for name in names],
+                )
+            self._hash_up_to(group.end)
+        self._hash_up_to(len(self._target.buffer))
+        if self._hashed < len(self._target.buffer):
+            self._digests.append(chunk_digest(self._target.buffer[self._hashed :]))
+        torn = [n for n, version in self._versions.items() if self._tensors[n]._version != version]
         if torn:
             raise TornCopyError(
                 f"{torn[0]} (and {len(torn) - 1} more) changed while it was copied; change the "
@@ -58,33 +91,37 @@ class SlotWriter:
             )
         return b"".join(self._digests)
 
-    def _copy_tensor(self, name: str, tensor: torch.Tensor) -> None:
-        region = self._layout.regions[name]
-        target = self._bytes[region.start : region.end].view(region.dtype).view(region.shape)
-        target.copy_(tensor)
-
-    def _copy_in_chunks(self, tensor: torch.Tensor, start: int, end: int) -> Iterable[int]:
-        """Copy a tensor to [start, end) and yield how far it is, at the slot's chunk borders."""
-        if end - start <= CHUNK_BYTES or not tensor.is_contiguous():
-            target = self._bytes[start:end].view(tensor.dtype).view(tensor.shape)
-            target.copy_(tensor)
-            yield end
+    def _copy_large(self, name: str) -> None:
+        tensor, region = self._tensors[name], self._target.layout.regions[name]
+        if region.end - region.start <= CHUNK_BYTES or not tensor.is_contiguous():
+            self._target.tensors[name].copy_(tensor)
             return
         source = tensor.reshape(-1).view(torch.uint8)
-        position = start
-        while position < end:
-            border = min(end, (position // CHUNK_BYTES + 1) * CHUNK_BYTES)
-            self._bytes[position:border].copy_(source[position - start : border - start])
+        position = region.start
+        while position < region.end:
+            border = min(region.end, (position // CHUNK_BYTES + 1) * CHUNK_BYTES)
+            self._target.bytes[position:border].copy_(
+                source[position - region.start : border - region.start]
+            )
             position = border
-            yield position
+            self._hash_up_to(position)
 
-    def _hash_up_to(self, position: int, hashed: int) -> int:
-        while hashed + CHUNK_BYTES <= position:
-            self._digests.append(chunk_digest(self._buffer[hashed : hashed + CHUNK_BYTES]))
-            hashed += CHUNK_BYTES
-        return hashed
+    def _hash_up_to(self, position: int) -> None:
+        while self._hashed + CHUNK_BYTES <= position:
+            end = self._hashed + CHUNK_BYTES
+            self._digests.append(chunk_digest(self._target.buffer[self._hashed : end]))
+            self._hashed = end
 
-    def _hash_rest(self, hashed: int) -> None:
-        hashed = self._hash_up_to(len(self._buffer), hashed)
-        if hashed < len(self._buffer):
-            self._digests.append(chunk_digest(self._buffer[hashed:]))
+
+def _grouped(layout: Layout) -> Iterator[_Group]:
+    names: list[str] = []
+    start = end = layout.data_start
+    for name, region in layout.regions.items():
+        size = region.end - region.start
+        if names and (size > CHUNK_BYTES or region.end - start > CHUNK_BYTES):
+            yield _Group(tuple(names), end)
+            names, start = [], region.start
+        names.append(name)
+        end = region.end
+    if names:
+        yield _Group(tuple(names), end)

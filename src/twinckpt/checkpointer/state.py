@@ -27,6 +27,7 @@ class TrainingState:
         """The optimizers: between their steps, what they own and update does not change."""
         return [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
 
+    @torch.no_grad()
     def capture(self) -> FlatState:
         """Return all tensors and plain values as they are now; nothing is copied yet.
 
@@ -38,6 +39,7 @@ class TrainingState:
         }
         return flatten(whole)
 
+    @torch.no_grad()
     def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
         """Return the names of the tensors that change only inside `optimizer.step()`.
 

@@ -31,7 +31,7 @@ UNITS = frozenset(
         "nats_per_byte",
         "bits",
         "bits_per_byte",
-    }  # fmt: skip
+    }
 )
 
 
