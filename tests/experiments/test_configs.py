@@ -109,6 +109,16 @@ def test_command_refuses_an_unknown_key(tmp_path):
     assert "bogus" in done.stderr
 
 
+def test_too_little_data_starts_nothing(tmp_path):
+    """A file that exists but is too short is found before the ranks are started."""
+    (tmp_path / "short").write_bytes(b"x" * 100)
+    out = tmp_path / "out"
+    done = run_experiment("training", f"data.path={tmp_path / 'short'}", f"out={out}")
+    assert done.returncode != 0
+    assert "100 bytes of training data" in done.stderr
+    assert not out.exists()
+
+
 def run_experiment(experiment: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run an experiment's command from the root of the checkout."""
     return subprocess.run(

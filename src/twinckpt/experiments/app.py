@@ -117,10 +117,24 @@ def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment]
     experiment = Experiment(config)
     for stale in ("samples.csv", "provenance.json", "config.yaml"):
         (experiment.out / stale).unlink(missing_ok=True)
-    provenance = collect(relevant(config), [config.optimization.seed])
+    data = {"data_sha256": _data_sha256(config)}
+    provenance = collect(relevant(config), [config.optimization.seed], data)
     logger.info("%s (%s) → %s", config.experiment, config.scale, experiment.out)
     measure(experiment)
     write_text(experiment.out / "config.yaml", resolved)
     write_provenance(experiment.out / "provenance.json", provenance)
     write_samples(experiment.out / "samples.csv", experiment.samples)
     logger.info("%s: %d samples", config.experiment, len(experiment.samples))
+
+
+def _data_sha256(config: ExperimentConfig) -> str:
+    """Read the training data as the ranks will; too little of it ends here, not in each rank."""
+    from twinckpt.training.corpus import Corpus  # imports torch: not before settings are right
+
+    corpus = Corpus.load(config.data)
+    if len(corpus.data) <= config.model.context + 1:
+        raise ConfigurationError(
+            f"{len(corpus.data)} bytes of training data: model.context={config.model.context} "
+            "needs more"
+        )
+    return corpus.sha256
