@@ -50,6 +50,7 @@ class WorkerAgent:
         self._address = m.Address(config.machine, config.host, self._bulk_server.port)
         self._local = LocalServer(config.socket_name, secret, self._on_local, self._on_local_end)
         self._root = RootLink(config, secret, self._hello, self._on_root, self._on_root_lost)
+        self._allocations = ThreadPoolExecutor(1, thread_name_prefix="allocate")
         self._transfers = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._drains = ThreadPoolExecutor(1, thread_name_prefix="drain")
         self._ranks: dict[int, LocalPeer] = {}
@@ -89,6 +90,27 @@ class WorkerAgent:
             yield self._join
 
     def _on_root(self, message: m.ToWorker) -> None:
+        if isinstance(message, m.Reserve):
+            self._with_room(message.rank, message.slot_bytes, lambda: self._receive(message))
+        elif isinstance(message, m.Fetch):
+            self._with_room(message.rank, message.size_bytes, lambda: self._receive(message))
+        else:
+            self._receive(message)
+
+    def _with_room(self, rank: int, slot_bytes: int, then: Callable[[], None]) -> None:
+        """Take memory for slots in a thread, so that heartbeats go on; then continue here."""
+        if self._checkpoints.has_room(rank, slot_bytes):
+            then()
+            return
+
+        def allocate(_: None) -> Callable[[], None]:
+            with contextlib.suppress(TwinckptError):  # `then` meets it again, and reports it
+                self._checkpoints.reserve(rank, slot_bytes)
+            return then
+
+        self._start(self._allocations, allocate, None)
+
+    def _receive(self, message: m.ToWorker) -> None:
         if isinstance(message, m.Formed):
             self._join = None
             self._received.clear()
@@ -113,13 +135,20 @@ class WorkerAgent:
 
     def _tell_launcher(self, message: local.LauncherFormed | local.LauncherBroken) -> None:
         """Tell those who start this machine's ranks: the warm parents, or else torchrun."""
-        for peer in self._warm.parents or [self._launcher]:
-            if peer is not None:
-                peer.send(message)
+        launchers = self._warm.parents or ([self._launcher] if self._launcher else [])
+        for peer in launchers:
+            peer.send(message)
 
     # Processes of this machine.
 
     def _on_local(self, peer: LocalPeer, message: local.ToAgent) -> None:
+        if isinstance(message, local.Attach) and peer.rank is not None:
+            rank, slot_bytes = peer.rank, message.slot_bytes
+            self._with_room(rank, slot_bytes, lambda: self._on_local_message(peer, message))
+        else:
+            self._on_local_message(peer, message)
+
+    def _on_local_message(self, peer: LocalPeer, message: local.ToAgent) -> None:
         try:
             self._act(self._handle_local(peer, message))
         except TwinckptError as error:

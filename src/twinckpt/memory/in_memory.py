@@ -68,12 +68,12 @@ class InMemoryCheckpoint:
     def reserve(self, rank: int, slot_bytes: int) -> None:
         """Make slots of at least `slot_bytes` for `rank`; a slot in use grows when it is free.
 
-        Raises OutOfMemoryError if they do not fit; then nothing has changed.
+        Raises OutOfMemoryError if they do not fit; then nothing has changed. Memory is taken
+        without holding the lock, because the kernel needs seconds for gigabytes.
         """
+        if self.has_room(rank, slot_bytes):
+            return
         with self._lock:
-            shelf = self._shelves.get(rank)
-            if shelf is not None and shelf.slot_bytes >= slot_bytes:
-                return
             held = sum(other.slot_bytes for r, other in self._shelves.items() if r != rank)
             needed = (held + slot_bytes) * self.max_checkpoints
             if self.capacity_bytes is not None and needed > self.capacity_bytes:
@@ -82,15 +82,25 @@ class InMemoryCheckpoint:
                     f"{len(self._shelves.keys() | {rank})} shards, capacity_bytes allows "
                     f"{self.capacity_bytes >> 20} MiB; raise it or use fewer replicas"
                 )
-            shelf = shelf or _Shelf(self.max_checkpoints)
-            free = [i for i, state in enumerate(shelf.table.slots) if _is_free(state)]
-            fresh = [Slot.allocate(slot_bytes) for _ in free]
-            for index, slot in zip(free, fresh, strict=True):
-                old, shelf.slots[index] = shelf.slots[index], slot
-                if old is not None:
-                    old.close()
-            shelf.slot_bytes = slot_bytes
-            self._shelves[rank] = shelf
+            shelf = self._shelves.get(rank) or _Shelf(self.max_checkpoints)
+            num_free = sum(_is_free(state) for state in shelf.table.slots)
+        fresh = [Slot.allocate(slot_bytes) for _ in range(num_free)]
+        with self._lock:
+            shelf = self._shelves.setdefault(rank, shelf)
+            for index, state in enumerate(shelf.table.slots):
+                if fresh and _is_free(state):
+                    unused, shelf.slots[index] = shelf.slots[index], fresh.pop()
+                    if unused is not None:
+                        unused.close()
+            shelf.slot_bytes = max(shelf.slot_bytes, slot_bytes)
+        for slot in fresh:
+            slot.close()
+
+    def has_room(self, rank: int, slot_bytes: int) -> bool:
+        """Return whether `reserve` has nothing to do."""
+        with self._lock:
+            shelf = self._shelves.get(rank)
+            return shelf is not None and shelf.slot_bytes >= slot_bytes
 
     def begin(self, rank: int, ticket: int) -> int | None:
         """Take a free slot for a version of `rank`; None while all are needed or pinned."""
