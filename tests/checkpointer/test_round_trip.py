@@ -24,8 +24,8 @@ DTYPES = [
 def stage(state):
     """Write a state into a slot the way `Checkpointer.save` does; return the slot."""
     flat = TrainingState(state).capture()
-    metadata = metadata_of(flat, step=1)
-    layout = Layout(flat.tensors, len(metadata))
+    layout = Layout(flat)
+    metadata = metadata_of(flat, layout, step=1)
     slot = memoryview(bytearray(layout.size_bytes))
     writer = SlotWriter(SlotTarget(layout, slot), flat.tensors, layout.header(metadata))
     digests = writer.copy_rest()
@@ -211,8 +211,8 @@ def test_a_write_during_the_copy_is_detected():
     """The checkpoint would mix two steps."""
     state = {"t": torch.zeros(10)}
     flat = TrainingState(state).capture()
-    metadata = metadata_of(flat)
-    layout = Layout(flat.tensors, len(metadata))
+    layout = Layout(flat)
+    metadata = metadata_of(flat, layout)
     target = SlotTarget(layout, memoryview(bytearray(layout.size_bytes)))
     writer = SlotWriter(target, flat.tensors, layout.header(metadata))
     writer.copy_now(frozenset())

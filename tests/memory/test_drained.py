@@ -16,8 +16,8 @@ from twinckpt.memory.seal import Seal
 def entry():
     """One rank's sealed shard, as a training process stages it."""
     flat = flatten({"weight": torch.arange(6.0).view(2, 3), "step": 7})
-    metadata = metadata_of(flat, step=7)
-    layout = Layout(flat.tensors, len(metadata))
+    layout = Layout(flat)
+    metadata = metadata_of(flat, layout, step=7)
     store = InMemoryCheckpoint()
     store.reserve(0, layout.size_bytes)
     slot = store.slot(0, store.begin(0, 1))

@@ -132,7 +132,7 @@ class Checkpointer:
     def _next_grant(self, step: int) -> Grant | None:
         if not self._attached:
             flat = self._state.capture()
-            self._attach(Layout(flat.tensors, len(metadata_of(flat))))
+            self._attach(Layout(flat))
             self._client.wait_for_grant(GRANT_TIMEOUT_S)
             self._attached = True
         grants = self._client.grants
@@ -148,8 +148,7 @@ class Checkpointer:
     def _begin(self, step: int, grant: Grant) -> SaveHandle:
         """Copy now what may change before the next optimizer step, and the rest later."""
         flat = self._state.capture()
-        metadata = metadata_of(flat, step=step)
-        layout, header = self._laid_out(flat, metadata)
+        layout, header = self._laid_out(flat, step)
         if layout.size_bytes > grant.slot.capacity_bytes:
             logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
             self._attach(layout)
@@ -197,14 +196,15 @@ class Checkpointer:
             target = self._targets[grant.slot.fd] = SlotTarget(layout, grant.slot.buffer)
         return target
 
-    def _laid_out(self, flat: FlatState, metadata: str) -> tuple[Layout, bytes]:
+    def _laid_out(self, flat: FlatState, step: int) -> tuple[Layout, bytes]:
+        """Return the layout as before if the state still fits it, else a new one."""
         layout = self._layout
         header = None
         if layout is not None and layout.signature == signature(flat.tensors):
-            header = layout.header(metadata)
+            header = layout.header(metadata_of(flat, layout, step=step))
         if layout is None or header is None:
-            layout = Layout(flat.tensors, len(metadata))
-            header = layout.header(metadata)
+            layout = Layout(flat)
+            header = layout.header(metadata_of(flat, layout, step=step))
             assert header is not None
         self._layout = layout
         return layout, header

@@ -52,7 +52,8 @@ class Region:
 class Layout:
     """Regions of a set of tensors; valid as long as names, types and shapes stay the same."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], metadata_bytes: int) -> None:
+    def __init__(self, flat: FlatState) -> None:
+        tensors = flat.tensors
         self.signature = signature(tensors)
         ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
         entries: dict[str, dict[str, Any]] = {}
@@ -63,8 +64,10 @@ class Layout:
             entries[name] = _entry(tensor, offset, offset + size)
             spans.append((name, offset, offset + size))
             offset += size
+        self.kinds = json.dumps(kinds_of(tensors), separators=(",", ":"))
         self._entries = json.dumps(entries, separators=(",", ":"))[1:]
-        header = _LENGTH.size + len(self._entries) + metadata_bytes + metadata_bytes // 4
+        metadata = json.dumps(metadata_of(flat, self))
+        header = _LENGTH.size + len(self._entries) + len(metadata) + len(metadata) // 4
         header += _SPARE_HEADER_BYTES
         self.data_start = -(-header // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self.size_bytes = self.data_start + offset
@@ -94,13 +97,19 @@ def signature(tensors: dict[str, torch.Tensor]) -> tuple[Any, ...]:
     return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
 
 
-def metadata_of(flat: FlatState, **facts: Any) -> str:
-    """Return the slot's metadata: the state's JSON, its tensors' true types, and `facts`."""
-    kinds = {
+def kinds_of(tensors: dict[str, torch.Tensor]) -> dict[str, list[Any]]:
+    """Return the true type, shape and device of each tensor."""
+    return {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.device.type]
-        for name, tensor in flat.tensors.items()
+        for name, tensor in tensors.items()
     }
-    return json.dumps({**facts, "tensors": kinds, "state": flat.json}, separators=(",", ":"))
+
+
+def metadata_of(flat: FlatState, layout: Layout, **facts: Any) -> str:
+    """Return the slot's metadata: `facts`, the tensors' true types, and the state's JSON."""
+    first = json.dumps(facts)[:-1] + (", " if facts else "")
+    state = json.dumps(flat.json, separators=(",", ":"))
+    return f'{first}"tensors":{layout.kinds},"state":{state}}}'
 
 
 def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

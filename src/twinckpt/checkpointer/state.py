@@ -4,7 +4,7 @@
 and shape receives the bytes, whatever else is handed to `load_state_dict`.
 """
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class TrainingState:
         if not parts:
             raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
         self.parts = parts
+        self._steady: tuple[set[str], frozenset[str]] | None = None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -33,34 +34,30 @@ class TrainingState:
 
         Raises UnsupportedStateError for what cannot be carried, by name.
         """
-        whole = {
-            name: part.state_dict() if _is_stateful(part) else part
-            for name, part in self.parts.items()
-        }
+        whole = {name: _state_of(part) for name, part in self.parts.items()}
         return flatten(whole)
 
-    @torch.no_grad()
-    def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Return the names of the tensors that change only inside `optimizer.step()`.
 
-        Those are the optimizers' parameters and state, and the other parameters of the
-        modules, which nothing changes in between. Without an optimizer there are none.
+        Those are the optimizers' state, and the parameters of the modules, which nothing else
+        changes in between. Without an optimizer there are none.
         """
-        steady = {_identity(tensor) for tensor in self._updated_by_optimizers()}
-        return {name for name, tensor in tensors.items() if _identity(tensor) in steady}
+        if self._steady is None or self._steady[0] != tensors.keys():
+            self._steady = (set(tensors), self._find_steady_names(tensors))
+        return self._steady[1]
 
-    def _updated_by_optimizers(self) -> Iterable[torch.Tensor]:
-        optimizers = self.optimizers
-        for part in self.parts.values():
-            if optimizers and isinstance(part, torch.nn.Module):
-                yield from (local_tensor(parameter) for parameter in part.parameters())
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                yield from (local_tensor(parameter) for parameter in group["params"])
-            for values in optimizer.state.values():
-                for value in values.values():
-                    if isinstance(value, torch.Tensor):
-                        yield local_tensor(value)
+    def _find_steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
+        if not self.optimizers:
+            return frozenset()
+        found: set[str] = set()
+        for name, part in self.parts.items():
+            if isinstance(part, torch.optim.Optimizer):
+                found.update(key for key in tensors if key.startswith(f"{name}.state."))
+            elif isinstance(part, torch.nn.Module):
+                parameters = part.named_parameters(remove_duplicate=False)
+                found.update(f"{name}.{parameter}" for parameter, _ in parameters)
+        return frozenset(found & tensors.keys())
 
     def restore(self, json: dict[str, Any], saved: Mapping[str, torch.Tensor]) -> None:
         """Write a captured state back into the user's objects.
@@ -79,7 +76,7 @@ class TrainingState:
     def _restore_part(
         self, name: str, part: Any, json: Any, saved: Mapping[str, torch.Tensor]
     ) -> None:
-        live = part.state_dict() if _is_stateful(part) else part
+        live = _state_of(part)
         writer = _InPlace(live, name, part, saved)
         value = unflatten(json, writer.tensor)
         if isinstance(part, torch.nn.Module):
@@ -161,8 +158,11 @@ def _state_index(name: str) -> int | None:
     return None
 
 
-def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+def _state_of(part: Any) -> Any:
+    """Return a part's state; of a module the live parameters themselves, which is cheaper."""
+    if isinstance(part, torch.nn.Module):
+        return part.state_dict(keep_vars=True)
+    return part.state_dict() if _is_stateful(part) else part
 
 
 def _is_stateful(part: Any) -> bool:

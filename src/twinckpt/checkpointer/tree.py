@@ -35,12 +35,11 @@ class FlatState:
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a tensor that this rank holds, without autograd history."""
-    if isinstance(tensor, DTensor):
-        return tensor.to_local().detach()
-    return tensor.detach()
+    """Return the part of a tensor that this rank holds; for callers under `torch.no_grad`."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@torch.no_grad()
 def flatten(state: Any, name: str = "") -> FlatState:
     """Separate `state` into tensors and JSON; raises UnsupportedStateError by name."""
     flat = FlatState()
