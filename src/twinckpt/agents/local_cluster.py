@@ -112,6 +112,7 @@ class LocalCluster:
             "HEARTBEAT_TIMEOUT_S": self.config.heartbeat_timeout_s,
             "DRAIN_EVERY_COMMITS": self.config.drain_every_commits,
             "DRAIN_DIRECTORY": self.run_dir / "drained",
+            "EVENT_LOG": self._events_path,
             "ONE_HOST": 1,
         }
         return {f"TWINCKPT_{name}": str(value) for name, value in settings.items()}

@@ -131,6 +131,7 @@ class WorkerAgent:
             )
 
     def _on_root_lost(self) -> None:
+        self._warm.clear()  # only torchrun's handler can start another root
         self._act(self._core.root_lost())
 
     def _tell_launcher(self, message: local.LauncherFormed | local.LauncherBroken) -> None:

@@ -143,9 +143,16 @@ class ExperimentConfig:
 # Settings without influence on an experiment; a change of one of them does not rerun it.
 _IRRELEVANT = {
     "save_cost": ("failure", "measure.steps", "measure.blocks", "measure.block_steps"),
-    "throughput": ("failure", "measure.steps", "measure.repeats"),
-    "recovery_time": ("measure.repeats", "measure.blocks", "measure.block_steps"),
-    "training": ("failure.repeats", "measure.repeats", "measure.blocks", "measure.block_steps"),
+    "throughput": ("failure", "measure.steps", "measure.repeats", "measure.warmup"),
+    "recovery_time": ("measure", "failure.kinds"),
+    "training": (
+        "failure.repeats",
+        "failure.gap_steps",
+        "measure.repeats",
+        "measure.warmup",
+        "measure.blocks",
+        "measure.block_steps",
+    ),
 }
 
 

@@ -1,0 +1,70 @@
+"""What `--config` may say, and that a setting touches exactly the experiments that use it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "workflow"))
+from settings import EXPERIMENTS, Settings  # noqa: E402
+
+
+def touched(override: str) -> set[str]:
+    """Return the experiments whose results depend on a setting."""
+    before, after = Settings({}), Settings({"overrides": override})
+    return {name for name in EXPERIMENTS if before.digest(name) != after.digest(name)}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("failure.repeats=5", {"recovery_time"}),
+        ("measure.blocks=3", {"throughput"}),
+        ("measure.repeats=5", {"save_cost"}),
+        ("measure.steps=33", {"training"}),
+        ("model.layers=3", set(EXPERIMENTS)),
+        ("cluster=two_machines", set(EXPERIMENTS)),
+        ("model.layers=6", set()),
+    ],
+)
+def test_a_setting_touches_exactly_what_uses_it(override, expected):
+    """The last one is the default's own value: nothing changes."""
+    assert touched(override) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"scael": "quick"}, "not scael"),
+        ({"name": "../elsewhere"}, "name=../elsewhere"),
+    ],
+)
+def test_wrong_settings_stop_before_anything_starts(config, says, capsys):
+    """One line that says what is known."""
+    with pytest.raises(SystemExit) as stopped:
+        Settings(config)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["model.layer=6", "cluster.replicas=9", "model.heads=7"])
+def test_impossible_overrides_stop_too(override, capsys):
+    """The message is the experiment's own."""
+    with pytest.raises(SystemExit):
+        Settings({"overrides": override}).digest("save_cost")
+    assert override.split("=")[0].split(".")[-1] in capsys.readouterr().err
+
+
+def test_a_variant_keeps_its_results_beside_the_default_ones():
+    """And says its name in every sample."""
+    settings = Settings({"name": "deep"})
+    assert settings.results == Path("results/deep")
+    assert "variant=deep" in settings.arguments("training")
+    assert "out=results/deep/training" in settings.arguments("training")
+
+
+def test_arguments_survive_the_shell():
+    """A path with a space or a quote is one word."""
+    settings = Settings({"overrides": "data.path=it's"})
+    assert "'data.path=it'\\''s'" in settings.arguments("training")
