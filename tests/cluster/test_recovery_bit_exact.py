@@ -113,3 +113,17 @@ def test_machine_of_two_ranks_lost_under_ddp(tmp_path):
         cluster.wait(TIMEOUT_S)
         assert count(cluster, "machine_lost") == 1
         assert run.fingerprints() == expected
+
+
+@pytest.mark.parametrize("kill", ["kill_agent", "kill_launched", "kill_root"])
+def test_supporting_process_lost(tmp_path, expected, kill):
+    """A worker agent, a warm parent, or the root: training goes on from what is left in RAM."""
+    with training_cluster(tmp_path, "ram") as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(6)
+        killed_s = getattr(cluster, kill)(*([] if kill == "kill_root" else [1]))
+        formed = cluster.wait_for_event("generation_formed", after_s=killed_s)
+        assert formed["recover_step"] >= 4
+        assert not formed["drained"]
+        cluster.wait(TIMEOUT_S)
+        assert run.fingerprints() == expected

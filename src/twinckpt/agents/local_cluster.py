@@ -89,6 +89,7 @@ class LocalCluster:
         self.log_dir = self.run_dir / "logs"
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self._command = list(command)
+        self._ranks_each = config.ranks_per_machine
         self._port = free_port()
         self._events_path = self.run_dir / "events.jsonl"
         self._events_path.unlink(missing_ok=True)
@@ -308,11 +309,38 @@ class LocalCluster:
         if started:
             return int(started[-1]["pid"])
         # A rank that does not use the library is unknown to the agents.
-        machine = self.places[rank // self.config.ranks_per_machine]
+        machine = self.places[rank // self._ranks_each]
         for process in self.processes(machine)[1:]:
             if process.environ().get("RANK") == str(rank):
                 return process.pid
         raise ClusterFailed(f"rank {rank} has not started")
+
+    def kill_agent(self, index: int) -> float:
+        """SIGKILL a machine's worker agent, and with it the machine's memory, but no rank."""
+        for process in self.processes(self.places[index]):
+            if "twinckpt.agents.worker" in process.cmdline():
+                now_s = time.monotonic()
+                process.kill()
+                return now_s
+        raise ClusterFailed(f"machine {index} has no worker agent")
+
+    def kill_launched(self, rank: int) -> float:
+        """SIGKILL the process that torchrun started for a rank: a warm parent, if it has one."""
+        launcher = psutil.Process(self._machines[self.places[rank // self._ranks_each]].pid)
+        for process in launcher.children():
+            if process.environ().get("RANK") == str(rank):
+                now_s = time.monotonic()
+                process.kill()
+                return now_s
+        raise ClusterFailed(f"rank {rank} has not started")
+
+    def kill_root(self) -> float:
+        """SIGKILL the root agent; torchrun's plugin starts another one."""
+        if self._root is None:
+            raise ClusterFailed("the root agent has not started")
+        now_s = time.monotonic()
+        self._root.kill()
+        return now_s
 
     def kill_machine(self, index: int) -> float:
         """SIGKILL everything of one machine, its memory included; return the monotonic time."""

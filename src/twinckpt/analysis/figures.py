@@ -76,6 +76,7 @@ def training(data: Dataset) -> Figure:
     table = data.select("training", "bits_per_byte")
     curves = table.groupby(["method", "step"], as_index=False).value.mean()
     methods = style.ordered(curves.method.unique())
+    methods.sort(key=lambda method: method != "undisturbed")
     palette = style.colours(methods)
     for index, method in enumerate(methods):
         curve = curves[curves.method == method]

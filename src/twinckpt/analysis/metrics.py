@@ -11,7 +11,7 @@ from typing import Literal
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
-Unit = Literal["ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "steps"]
+Unit = Literal["s", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "steps"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,20 @@ METRICS = (
            _ms(RECOVERY, "duration_s", "ram_local", "total")),
     Metric("recovery_total_speedup_x", "x", RECOVERY, "kill to first new step, disk over peer",
            _speedup(RECOVERY, "duration_s", "disk", "ram_peer", "total")),
+    Metric("rank_loss_to_step_s", "s", RECOVERY, "SIGKILL of a rank to the next step, warm restart",
+           lambda data: median(_s(data, RECOVERY, "duration_s", "warm_local", "total"))),
+    Metric("machine_loss_to_step_s", "s", RECOVERY, "SIGKILL of a machine to the next step, spare",
+           lambda data: median(_s(data, RECOVERY, "duration_s", "warm_peer", "total"))),
+    Metric("rank_loss_speedup_vs_torchrun_ram_x", "x", RECOVERY,
+           "torchrun restart and RAM restore over warm restart",
+           _speedup(RECOVERY, "duration_s", "ram_local", "warm_local", "total")),
+    Metric("rank_loss_speedup_vs_torchrun_disk_x", "x", RECOVERY,
+           "torchrun restart and torch.load from disk over warm restart",
+           _speedup(RECOVERY, "duration_s", "disk", "warm_local", "total")),
+    Metric("rank_loss_detect_ms", "ms", RECOVERY, "SIGKILL of a rank until the root has noticed",
+           _ms(RECOVERY, "duration_s", "warm_local", "detect")),
+    Metric("lost_steps", "steps", RECOVERY, "steps trained again after the loss of a rank",
+           lambda data: median(_s(data, RECOVERY, "lost_steps", "warm_local"))),
     Metric("throughput_none_it_s", "it/s", THROUGHPUT, "training without checkpoints",
            _rate("none")),
     Metric("throughput_disk_it_s", "it/s", THROUGHPUT, "training with checkpoints to disk",
@@ -125,6 +139,11 @@ METRICS = (
     Metric("throughput_gain_percent", "percent", THROUGHPUT,
            "more iterations/s with checkpoints to RAM than to disk",
            lambda data: percent_more(_rates(data, "ram"), _rates(data, "disk")), seed_value=100),
+    Metric("committed_steps_percent", "percent", THROUGHPUT,
+           "share of the steps' checkpoints that were committed, one every step",
+           lambda data: median(
+               [100 * v for v in data.repeats(
+                   THROUGHPUT, "committed_share", over_ranks="min", method="ram")])),
     Metric("training_bits_per_byte", "bits_per_byte", TRAINING, "at the undisturbed run's end",
            _final_bits_per_byte),
     *(
@@ -133,7 +152,7 @@ METRICS = (
                _all_identical(experiment, method))
         for experiment, methods in (
             (TRAINING, ("rank_loss", "machine_loss", "group_loss")),
-            (RECOVERY, ("ram_local", "ram_peer", "disk")),
+            (RECOVERY, ("ram_local", "ram_peer", "disk", "warm_local", "warm_peer")),
         )
         for method in methods
     ),

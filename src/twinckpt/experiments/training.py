@@ -1,4 +1,7 @@
-"""`training`: the loss curve of a real training, undisturbed and with each kind of failure."""
+"""`training`: the loss curve of a real training, undisturbed and with each kind of failure.
+
+`disk` is the baseline run: the same training with blocking checkpoints to disk.
+"""
 
 import time
 
@@ -10,8 +13,10 @@ PROGRAM = ["-m", "twinckpt.training.run"]
 
 
 def measure(experiment: Experiment) -> None:
-    """Run the same training once undisturbed and once for each kind of failure."""
+    """Run the same training undisturbed, to disk, and once for each kind of failure."""
     expected = _train(experiment, "undisturbed", None)
+    baseline = _train(experiment, "disk", None)
+    experiment.add("disk", "identical", float(baseline == expected), "bool")
     for kind in experiment.config.failure.kinds:
         found = _train(experiment, kind, kind)
         experiment.add(kind, "identical", float(found == expected), "bool")
@@ -20,7 +25,9 @@ def measure(experiment: Experiment) -> None:
 def _train(experiment: Experiment, method: str, failure: str | None) -> list[str]:
     """Train to the end, with one failure half-way; return the ranks' fingerprints."""
     config = experiment.config
-    training = config.training(method="ram", steps=config.measure.steps)
+    disk = str((experiment.out / "logs" / method / "disk").resolve())
+    checkpoint = "disk" if method == "disk" else "ram"
+    training = config.training(method=checkpoint, steps=config.measure.steps, disk_directory=disk)
     started_s = time.monotonic()
     cluster = experiment.cluster(
         method,
