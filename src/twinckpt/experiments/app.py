@@ -1,6 +1,7 @@
 """What all experiments share: the Hydra entry point, the output directory, running clusters."""
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -117,8 +118,11 @@ def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment]
     experiment = Experiment(config)
     for stale in ("samples.csv", "provenance.json", "config.yaml"):
         (experiment.out / stale).unlink(missing_ok=True)
-    data = {"data_sha256": _data_sha256(config)}
-    provenance = collect(relevant(config), [config.optimization.seed], data)
+    facts = {
+        "data_sha256": _data_sha256(config),
+        "disk_read_after_dropping_page_cache": hasattr(os, "posix_fadvise"),
+    }
+    provenance = collect(relevant(config), [config.optimization.seed], facts)
     logger.info("%s (%s) → %s", config.experiment, config.scale, experiment.out)
     measure(experiment)
     write_text(experiment.out / "config.yaml", resolved)
