@@ -285,26 +285,35 @@ class WorkerAgent:
         """Receive a shard from the first source that has it intact."""
         formed = self._core.formed
         addresses = {a.machine: a for a in formed.machines} if formed else {}
-        reasons = []
+        reasons, damaged = [], []
         with self._checkpoints.filling(fetch.rank, fetch.slot) as slot:
-            for source in fetch.sources:
+            # A chunk may be damaged on its way: each source gets a second chance.
+            for source in sorted(fetch.sources * 2, key=fetch.sources.index):
                 try:
                     seal = self._bulk.fetch(
                         addresses[source], fetch.rank, fetch.ticket, slot.buffer
                     )
-                    return lambda: self._on_fetched(fetch, seal, "")
+                    return lambda: self._on_fetched(fetch, seal)
                 except (TwinckptError, OSError, EOFError, KeyError) as error:
                     logger.warning("fetch of rank %d from %s: %s", fetch.rank, source, error)
                     reasons.append(f"{source}: {error}")
-        return lambda: self._on_fetched(fetch, None, "; ".join(reasons))
+                    if isinstance(error, DamagedCopyError):
+                        damaged.append(source)
+        return lambda: self._on_fetched(fetch, None, "; ".join(reasons), tuple(damaged))
 
-    def _on_fetched(self, fetch: core.StartFetch, seal: Seal | None, reason: str) -> None:
+    def _on_fetched(
+        self,
+        fetch: core.StartFetch,
+        seal: Seal | None,
+        reason: str = "no longer wanted",
+        damaged: tuple[str, ...] = (),
+    ) -> None:
         if seal is not None and self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot:
             self._received.add((fetch.rank, fetch.ticket))
             holding = self._checkpoints.seal(seal).seal.holding
-            self._act(self._core.fetched(fetch, holding, ""))
+            self._act(self._core.fetched(fetch, holding))
         else:
-            self._act(self._core.fetched(fetch, None, reason or "no longer wanted"))
+            self._act(self._core.fetched(fetch, None, reason, damaged))
 
     def _drain(self, work: core.StartDrain) -> Callable[[], None]:
         directory = Path(self._config.drain_directory)

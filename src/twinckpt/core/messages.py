@@ -96,12 +96,16 @@ class Holds:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A copy that was here is gone or damaged, or could not be fetched."""
+    """A copy that was here is gone or damaged, or could not be fetched.
+
+    `damaged_sources` are the machines that were asked for it and had no intact copy.
+    """
 
     generation: int
     rank: int
     ticket: int
     reason: str
+    damaged_sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +204,15 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """The copy here was found damaged by a machine that read it: forget it."""
+
+    generation: int
+    rank: int
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """The ranks may checkpoint at their first save of a step ≥ `not_before_step`."""
 
@@ -241,4 +254,4 @@ ToRoot = (
     | Drained
     | Leave
 )
-ToWorker = Formed | Broken | Reserve | Fetch | Ticket | Resolve | Drain
+ToWorker = Formed | Broken | Reserve | Fetch | Discard | Ticket | Resolve | Drain

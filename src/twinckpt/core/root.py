@@ -272,7 +272,13 @@ class Root:
     def _on_dropped(self, machine: str, dropped: m.Dropped) -> None:
         """A copy is as good as lost: fetch it again, or give the ticket up."""
         key = (dropped.rank, dropped.ticket)
+        lacking = [machine]
         self.machines[machine].holdings.pop(key, None)
+        for source in dropped.damaged_sources:
+            if source in self.machines and key in self.machines[source].holdings:
+                del self.machines[source].holdings[key]
+                self._send(source, m.Discard(self.generation, *key))
+                lacking.append(source)
         self._log(
             "copy_lost",
             machine=machine,
@@ -282,7 +288,8 @@ class Root:
         )
         sources = tuple(n for n, other in sorted(self.machines.items()) if key in other.holdings)
         if sources:
-            self._fetch(machine, self.machines[sources[0]].holdings[key], sources)
+            for name in lacking:
+                self._fetch(name, self.machines[sources[0]].holdings[key], sources)
         elif self._is_awaited(dropped.rank, dropped.ticket):
             self._break(f"no intact copy of rank {dropped.rank} at ticket {dropped.ticket} is left")
         elif self.commits.in_flight(dropped.ticket):

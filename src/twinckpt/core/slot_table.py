@@ -32,7 +32,8 @@ class SlotTable:
         self.slots = [SlotState() for _ in range(num_slots)]
 
     def begin(self, ticket: int) -> int | None:
-        """Take a free slot for `ticket`; None if all are needed or pinned by a transfer."""
+        """Take a free slot for `ticket`, which is not here yet; None if there is none."""
+        assert self.find(ticket) is None
         for index, slot in enumerate(self.slots):
             if slot.ticket == 0 and slot.num_pins == 0:
                 slot.ticket = ticket
@@ -68,6 +69,12 @@ class SlotTable:
             too_new = newer_than is not None and slot.ticket > newer_than
             if slot.ticket and (too_old or too_new):
                 slot.ticket, slot.holding = 0, None
+
+    def drop_oldest(self, *, older_than: int) -> None:
+        """Free the oldest version below a ticket, if there is one."""
+        older = [slot.ticket for slot in self.slots if 0 < slot.ticket < older_than]
+        if older:
+            self.drop(min(older))
 
     def holdings(self) -> list[Holding]:
         """Return what is sealed here, oldest first."""

@@ -31,6 +31,9 @@ class SlotStore(Protocol):
     def drop_where(self, *, older_than: int | None = None, newer_than: int | None = None) -> None:
         """Free the slots of all ranks' versions outside a range of tickets."""
 
+    def drop_oldest(self, rank: int, *, older_than: int) -> None:
+        """Free the slot of the oldest version of a rank below a ticket."""
+
     def holdings(self) -> list[m.Holding]:
         """Return all sealed copies."""
 
@@ -154,6 +157,8 @@ class Worker:
                     self._tell_root(m.Reserved(self.generation, message.rank, message.slot_bytes))
                 case m.Fetch():
                     self._on_fetch(message)
+                case m.Discard():
+                    self.slots.drop(message.rank, message.ticket)
                 case m.Ticket():
                     for rank in sorted(self._now.ranks):
                         self._now.grants[rank, message.ticket] = message
@@ -173,9 +178,8 @@ class Worker:
         self.slots.drop_where(newer_than=recovery.ticket if recovery else 0)
 
     def _on_fetch(self, fetch: m.Fetch) -> None:
-        if self.slots.holding(fetch.rank, fetch.ticket) is None:
-            self.slots.reserve(fetch.rank, fetch.size_bytes)
-            self._now.fetches[fetch.rank, fetch.ticket] = fetch
+        self.slots.reserve(fetch.rank, fetch.size_bytes)
+        self._now.fetches[fetch.rank, fetch.ticket] = fetch
 
     def _on_resolve(self, resolve: m.Resolve) -> None:
         if resolve.committed:
@@ -220,14 +224,22 @@ class Worker:
         self._tell_root(m.RankLost(self.generation, rank, exit_code))
         return self._flush()
 
-    def fetched(self, fetch: StartFetch, holding: m.Holding | None, reason: str) -> list[Action]:
+    def fetched(
+        self,
+        fetch: StartFetch,
+        holding: m.Holding | None,
+        reason: str = "",
+        damaged_sources: tuple[str, ...] = (),
+    ) -> list[Action]:
         """A transfer ended: sealed as `holding`, or failed at all sources for `reason`."""
-        if fetch.generation == self.generation:
-            if holding is not None:
-                self._tell_root(m.Holds(self.generation, holding))
-            else:
-                self.slots.drop(fetch.rank, fetch.ticket)
-                self._tell_root(m.Dropped(self.generation, fetch.rank, fetch.ticket, reason))
+        if holding is not None:
+            self._tell_root(m.Holds(self.generation, holding))
+        else:
+            self.slots.drop(fetch.rank, fetch.ticket)
+            # One that was begun for a former generation failed: the present one tries again.
+            if fetch.generation == self.generation:
+                what = (self.generation, fetch.rank, fetch.ticket, reason, damaged_sources)
+                self._tell_root(m.Dropped(*what))
         self._retry()
         return self._flush()
 
@@ -259,8 +271,22 @@ class Worker:
             if slot is not None:
                 del self._now.grants[rank, ticket]
                 self._do(GrantSlot(rank, ticket, grant.not_before_step, slot))
-        for (rank, ticket), fetch in list(self._now.fetches.items()):
+        for fetch in list(self._now.fetches.values()):
+            self._try_fetch(fetch)
+
+    def _try_fetch(self, fetch: m.Fetch) -> None:
+        rank, ticket = fetch.rank, fetch.ticket
+        holding = self.slots.holding(rank, ticket)
+        if holding is not None:
+            del self._now.fetches[rank, ticket]
+            self._tell_root(m.Holds(self.generation, holding))
+        elif self.slots.find(rank, ticket) is None:  # else a transfer is under way
+            recovery = self.formed.recovery if self.formed else None
             slot = self.slots.begin(rank, ticket)
+            if slot is None and recovery is not None and recovery.ticket == ticket:
+                # What is resumed matters more than what came before it.
+                self.slots.drop_oldest(rank, older_than=ticket)
+                slot = self.slots.begin(rank, ticket)
             if slot is not None:
                 del self._now.fetches[rank, ticket]
                 self._do(StartFetch(self.generation, rank, ticket, slot, fetch.sources))

@@ -212,6 +212,15 @@ class InMemoryCheckpoint:
                 kept = {state.ticket for state in shelf.table.slots}
                 shelf.seals = {t: seal for t, seal in shelf.seals.items() if t in kept}
 
+    def drop_oldest(self, rank: int, *, older_than: int) -> None:
+        """Forget the oldest version of a rank below a ticket."""
+        with self._lock:
+            shelf = self._shelves.get(rank)
+            if shelf is not None:
+                shelf.table.drop_oldest(older_than=older_than)
+                kept = {state.ticket for state in shelf.table.slots}
+                shelf.seals = {t: seal for t, seal in shelf.seals.items() if t in kept}
+
     def close(self) -> None:
         """Give all memory back."""
         with self._lock:

@@ -96,15 +96,15 @@ class BulkClient:
         """Receive a shard into `buffer` and return its seal, every chunk verified.
 
         `on_chunk(offset_bytes, chunk)` is called for each chunk once it is verified.
-        Raises DamagedCopyError if the peer has no intact copy or it does not fit, OSError
-        or EOFError if the connection fails.
+        Raises DamagedCopyError if the peer has no intact copy, ProtocolError if it does not
+        fit, OSError or EOFError if the connection fails.
         """
         sock = self._connect(address)
         try:
             sock.sendall(_REQUEST.pack(rank, ticket))
             seal = _receive_seal(sock, address, rank, ticket)
             if seal.size_bytes > len(buffer):
-                raise DamagedCopyError(
+                raise wire.ProtocolError(
                     f"rank {rank}'s shard has {seal.size_bytes} bytes, the slot {len(buffer)}"
                 )
             _receive_verified(sock, seal, buffer, address, on_chunk)
