@@ -127,7 +127,7 @@ class TwinRendezvousHandler(RendezvousHandler):
     def shutdown(self) -> bool:
         """End this machine's part; its agent ends with torchrun's process."""
         if self._link is not None:
-            self._link.close()
+            self._link.say_goodbye()
             self._link = None
         return True
 

@@ -59,6 +59,7 @@ class WorkerAgent:
         self._join: m.Join | None = None
         self._limits: tuple[int, int] | None = None
         self._given_up = ""
+        self._is_leaving = False
         self._received: set[tuple[int, int]] = set()
         self._done = asyncio.Event()
 
@@ -75,8 +76,9 @@ class WorkerAgent:
         for task in serving:
             if task.done():
                 task.result()  # an agent with a defect dies loudly; the root replaces its copies
-        self._root.send(m.Leave())
-        await self._root.flush()
+        if self._is_leaving:
+            self._root.send(m.Leave())
+            await self._root.flush()
 
     # The root agent.
 
@@ -191,6 +193,9 @@ class WorkerAgent:
                     self._root.send(self._join)
             case local.ChildLost():
                 return self._core.rank_lost(message.rank, message.exit_code)
+            case local.Goodbye() if peer is self._launcher:
+                self._is_leaving = True  # a launcher that just ends is a failure
+                peer.close()
             case local.Goodbye():
                 if peer.rank is not None and self._ranks.get(peer.rank) is peer:
                     del self._ranks[peer.rank]

@@ -9,8 +9,6 @@ from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
 
-CLOSE_TIMEOUT_S = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -100,15 +98,7 @@ class AgentClient:
 
     def close(self) -> None:
         """Say goodbye, so that the end of this process does not count as a failure."""
-        try:
-            self._link.send(local.Goodbye())
-            # Closing before the agent has read it would discard it.
-            while self._link.receive(CLOSE_TIMEOUT_S) is not None:
-                pass
-        except AgentUnavailableError:
-            pass
-        finally:
-            self._link.close()
+        self._link.say_goodbye()
 
     def _restore_answer(
         self, timeout_s: float

@@ -5,6 +5,7 @@ slots attached. Processes on it: the ranks (checkpoint, restore) and the launche
 rendezvous handler). The socket has an abstract name, so no file stays behind.
 """
 
+import contextlib
 import select
 import socket
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, authenticate, client_exchange
 from twinckpt.net.wire import Codec, ProtocolError
 
 MAX_MESSAGE_BYTES = 1 << 20
+GOODBYE_TIMEOUT_S = 5.0
 
 # Rank → agent.
 
@@ -276,6 +278,15 @@ class AgentLink:
             return FROM_AGENT.decode(payload), fds[0] if fds else None
         except ProtocolError as error:
             raise AgentUnavailableError(str(error)) from error
+
+    def say_goodbye(self) -> None:
+        """End on purpose: returns once the agent has read it, or is gone."""
+        with contextlib.suppress(AgentUnavailableError):
+            self.send(Goodbye())
+            # Closing with unread messages would discard the goodbye.
+            while self.receive(GOODBYE_TIMEOUT_S) is not None:
+                pass
+        self.close()
 
     def close(self) -> None:
         """Close the connection."""
