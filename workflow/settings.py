@@ -11,9 +11,19 @@ from twinckpt.experiments.config import EXPERIMENTS, relevant
 from twinckpt.results.provenance import config_sha256
 
 SOURCE = Path("src/twinckpt")
-# Layers whose sources an experiment runs; an edit of one of them measures anew.
-MEASURED_LAYERS = ("core", "memory", "net", "agents", "checkpointer", "training", "experiments")
+# What an experiment runs, layers and modules; an edit of one of them measures anew.
+MEASURED_LAYERS = (
+    *("core", "memory", "net", "agents", "checkpointer", "training", "results", "experiments"),
+    *("errors.py", "run.py"),
+)
 _KEYS = {"scale": "laptop", "name": "default", "overrides": ""}
+# Settings that the workflow itself decides, and what decides them.
+_OWN = {
+    "experiment": "each rule sets its own",
+    "out": "use --config name=NAME",
+    "variant": "use --config name=NAME",
+    "scale": "use --config scale=SCALE",
+}
 
 
 class Settings:
@@ -28,14 +38,21 @@ class Settings:
         self.name, self.scale = chosen["name"], chosen["scale"]
         if not self.name.replace("-", "").replace("_", "").isalnum():
             _stop(f"--config name={self.name}: letters, digits, - and _ only")
+        if self.name == "recorded":
+            _stop("--config name=recorded: results/recorded/ holds other machines' results")
         self.results = Path("results") / self.name
         self.overrides = [f"scale={self.scale}", f"variant={self.name}"]
-        self.overrides += chosen["overrides"].split()
+        self.overrides += _checked(chosen["overrides"].split())
         self.is_default = self.name == "default"
 
-    def arguments(self, experiment: str) -> str:
-        """Return the command line of an experiment."""
-        return " ".join(_quoted([*self.overrides, f"out={self.results / experiment}"]))
+    @property
+    def arguments(self) -> str:
+        """The settings as they stand on an experiment's command line.
+
+        Not for `params`: Snakemake would measure everything anew when any of them changes,
+        where `digest` names what an experiment depends on.
+        """
+        return " ".join(_quoted(self.overrides))
 
     def digest(self, experiment: str) -> str:
         """Return a hash of the settings that this experiment's results depend on."""
@@ -47,8 +64,18 @@ class Settings:
 
 
 def sources(*layers: str) -> list[str]:
-    """Return the files of some layers, as inputs of a rule."""
-    return sorted(str(path) for layer in layers for path in (SOURCE / layer).rglob("*.py"))
+    """Return the files of some layers, as inputs of a rule; a layer may be a single module."""
+    modules = [SOURCE / layer for layer in layers if layer.endswith(".py")]
+    packages = [path for layer in layers for path in (SOURCE / layer).rglob("*.py")]
+    return sorted(str(path) for path in [*modules, *packages])
+
+
+def _checked(overrides: list[str]) -> list[str]:
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in _OWN:
+            _stop(f"--config overrides cannot set {key}: {_OWN[key]}")
+    return overrides
 
 
 def _quoted(words: list[str]) -> list[str]:

@@ -1,5 +1,8 @@
 """Snakemake builds the whole graph at every scale, and refuses what it does not know."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +10,86 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ALL = {"save_cost", "recovery_time", "throughput", "training"}
 
 
-def snakemake(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake on the repository's Snakefile without doing anything."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "2"]
+def snakemake(
+    *arguments: str, folder: Path = ROOT, mode: str = "--dry-run"
+) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake on a folder's Snakefile without running any rule's command."""
+    command = [sys.executable, "-m", "snakemake", mode, "--nolock", "--cores", "2"]
     return subprocess.run(
-        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*command, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
     )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A copy of the workflow in which everything has been made at scale=quick."""
+    folder = tmp_path_factory.mktemp("finished") / "checkout"
+    folder.mkdir()
+    shutil.copy2(ROOT / "Snakefile", folder)
+    for name in ("workflow", "src", "notebooks"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    (folder / "report").mkdir()
+    for path in (ROOT / "report").glob("*.tex"):
+        shutil.copy2(path, folder / "report")
+    planned = snakemake("--config", "scale=quick", folder=folder)
+    assert planned.returncode == 0, planned.stderr
+    measured_files = ("samples.csv", "provenance.json", "config.yaml")
+    outputs = [f"results/default/{name}/{file}" for name in ALL for file in measured_files]
+    for line in re.findall(r"^ +output: (.+)$", planned.stdout, re.MULTILINE):
+        outputs += line.split(", ")
+    for output in outputs:
+        (folder / output).parent.mkdir(parents=True, exist_ok=True)
+        (folder / output).touch()
+    touched = snakemake("--forceall", "--config", "scale=quick", folder=folder, mode="--touch")
+    assert touched.returncode == 0, touched.stderr
+    return folder
+
+
+def measured(result: subprocess.CompletedProcess[str]) -> set[str]:
+    """Return the experiments that a dry run would measure."""
+    assert result.returncode == 0, result.stderr
+    return set(re.findall(r"measuring (\w+) \(progress", result.stdout))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("", set()),
+        ("measure.blocks=97", {"throughput"}),
+        ("failure.repeats=97", {"recovery_time"}),
+        ("measure.warmup=97", {"save_cost"}),
+        ("measure.steps=97", {"training"}),
+        ("model.layers=97", ALL),
+    ],
+)
+def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, expected):
+    """Snakemake's plan, not only the digests: any other parameter of the rule counts as well."""
+    arguments = ["scale=quick", *([f"overrides={overrides}"] if overrides else [])]
+    assert measured(snakemake("--config", *arguments, folder=finished)) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("results/samples.py", ALL),
+        ("run.py", ALL),
+        ("analysis/figures.py", set()),
+    ],
+)
+def test_an_edited_module_measures_anew_what_runs_it(finished, module, expected):
+    """Analysis runs in none."""
+    path = finished / "src/twinckpt" / module
+    before, stat = path.read_text(), path.stat()
+    path.write_text(before + "# edited\n")
+    try:
+        assert measured(snakemake("--config", "scale=quick", folder=finished)) == expected
+    finally:
+        path.write_text(before)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 @pytest.mark.parametrize("scale", ["quick", "laptop", "gpu1", "gpu4"])

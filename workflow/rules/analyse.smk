@@ -4,28 +4,28 @@ rule summary:
         samples(),
         sources("analysis", "results"),
     output:
-        RESULTS / "summary.json",
-        ["results/summary.json"] if SETTINGS.is_default else [],
+        summary=RESULTS / "summary.json",
+        top_level=["results/summary.json"] if SETTINGS.is_default else [],
     params:
         results=RESULTS,
         also="--also results/summary.json" if SETTINGS.is_default else "",
     log:
         LOGS / "summary.log",
     shell:
-        "python -m twinckpt.analysis.summary --results {params.results} --output {output[0]} {params.also}"
+        "python -m twinckpt.analysis.summary --results {params.results} --output {output.summary} {params.also}"
         " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
 rule claims:
     input:
-        RESULTS / "summary.json",
         sources("analysis", "results"),
+        summary=RESULTS / "summary.json",
     output:
         RESULTS / "claims.json",
     log:
         LOGS / "claims.log",
     shell:
-        "python -m twinckpt.analysis.claims --summary {input[0]} --output {output}"
+        "python -m twinckpt.analysis.claims --summary {input.summary} --output {output}"
         " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
@@ -46,10 +46,10 @@ rule figure:
 
 rule notebook:
     input:
-        "notebooks/src/{experiment}.py",
         RESULTS / "{experiment}/samples.csv",
         RESULTS / "summary.json",
         sources("analysis", "results"),
+        source="notebooks/src/{experiment}.py",
     output:
         RESULTS / "notebooks/{experiment}.ipynb",
     params:
@@ -57,5 +57,5 @@ rule notebook:
     log:
         LOGS / "notebook-{experiment}.log",
     shell:
-        "python -m twinckpt.analysis.notebook {input[0]} {output} --results {params.results}"
+        "python -m twinckpt.analysis.notebook {input.source} {output} --results {params.results}"
         " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

@@ -8,7 +8,6 @@ rule measure:
         config=RESULTS / "{experiment}/config.yaml",
     params:
         settings=lambda wildcards: SETTINGS.digest(wildcards.experiment),
-        arguments=lambda wildcards: SETTINGS.arguments(wildcards.experiment),
     log:
         LOGS / "{experiment}.log",
     threads: workflow.cores
@@ -16,5 +15,6 @@ rule measure:
     message:
         "measuring {wildcards.experiment} (progress in {log})"
     shell:
-        "python -m twinckpt.experiments.{wildcards.experiment} {params.arguments} > {log} 2>&1"
+        "python -m twinckpt.experiments.{wildcards.experiment} {SETTINGS.arguments}"
+        " out={RESULTS}/{wildcards.experiment} > {log} 2>&1"
         " || {{ cat {log} >&2; exit 1; }}"
