@@ -43,7 +43,91 @@ def reproduce(copy: Path, path: str, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-TOOLS = ("dirname", "cat", "cksum", "sed", "uname")
+TOOLS = ("dirname", "cat", "cksum", "sed", "uname", "rm")
+
+
+def script(path: Path, text: str) -> Path:
+    """Write an executable for /bin/sh."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+# A Python that makes environments whose pip installs nothing, and says when it makes one.
+STAND_IN = """
+case "$*" in
+"-m venv .venv")
+    mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo MADE ;;
+*sys.version\\)*) echo "$0 3.12" ;;
+esac
+exit 0
+"""
+
+
+def set_up(copy: Path, path: str) -> str:
+    """Run the command that does least after set-up; return what it says."""
+    result = reproduce(copy, path, "shell")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def with_stand_in(copy):
+    """A PATH with a Python whose environments cost nothing."""
+    path = programs(copy, "git", "mkdir", "cp", "true", *TOOLS)
+    script(Path(path) / "python3.12", STAND_IN)
+    script(Path(path) / "bash", "exit 0")
+    return path
+
+
+def test_it_sets_up_once(copy, with_stand_in):
+    """The second time there is nothing to do."""
+    assert "MADE" in set_up(copy, with_stand_in)
+    assert "==>" in set_up(copy, with_stand_in)
+    assert "installing" not in set_up(copy, with_stand_in)
+
+
+def test_changed_dependencies_are_installed_into_the_same_environment(copy, with_stand_in):
+    """Nothing is made anew that need not be."""
+    set_up(copy, with_stand_in)
+    with (copy / "constraints.txt").open("a") as file:
+        file.write("six==1.16.0\n")
+    said = set_up(copy, with_stand_in)
+    assert "installing the locked dependencies" in said
+    assert "MADE" not in said
+
+
+def test_a_moved_checkout_gets_an_environment_of_its_own(copy, with_stand_in):
+    """Programs of an environment name the place where it was made."""
+    set_up(copy, with_stand_in)
+    moved = copy.with_name("moved")
+    shutil.copytree(copy, moved)
+    assert "MADE" in set_up(moved, with_stand_in)
+
+
+def test_a_broken_environment_is_made_anew(copy, with_stand_in):
+    """As after an upgrade of the system's Python."""
+    set_up(copy, with_stand_in)
+    script(copy / ".venv/bin/python", "exit 1")
+    assert "MADE" in set_up(copy, with_stand_in)
+
+
+def test_an_active_environment_does_not_replace_itself(copy, with_stand_in):
+    """It is deleted first; the Python that makes the new one must be another."""
+    set_up(copy, with_stand_in)
+    script(copy / ".venv/bin/python3.12", 'echo "made by itself" >&2; exit 1')
+    script(copy / ".venv/bin/python", "exit 1")
+    assert "MADE" in set_up(copy, f"{copy}/.venv/bin:{with_stand_in}")
+
+
+def test_without_ensurepip_it_names_the_package_of_that_python(copy):
+    """Debian has one for each version."""
+    path = programs(copy, "git", *TOOLS)
+    script(Path(path) / "python3.13", 'case "$*" in *ensurepip*) exit 1 ;; esac; exit 0')
+    result = reproduce(copy, path)
+    assert result.returncode == 1
+    assert "sudo apt install python3.13-venv" in result.stderr
 
 
 def test_without_python_it_names_the_package(copy):
