@@ -72,6 +72,10 @@ class JobSettings:
                     raise ConfigurationError(f"{field.name}={text!r}: {error}") from error
         return cls(**values)
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables from which `load` makes these settings again."""
+        return {f"TWINCKPT_{f.name.upper()}": str(getattr(self, f.name)) for f in fields(self)}
+
     def root(self) -> RootConfig:
         """Return the part that the root agent needs."""
         return RootConfig(

@@ -94,7 +94,15 @@ class LocalCluster:
         self._events_path = self.run_dir / "events.jsonl"
         self._events_path.unlink(missing_ok=True)
         self._secret = secrets.token_hex(32)
-        self._env = {**os.environ, **(env or {}), **self._settings_env()}
+        self._settings = self._job_settings()
+        self._env = {
+            **os.environ,
+            **(env or {}),
+            **self._settings.environment(),
+            "TWINCKPT_RUN_DIR": str(self.run_dir),
+            "TWINCKPT_SECRET": self._secret,
+            "TWINCKPT_ONE_HOST": "1",
+        }
         self._machines: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
         self._root: subprocess.Popen[bytes] | None = None
@@ -102,21 +110,20 @@ class LocalCluster:
         self._events: list[dict[str, Any]] = []
         self._events_offset = 0
 
-    def _settings_env(self) -> dict[str, str]:
-        settings = {
-            "RUN_DIR": self.run_dir,
-            "SECRET": self._secret,
-            "REPLICAS": self.config.replicas,
-            "PLACEMENT": self.config.placement,
-            "NUM_SLOTS": self.config.num_slots,
-            "HEARTBEAT_INTERVAL_S": self.config.heartbeat_interval_s,
-            "HEARTBEAT_TIMEOUT_S": self.config.heartbeat_timeout_s,
-            "DRAIN_EVERY_COMMITS": self.config.drain_every_commits,
-            "DRAIN_DIRECTORY": self.run_dir / "drained",
-            "EVENT_LOG": self._events_path,
-            "ONE_HOST": 1,
-        }
-        return {f"TWINCKPT_{name}": str(value) for name, value in settings.items()}
+    def _job_settings(self) -> JobSettings:
+        """What the cluster's configuration leaves open comes from the environment, as always."""
+        return JobSettings.load(
+            {
+                "replicas": self.config.replicas,
+                "placement": self.config.placement,
+                "num_slots": self.config.num_slots,
+                "heartbeat_interval_s": self.config.heartbeat_interval_s,
+                "heartbeat_timeout_s": self.config.heartbeat_timeout_s,
+                "drain_every_commits": self.config.drain_every_commits,
+                "drain_directory": self.run_dir / "drained",
+                "event_log": self._events_path,
+            }
+        )
 
     def __enter__(self) -> Self:
         self.start()
@@ -134,23 +141,14 @@ class LocalCluster:
 
     def start(self) -> None:
         """Start the root agent, the machines and the spares."""
-        settings = JobSettings(
-            replicas=self.config.replicas,
-            placement=self.config.placement,
-            num_slots=self.config.num_slots,
-            heartbeat_interval_s=self.config.heartbeat_interval_s,
-            heartbeat_timeout_s=self.config.heartbeat_timeout_s,
-            drain_every_commits=self.config.drain_every_commits,
-            drain_directory=str(self.run_dir / "drained"),
-        )
         os.environ["TWINCKPT_SECRET"] = self._secret
         self._root = start_root_agent(
             RootAgentConfig(
                 "127.0.0.1",
                 self._port,
-                settings.root(),
+                self._settings.root(),
                 watch_pid=os.getpid(),
-                event_log=str(self._events_path),
+                event_log=self._settings.event_log,
             )
         )
         self.wait_for_event("root_started", timeout_s=30)

@@ -38,6 +38,11 @@ class _Shelf:
         self.seals: dict[int, Seal] = {}
         self.slot_bytes = 0
 
+    def forget_seals(self) -> None:
+        """Drop the seals of versions that the table has dropped."""
+        kept = {state.ticket for state in self.table.slots}
+        self.seals = {ticket: seal for ticket, seal in self.seals.items() if ticket in kept}
+
 
 class InMemoryCheckpoint:
     """Sealed shards by (rank, ticket), at most `max_checkpoints` a rank.
@@ -202,15 +207,14 @@ class InMemoryCheckpoint:
             shelf = self._shelves.get(rank)
             if shelf is not None:
                 shelf.table.drop(ticket)
-                shelf.seals.pop(ticket, None)
+                shelf.forget_seals()
 
     def drop_where(self, *, older_than: int | None = None, newer_than: int | None = None) -> None:
         """Forget the versions of all ranks outside a range of tickets."""
         with self._lock:
             for shelf in self._shelves.values():
                 shelf.table.drop_where(older_than=older_than, newer_than=newer_than)
-                kept = {state.ticket for state in shelf.table.slots}
-                shelf.seals = {t: seal for t, seal in shelf.seals.items() if t in kept}
+                shelf.forget_seals()
 
     def drop_oldest(self, rank: int, *, older_than: int) -> None:
         """Forget the oldest version of a rank below a ticket."""
@@ -218,8 +222,7 @@ class InMemoryCheckpoint:
             shelf = self._shelves.get(rank)
             if shelf is not None:
                 shelf.table.drop_oldest(older_than=older_than)
-                kept = {state.ticket for state in shelf.table.slots}
-                shelf.seals = {t: seal for t, seal in shelf.seals.items() if t in kept}
+                shelf.forget_seals()
 
     def close(self) -> None:
         """Give all memory back."""
