@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from twinckpt.checkpointer.layout import Layout, metadata_of, parse
+from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter, TornCopyError
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
@@ -36,7 +37,7 @@ def stage(state):
 def restore(slot, into):
     """Write a slot back into a state the way `Checkpointer.restore` does."""
     metadata, tensors = parse(slot)
-    TrainingState(into).restore(metadata["state"], tensors)
+    TrainingState(into).restore(metadata["state"], SavedTensors(tensors))
     return into
 
 
@@ -63,7 +64,7 @@ def test_every_dtype_and_shape(dtype, shape):
 
 
 def test_large_tensors_cross_chunk_borders():
-    """More than one mebibyte, and not a multiple of it."""
+    """More than one chunk, and not a multiple of it."""
     state = {"a": torch.randn(700_001), "b": torch.randn(3), "c": torch.randn(1_300_003).half()}
     into = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     restore(stage(state), into)

@@ -14,7 +14,8 @@ from typing import Any, Self
 from twinckpt.checkpointer.agent_client import AgentClient, Grant
 from twinckpt.checkpointer.connect import connect
 from twinckpt.checkpointer.handle import SaveHandle
-from twinckpt.checkpointer.layout import Layout, metadata_of, parse, signature
+from twinckpt.checkpointer.layout import Layout, metadata_of, signature
+from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.stager import Stager
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
@@ -243,20 +244,21 @@ class Checkpointer:
     def restore(self) -> int | None:
         """Write the newest recoverable step into the state, in place; return it, or None.
 
-        Every byte is verified first. A damaged copy is replaced by the next one: another
-        machine's, then persistent storage. Raises RestoreError if the checkpoint is of
-        another state than this one.
+        Every byte is verified before it is used. A damaged copy is replaced by the next one:
+        another machine's, then persistent storage. Raises RestoreError if the checkpoint is of
+        another state than this one, or if no copy is intact.
         """
         asked_at_s = time.monotonic()
         answer = self._client.request_restore(RESTORE_TIMEOUT_S)
+        damage: DamagedCopyError | None = None
         while answer is not None and not isinstance(answer, RestoreDrained):
             found, slot = answer
+            answered_at_s = time.monotonic()
             try:
-                answered_at_s = time.monotonic()
-                found.seal.verify(slot.buffer)
-                self._load(slot.buffer[: found.seal.size_bytes])
+                self._load(found.seal, slot.buffer)
             except DamagedCopyError as error:
                 logger.warning("%s; asking for another copy", error)
+                damage = error
                 answer = self._client.report_damage(
                     found.seal.ticket, str(error), RESTORE_TIMEOUT_S
                 )
@@ -264,6 +266,11 @@ class Checkpointer:
             self._report(found.source, found.seal, asked_at_s, answered_at_s)
             return found.seal.step
         if answer is None:
+            if damage is not None:
+                raise RestoreError(
+                    f"{damage}, and there is no other copy; the state may be partly overwritten: "
+                    "start the process anew to begin at the beginning"
+                ) from damage
             return None
         seal, buffer = load_drained(answer.directory, answer.step, self._client.rank)
         if seal.world_size != self._client.world_size:
@@ -271,13 +278,20 @@ class Checkpointer:
                 f"step {answer.step} in {answer.directory} was written by {seal.world_size} "
                 f"ranks, this job has {self._client.world_size}: start as many"
             )
-        self._load(buffer)
+        self._load(seal, buffer)
         self._report("disk", seal, asked_at_s, asked_at_s)
         return seal.step
 
-    def _load(self, buffer: memoryview) -> None:
-        metadata, tensors = parse(buffer)
-        self._state.restore(metadata["state"], tensors)
+    def _load(self, seal: Seal, buffer: memoryview) -> None:
+        if len(buffer) < seal.size_bytes:
+            raise DamagedCopyError(f"{len(buffer)} bytes, {seal.size_bytes} were sealed")
+        reader = SlotReader(
+            buffer[: seal.size_bytes],
+            seal.chunk_bytes,
+            lambda index: seal.verify_chunk(buffer, index),
+        )
+        self._state.restore(reader.metadata["state"], reader)
+        reader.verify_rest()
 
     def _report(self, source: str, seal: Seal, asked_at_s: float, answered_at_s: float) -> None:
         now_s = time.monotonic()

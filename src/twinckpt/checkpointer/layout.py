@@ -112,6 +112,14 @@ def metadata_of(flat: FlatState, layout: Layout, **facts: Any) -> str:
     return f'{first}"tensors":{layout.kinds},"state":{state}}}'
 
 
+def header_bytes(buffer: memoryview) -> int:
+    """Return how many bytes of a slot its header takes, or all of them if it is damaged."""
+    if len(buffer) < _LENGTH.size:
+        return len(buffer)
+    (length,) = _LENGTH.unpack(buffer[: _LENGTH.size])
+    return min(_LENGTH.size + int(length), len(buffer))
+
+
 def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return a slot's metadata and views of its tensors (no copy).
 

@@ -1,19 +1,18 @@
 """Staging: copying live tensors into a slot, and sealing it.
 
-The copy goes through the slot in order, about a chunk at a time, so that the checksum reads
-bytes that are still in the cache: small tensors in groups, each group in one call, and large
-ones cut up. Tensors whose version counter moved during the copy were written to by the
-training loop: the copy is torn and must not be used.
+The copy goes through the slot in order, a chunk at a time, so that the checksum reads bytes
+that are still in the core's cache. Tensors whose version counter moved during the copy were
+written to by the training loop: the copy is torn and must not be used.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.layout import Layout
 from twinckpt.errors import TwinckptError
-from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest
+from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunks
 
 
 class TornCopyError(TwinckptError):
@@ -21,25 +20,27 @@ class TornCopyError(TwinckptError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Neighbouring small tensors, or one large one, that end at `end` in the slot."""
+class _Piece:
+    """Part of a tensor that lies in one chunk: bytes from `skip` on go to `address`."""
 
-    names: tuple[str, ...]
-    end: int
+    tensor: int
+    skip: int
+    address: int
+    size: int
 
 
 class SlotTarget:
-    """A slot seen through a layout: one tensor for each region, made once and reused."""
+    """A slot seen through a layout, made once and reused: tensors, and pieces by chunk."""
 
     def __init__(self, layout: Layout, buffer: memoryview) -> None:
         self.layout = layout
         self.buffer = buffer[: layout.size_bytes]
-        self.bytes = torch.frombuffer(self.buffer, dtype=torch.uint8)
+        whole = torch.frombuffer(self.buffer, dtype=torch.uint8)
         self.tensors = {
-            name: self.bytes[region.start : region.end].view(region.dtype).view(region.shape)
+            name: whole[region.start : region.end].view(region.dtype).view(region.shape)
             for name, region in layout.regions.items()
         }
-        self.groups = tuple(_grouped(layout))
+        self.chunks = list(zip(_pieces(layout, whole.data_ptr()), chunks(self.buffer), strict=True))
 
 
 class SlotWriter:
@@ -51,17 +52,15 @@ class SlotWriter:
         self._target.buffer[: len(header)] = header
         self._versions: dict[str, int] = {}
         self._done: frozenset[str] = frozenset()
-        self._digests: list[bytes] = []
-        self._hashed = 0
 
     @torch.no_grad()
     def copy_now(self, names: frozenset[str]) -> None:
         """Copy the tensors that may change at any time; watch the others for changes."""
         for name in names:
-            self._target.tensors[name].copy_(self._tensors[name])
+            moving.copy(self._target.tensors[name], self._tensors[name])
         self._done = names
         self._versions = {
-            name: tensor._version for name, tensor in self._tensors.items() if name not in names
+            name: _version(tensor) for name, tensor in self._tensors.items() if name not in names
         }
 
     @torch.no_grad()
@@ -70,58 +69,46 @@ class SlotWriter:
 
         Raises TornCopyError if one of them was written to since `copy_now`.
         """
-        for group in self._target.groups:
-            names = [name for name in group.names if name not in self._done]
-            if len(names) == 1:
-                self._copy_large(names[0])
-            elif names:
-                torch._foreach_copy_(
-                    [self._target.tensors[name] for name in names],
-                    [self._tensors[name] for name in names],
-                )
-            self._hash_up_to(group.end)
-        self._hash_up_to(len(self._target.buffer))
-        if self._hashed < len(self._target.buffer):
-            self._digests.append(chunk_digest(self._target.buffer[self._hashed :]))
-        torn = [n for n, version in self._versions.items() if self._tensors[n]._version != version]
+        sources = [self._source(name) for name in self._target.layout.regions]
+        digests = []
+        for pieces, chunk in self._target.chunks:
+            for piece in pieces:
+                source = sources[piece.tensor]
+                if source:
+                    moving.move(piece.address, source + piece.skip, piece.size)
+            digests.append(chunk_digest(chunk))
+        torn = [n for n, version in self._versions.items() if _version(self._tensors[n]) != version]
         if torn:
             raise TornCopyError(
                 f"{torn[0]} (and {len(torn) - 1} more) changed while it was copied; change the "
                 "state only inside optimizer.step(), or call checkpointer.fence() before it"
             )
-        return b"".join(self._digests)
+        return b"".join(digests)
 
-    def _copy_large(self, name: str) -> None:
-        tensor, region = self._tensors[name], self._target.layout.regions[name]
-        if region.end - region.start <= CHUNK_BYTES or not tensor.is_contiguous():
+    def _source(self, name: str) -> int:
+        """Return where to copy a tensor from; 0 if that is done."""
+        if name in self._done:
+            return 0
+        tensor = self._tensors[name]
+        address = moving.address_of(tensor)
+        if not address:
             self._target.tensors[name].copy_(tensor)
-            return
-        source = tensor.reshape(-1).view(torch.uint8)
+        return address
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _pieces(layout: Layout, address: int) -> list[list[_Piece]]:
+    """Cut all tensors up at the borders of chunks; return the pieces of each chunk."""
+    pieces: list[list[_Piece]] = [[] for _ in range(0, layout.size_bytes, CHUNK_BYTES)]
+    for index, region in enumerate(layout.regions.values()):
         position = region.start
         while position < region.end:
-            border = min(region.end, (position // CHUNK_BYTES + 1) * CHUNK_BYTES)
-            self._target.bytes[position:border].copy_(
-                source[position - region.start : border - region.start]
-            )
-            position = border
-            self._hash_up_to(position)
-
-    def _hash_up_to(self, position: int) -> None:
-        while self._hashed + CHUNK_BYTES <= position:
-            end = self._hashed + CHUNK_BYTES
-            self._digests.append(chunk_digest(self._target.buffer[self._hashed : end]))
-            self._hashed = end
-
-
-def _grouped(layout: Layout) -> Iterator[_Group]:
-    names: list[str] = []
-    start = end = layout.data_start
-    for name, region in layout.regions.items():
-        size = region.end - region.start
-        if names and (size > CHUNK_BYTES or region.end - start > CHUNK_BYTES):
-            yield _Group(tuple(names), end)
-            names, start = [], region.start
-        names.append(name)
-        end = region.end
-    if names:
-        yield _Group(tuple(names), end)
+            chunk = position // CHUNK_BYTES
+            end = min(region.end, (chunk + 1) * CHUNK_BYTES)
+            piece = _Piece(index, position - region.start, address + position, end - position)
+            pieces[chunk].append(piece)
+            position = end
+    return pieces

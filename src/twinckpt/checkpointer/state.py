@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor, unflatten
 from twinckpt.errors import ConfigurationError, RestoreError
 
@@ -59,7 +60,7 @@ class TrainingState:
                 found.update(f"{name}.{parameter}" for parameter, _ in parameters)
         return frozenset(found & tensors.keys())
 
-    def restore(self, json: dict[str, Any], saved: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, json: dict[str, Any], saved: SavedTensors) -> None:
         """Write a captured state back into the user's objects.
 
         Raises RestoreError if the checkpoint is of other parts than these.
@@ -73,9 +74,7 @@ class TrainingState:
         for name, part in self.parts.items():
             self._restore_part(name, part, json[name], saved)
 
-    def _restore_part(
-        self, name: str, part: Any, json: Any, saved: Mapping[str, torch.Tensor]
-    ) -> None:
+    def _restore_part(self, name: str, part: Any, json: Any, saved: SavedTensors) -> None:
         live = _state_of(part)
         writer = _InPlace(live, name, part, saved)
         value = unflatten(json, writer.tensor)
@@ -91,7 +90,7 @@ class TrainingState:
 class _InPlace:
     """Gives each saved tensor its live counterpart, filled; or a new one."""
 
-    def __init__(self, live: Any, name: str, part: Any, saved: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, live: Any, name: str, part: Any, saved: SavedTensors) -> None:
         self._part = part
         self._saved = saved
         reuse = isinstance(part, torch.nn.Module | torch.optim.Optimizer | torch.Tensor)
@@ -109,17 +108,16 @@ class _InPlace:
     def tensor(self, node: dict[str, Any]) -> torch.Tensor:
         """Return the tensor that a node of the saved tree refers to."""
         name = node["tensor"]
-        source = self._saved[name]
         live = self._live.get(name)
         if live is not None:
             target = local_tensor(live)
-            if target.shape == source.shape and target.dtype == source.dtype:
+            if (target.dtype, target.shape) == self._saved.kind(name):
                 if name not in self._used:
-                    target.copy_(source)
+                    self._saved.copy_into(target, name)
                     self._used.add(name)
                 return live
         if name not in self._made:
-            self._made[name] = self._make(node, name, source)
+            self._made[name] = self._make(node, name, self._saved[name])
         return self._made[name]
 
     def _make(self, node: dict[str, Any], name: str, source: torch.Tensor) -> torch.Tensor:

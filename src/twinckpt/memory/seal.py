@@ -6,7 +6,7 @@ import xxhash
 
 from twinckpt.core.messages import Holding
 from twinckpt.errors import DamagedCopyError
-from twinckpt.memory.checksums import CHUNK_BYTES, DIGEST_BYTES, checksum, first_damaged_chunk
+from twinckpt.memory.checksums import CHUNK_BYTES, DIGEST_BYTES, checksum, chunk_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Seal:
     chunk_bytes: int = CHUNK_BYTES
 
     def __post_init__(self) -> None:
-        expected = -(-self.size_bytes // self.chunk_bytes) * DIGEST_BYTES
+        expected = self.num_chunks * DIGEST_BYTES
         if len(self.digests) != expected:
             raise DamagedCopyError(
                 f"seal of rank {self.rank} at step {self.step} has {len(self.digests)} bytes of "
@@ -55,11 +55,22 @@ class Seal:
                 f"shard of rank {self.rank} at step {self.step} has {len(buffer)} bytes, "
                 f"{self.size_bytes} expected"
             )
-        damaged = first_damaged_chunk(buffer[: self.size_bytes], self.digests, self.chunk_bytes)
-        if damaged is not None:
+        for index in range(self.num_chunks):
+            self.verify_chunk(buffer, index)
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks, the last one perhaps shorter."""
+        return -(-self.size_bytes // self.chunk_bytes)
+
+    def verify_chunk(self, buffer: memoryview, index: int) -> None:
+        """Raise DamagedCopyError unless chunk `index` of the slot is as it was sealed."""
+        start = index * self.chunk_bytes
+        chunk = buffer[start : min(start + self.chunk_bytes, self.size_bytes)]
+        if chunk_digest(chunk) != self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
             raise DamagedCopyError(
-                f"shard of rank {self.rank} at step {self.step}: chunk {damaged} "
-                f"(bytes from {damaged * self.chunk_bytes}) does not match its checksum"
+                f"shard of rank {self.rank} at step {self.step}: chunk {index} "
+                f"(bytes from {start}) does not match its checksum"
             )
 
     @classmethod

@@ -4,11 +4,16 @@ The kernel frees it when the last process that has it ends, so nothing stays beh
 `kill -9`, and it does not count against the size of /dev/shm.
 """
 
+import contextlib
 import mmap
 import os
+import sys
 import tempfile
 
 from twinckpt.errors import OutOfMemoryError
+
+# Linux 5.14; the mmap module has no name for it.
+_MADV_POPULATE_WRITE = 23 if sys.platform == "linux" else None
 
 
 class Slot:
@@ -17,8 +22,8 @@ class Slot:
     def __init__(self, fd: int, capacity_bytes: int) -> None:
         self.fd = fd
         self.capacity_bytes = capacity_bytes
-        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-        self._map = mmap.mmap(fd, capacity_bytes, flags=flags)
+        self._map = mmap.mmap(fd, capacity_bytes, flags=mmap.MAP_SHARED)
+        _populate(self._map)
         self.buffer = memoryview(self._map)
 
     @classmethod
@@ -37,19 +42,29 @@ class Slot:
             )
         fd = _anonymous_file()
         try:
-            os.posix_fallocate(fd, 0, capacity_bytes)
+            os.ftruncate(fd, capacity_bytes)
+            slot = cls(fd, capacity_bytes)
+            os.posix_fallocate(fd, 0, capacity_bytes)  # what the kernel did not populate
         except OSError as error:
             os.close(fd)
             raise OutOfMemoryError(
                 f"the kernel refused a slot of {capacity_bytes >> 20} MiB: {error.strerror}"
             ) from error
-        return cls(fd, capacity_bytes)
+        return slot
 
     def close(self) -> None:
         """Give the memory back; views of `buffer` must be gone."""
         self.buffer.release()
         self._map.close()
         os.close(self.fd)
+
+
+def _populate(mapping: mmap.mmap) -> None:
+    """Map all pages now, huge ones where the kernel has them: a first touch is expensive."""
+    for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _MADV_POPULATE_WRITE):
+        if advice is not None:
+            with contextlib.suppress(OSError):  # an older kernel: slower, not wrong
+                mapping.madvise(advice)
 
 
 def _anonymous_file() -> int:

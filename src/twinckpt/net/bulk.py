@@ -17,7 +17,6 @@ import msgspec
 
 from twinckpt.core.messages import Address
 from twinckpt.errors import DamagedCopyError
-from twinckpt.memory.checksums import DIGEST_BYTES, chunk_digest
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net import wire
@@ -179,12 +178,10 @@ def _receive_verified(
     for index, start in enumerate(range(0, seal.size_bytes, seal.chunk_bytes)):
         chunk = buffer[start : min(start + seal.chunk_bytes, seal.size_bytes)]
         _receive_into(sock, chunk)
-        expected = seal.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-        if chunk_digest(chunk) != expected:
-            raise DamagedCopyError(
-                f"chunk {index} of rank {seal.rank} at step {seal.step} arrived damaged "
-                f"from machine {address.machine}"
-            )
+        try:
+            seal.verify_chunk(buffer, index)
+        except DamagedCopyError as error:
+            raise DamagedCopyError(f"from machine {address.machine}: {error}") from error
         if on_chunk is not None:
             on_chunk(start, chunk)
 

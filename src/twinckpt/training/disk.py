@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.state import TrainingState
 
 _NAME = re.compile(r"step-(\d+)-rank-(\d+)\.pt")
@@ -53,7 +54,7 @@ class DiskCheckpoint:
         path = self._path(step)
         drop_from_page_cache(path)
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        self._state.restore(saved["json"], saved["tensors"])
+        self._state.restore(saved["json"], SavedTensors(saved["tensors"]))
         return step
 
     def newest_common_step(self) -> int | None:
