@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from twinckpt.checkpointer.layout import Layout, metadata_of, parse
-from twinckpt.checkpointer.reading import SavedTensors
+from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter, TornCopyError
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
-from twinckpt.memory.checksums import checksum
+from twinckpt.memory.checksums import CHUNK_BYTES, checksum
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32),
@@ -36,8 +36,8 @@ def stage(state):
 
 def restore(slot, into):
     """Write a slot back into a state the way `Checkpointer.restore` does."""
-    metadata, tensors = parse(slot)
-    TrainingState(into).restore(metadata["state"], SavedTensors(tensors))
+    reader = SlotReader(slot, CHUNK_BYTES, lambda index: None)
+    TrainingState(into).restore(reader.metadata["state"], reader)
     return into
 
 

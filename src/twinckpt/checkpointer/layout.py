@@ -7,6 +7,7 @@ and type of every tensor are in the metadata as well.
 """
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -113,34 +114,41 @@ def metadata_of(flat: FlatState, layout: Layout, **facts: Any) -> str:
 
 
 def header_bytes(buffer: memoryview) -> int:
-    """Return how many bytes of a slot its header takes, or all of them if it is damaged."""
+    """Return how many bytes of a slot its header takes; all of them if it is damaged."""
     if len(buffer) < _LENGTH.size:
         return len(buffer)
     (length,) = _LENGTH.unpack(buffer[: _LENGTH.size])
     return min(_LENGTH.size + int(length), len(buffer))
 
 
-def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return a slot's metadata and views of its tensors (no copy).
+def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, Region]]:
+    """Return a slot's metadata, and where its tensors lie.
 
     Raises DamagedCopyError if the bytes are no such file.
     """
     try:
-        (length,) = _LENGTH.unpack(buffer[: _LENGTH.size])
-        start = _LENGTH.size + length
-        if start > len(buffer):
-            raise ValueError("the header is longer than the file")
+        start = header_bytes(buffer)
         header = json.loads(bytes(buffer[_LENGTH.size : start]))
         metadata = json.loads(header["__metadata__"]["twinckpt"])
-        data = torch.frombuffer(buffer, dtype=torch.uint8)
-        tensors = {}
+        regions = {}
         for name, (dtype, shape, _) in metadata["tensors"].items():
             first, last = header[name]["data_offsets"]
-            raw = data[start + first : start + last]
-            tensors[name] = raw.view(getattr(torch, dtype)).view(shape)
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, struct.error) as error:
+            region = Region(start + first, start + last, getattr(torch, dtype), tuple(shape))
+            size_bytes = math.prod(shape) * region.dtype.itemsize
+            if not start <= region.start <= region.start + size_bytes == region.end <= len(buffer):
+                raise ValueError(f"{name} has impossible offsets")
+            regions[name] = region
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCopyError(f"not a checkpoint of twinckpt: {error}") from error
-    return metadata, tensors
+    return metadata, regions
+
+
+def view(buffer: memoryview, region: Region) -> torch.Tensor:
+    """Return the tensor at a region of a slot, without a copy."""
+    if region.start == region.end:
+        return torch.empty(region.shape, dtype=region.dtype)
+    raw = torch.frombuffer(buffer[region.start : region.end], dtype=torch.uint8)
+    return raw.view(region.dtype).view(region.shape)
 
 
 def _entry(tensor: torch.Tensor, start: int, end: int) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class TrainingState:
     def _restore_part(self, name: str, part: Any, json: Any, saved: SavedTensors) -> None:
         live = _state_of(part)
         writer = _InPlace(live, name, part, saved)
-        value = unflatten(json, writer.tensor)
+        with torch.no_grad():
+            value = unflatten(json, writer.tensor)
         if isinstance(part, torch.nn.Module):
             if not writer.is_complete:
                 part.load_state_dict(value)
@@ -93,7 +94,8 @@ class _InPlace:
     def __init__(self, live: Any, name: str, part: Any, saved: SavedTensors) -> None:
         self._part = part
         self._saved = saved
-        reuse = isinstance(part, torch.nn.Module | torch.optim.Optimizer | torch.Tensor)
+        known = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
+        reuse = known or not _is_stateful(part)
         self._live = flatten({name: live}).originals if reuse else {}
         self._parameters = _parameters(part)
         self._made: dict[str, torch.Tensor] = {}
@@ -104,20 +106,19 @@ class _InPlace:
         """Whether all live tensors were filled, and no others were made."""
         return not self._made and self._used == self._live.keys()
 
-    @torch.no_grad()
     def tensor(self, node: dict[str, Any]) -> torch.Tensor:
         """Return the tensor that a node of the saved tree refers to."""
         name = node["tensor"]
         live = self._live.get(name)
         if live is not None:
             target = local_tensor(live)
-            if (target.dtype, target.shape) == self._saved.kind(name):
+            if (target.dtype, tuple(target.shape)) == self._saved.kind(name):
                 if name not in self._used:
                     self._saved.copy_into(target, name)
                     self._used.add(name)
                 return live
         if name not in self._made:
-            self._made[name] = self._make(node, name, self._saved[name])
+            self._made[name] = self._make(node, name, self._saved.tensor(name))
         return self._made[name]
 
     def _make(self, node: dict[str, Any], name: str, source: torch.Tensor) -> torch.Tensor:
