@@ -19,6 +19,9 @@ class Grant:
     slot: Slot
 
 
+RestoreAnswer = tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None
+
+
 class SlotMappings:
     """Slots of the agent mapped into this process, each once, known by inode."""
 
@@ -82,16 +85,12 @@ class AgentClient:
             self.poll(left_s)
         return bool(self.grants)
 
-    def request_restore(
-        self, timeout_s: float
-    ) -> tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None:
+    def request_restore(self, timeout_s: float) -> RestoreAnswer:
         """Ask what to restore from; waits while the agent fetches it from a peer."""
         self._link.send(local.RestoreRequest())
         return self._restore_answer(timeout_s)
 
-    def report_damage(
-        self, ticket: int, reason: str, timeout_s: float
-    ) -> tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None:
+    def report_damage(self, ticket: int, reason: str, timeout_s: float) -> RestoreAnswer:
         """Say that the local copy is damaged, and wait for the next one."""
         self._link.send(local.Damaged(ticket, reason))
         return self._restore_answer(timeout_s)
@@ -100,9 +99,7 @@ class AgentClient:
         """Say goodbye, so that the end of this process does not count as a failure."""
         self._link.say_goodbye()
 
-    def _restore_answer(
-        self, timeout_s: float
-    ) -> tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None:
+    def _restore_answer(self, timeout_s: float) -> RestoreAnswer:
         kinds = (local.RestoreFrom, local.RestoreDrained, local.RestoreNothing)
         answer = self._expect(kinds, timeout_s)
         if isinstance(answer, local.RestoreFrom):

@@ -11,7 +11,7 @@ from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
-from twinckpt.checkpointer.agent_client import AgentClient, Grant
+from twinckpt.checkpointer.agent_client import AgentClient, Grant, RestoreAnswer
 from twinckpt.checkpointer.connect import connect
 from twinckpt.checkpointer.handle import SaveHandle
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
@@ -28,6 +28,7 @@ from twinckpt.net.local import RestoreDrained
 logger = logging.getLogger(__name__)
 
 GRANT_TIMEOUT_S = 60.0
+COMMIT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 120.0
 
 
@@ -107,22 +108,27 @@ class Checkpointer:
     def save(self, step: int, *, block: bool = False) -> SaveHandle:
         """Checkpoint the state as it is now, as `step`; return at once.
 
+        Without a free slot the step is skipped: the previous one is still being replicated.
         The first call also reserves the slots, which takes as long as the machine needs to
-        hand out the memory. With `block` the state is sealed in this machine's RAM on return.
+        hand out the memory. With `block`, on all ranks alike, the step is never skipped, and
+        committed on return.
         """
         self.num_saves += 1
         self.fence()
         started_s = time.monotonic()
+        handle = self._save_once(step, block)
+        while block and handle.wait(timeout_s=COMMIT_TIMEOUT_S) == "abandoned":
+            handle = self._save_once(step, block)
+        self.stall_s += time.monotonic() - started_s
+        return handle
+
+    def _save_once(self, step: int, block: bool) -> SaveHandle:
         try:
             self._poll()
-            grant = self._next_grant(step)
-            handle = self._skip(step) if grant is None else self._begin(step, grant)
+            grant = self._next_grant(step, block)
+            return self._skip(step) if grant is None else self._begin(step, grant)
         except TwinckptError as error:
-            handle = self._fail(SaveHandle(step, "staging", self._advance), error)
-        self.stall_s += time.monotonic() - started_s
-        if block:
-            self.fence()
-        return handle
+            return self._fail(SaveHandle(step, "staging", self._advance), error)
 
     def fence(self) -> None:
         """Wait until no tensor is being copied; runs by itself before `optimizer.step()`."""
@@ -130,14 +136,16 @@ class Checkpointer:
         self._stager.wait()
         self.stall_s += time.monotonic() - started_s
 
-    def _next_grant(self, step: int) -> Grant | None:
+    def _next_grant(self, step: int, block: bool) -> Grant | None:
         if not self._attached:
             flat = self._state.capture()
             self._attach(Layout(flat))
             self._client.wait_for_grant(GRANT_TIMEOUT_S)
             self._attached = True
+        elif block:
+            self._client.wait_for_grant(GRANT_TIMEOUT_S)
         grants = self._client.grants
-        if grants and grants[0].not_before_step <= step:
+        if grants and (block or grants[0].not_before_step <= step):
             return grants.pop(0)
         return None
 
@@ -184,7 +192,7 @@ class Checkpointer:
                     size_bytes=size_bytes,
                     digests=writer.copy_rest(),
                 )
-                handle.status = "sealed"
+                handle.status = "staged"
                 client.staged(seal)
             except Exception as error:
                 self._fail(handle, error)
@@ -248,8 +256,11 @@ class Checkpointer:
         another machine's, then persistent storage. Raises RestoreError if the checkpoint is of
         another state than this one, or if no copy is intact.
         """
+        return self._restore_from(self._client.request_restore)
+
+    def _restore_from(self, ask: Callable[[float], RestoreAnswer]) -> int | None:
         asked_at_s = time.monotonic()
-        answer = self._client.request_restore(RESTORE_TIMEOUT_S)
+        answer = ask(RESTORE_TIMEOUT_S)
         damage: DamagedCopyError | None = None
         while answer is not None and not isinstance(answer, RestoreDrained):
             found, slot = answer
@@ -297,6 +308,7 @@ class Checkpointer:
         now_s = time.monotonic()
         self.restore_report = {
             "step": seal.step,
+            "ticket": seal.ticket,
             "source": source,
             "bytes": seal.size_bytes,
             "wait_s": answered_at_s - asked_at_s,

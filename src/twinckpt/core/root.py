@@ -332,10 +332,12 @@ class Root:
             step, is_new = self.commits.commit(ticket)
             self._resolve_abandoned([t for t in self.commits.undecided() if t < ticket])
             self._forget_older_than(ticket)
-            self._broadcast(m.Resolve(self.generation, ticket, step, committed=True))
             self._log("committed" if is_new else "redundancy_restored", step=step, ticket=ticket)
             if is_new:
                 self._drain_if_due(ticket, step)
+            # First the next ticket: whoever waits for a commit may checkpoint right after it.
+            self._issue_tickets()
+            self._broadcast(m.Resolve(self.generation, ticket, step, committed=True))
 
     def _redundant(self, ticket: int) -> bool:
         """Every shard of the ticket is sealed on all the machines of its replica group."""

@@ -190,6 +190,7 @@ class Worker:
         if not resolve.committed:
             for rank in {holding.rank for holding in self.slots.holdings()} | self._now.ranks:
                 self.slots.drop(rank, resolve.ticket)
+        self._retry()  # the slot that is free now is granted before a rank hears of the commit
         for rank in sorted(self._now.ranks):
             self._do(TellResolved(rank, resolve.ticket, resolve.step, resolve.committed))
 

@@ -4,7 +4,7 @@ The kernel frees it when the last process that has it ends, so nothing stays beh
 `kill -9`, and it does not count against the size of /dev/shm.
 """
 
-import contextlib
+import ctypes
 import mmap
 import os
 import sys
@@ -12,8 +12,8 @@ import tempfile
 
 from twinckpt.errors import OutOfMemoryError
 
-# Linux 5.14; the mmap module has no name for it.
-_MADV_POPULATE_WRITE = 23 if sys.platform == "linux" else None
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
+_LIBC = ctypes.CDLL(None)
 
 
 class Slot:
@@ -60,11 +60,15 @@ class Slot:
 
 
 def _populate(mapping: mmap.mmap) -> None:
-    """Map all pages now, huge ones where the kernel has them: a first touch is expensive."""
-    for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _MADV_POPULATE_WRITE):
-        if advice is not None:
-            with contextlib.suppress(OSError):  # an older kernel: slower, not wrong
-                mapping.madvise(advice)
+    """Map all pages now, huge ones where the kernel has them: a first touch is expensive.
+
+    An older kernel refuses: slower, not wrong. Unlike `mmap.madvise`, this lets other threads
+    run meanwhile; the kernel needs a second for a gigabyte.
+    """
+    if sys.platform == "linux":
+        whole = (ctypes.c_char * len(mapping)).from_buffer(mapping)
+        for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
+            _LIBC.madvise(ctypes.byref(whole), ctypes.c_size_t(len(mapping)), advice)
 
 
 def _anonymous_file() -> int:

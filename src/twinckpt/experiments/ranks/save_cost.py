@@ -29,7 +29,8 @@ def main() -> None:
 
         def in_ram(step: int) -> tuple[float, float, int]:
             started_s = time.monotonic()
-            handle = checkpointer.save(step, block=True)
+            handle = checkpointer.save(step)
+            handle.wait("staged")
             took_s = time.monotonic() - started_s
             handle.wait(timeout_s=COMMIT_TIMEOUT_S)
             return took_s, took_s, checkpointer.shard_bytes

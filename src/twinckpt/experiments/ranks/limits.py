@@ -1,0 +1,275 @@
+"""One rank of `limits`: each operation of the library beside the plain copy it cannot beat.
+
+The first generation measures saving. Its ranks are killed, and the next one restores what the
+first saved, again and again, from its own machine's RAM and from a peer's.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from twinckpt.checkpointer import Checkpointer, SaveHandle, moving
+from twinckpt.experiments.ranks.loopback import LoopbackRing
+from twinckpt.results.jsonl import JsonLines
+
+UNDECIDED_TIMEOUT_S = 5.0
+KILL_TIMEOUT_S = 120.0
+BLOCK_STEPS = 3
+_WORK_SIZE = 256
+
+
+class Blocks(torch.nn.Module):
+    """Parameters of many sizes, as a transformer has them; nothing to compute."""
+
+    def __init__(self, num_bytes: int, num_tensors: int, seed: int) -> None:
+        super().__init__()
+        weights = torch.rand(num_tensors, generator=torch.Generator().manual_seed(0)) + 0.05
+        sizes = (weights / weights.sum() * num_bytes / 4).long().clamp(min=1)
+        generator = torch.Generator().manual_seed(seed)
+        self.blocks = torch.nn.ParameterList(
+            torch.randn(int(size), generator=generator) for size in sizes
+        )
+
+
+class Rank:
+    """The state of one rank, a plain copy of it, and the clocks."""
+
+    def __init__(self, size_mib: int, num_tensors: int) -> None:
+        # Of the state, a third are parameters and two are Adam's moments.
+        self.model = Blocks((size_mib << 20) // 3, num_tensors // 3, seed=dist.get_rank())
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tensors = [p.detach() for p in self.model.parameters()]
+        for moments in self.optimizer.state.values():
+            self.tensors += [moments["exp_avg"], moments["exp_avg_sq"]]
+        self.copies = [tensor.clone() for tensor in self.tensors]
+        self.num_bytes = sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def state(self) -> dict[str, object]:
+        """What is checkpointed."""
+        return {"model": self.model, "optimizer": self.optimizer}
+
+    @torch.no_grad()
+    def copy_out(self) -> None:
+        """One memcpy of the state into touched memory."""
+        for copy, tensor in zip(self.copies, self.tensors, strict=True):
+            moving.copy(copy, tensor)
+
+    @torch.no_grad()
+    def overwrite(self) -> None:
+        """Spoil the live state, so that only a restore can bring it back."""
+        for tensor in self.tensors:
+            tensor.zero_()
+
+    def is_intact(self) -> bool:
+        """Whether every byte is as it was."""
+        return all(map(torch.equal, self.tensors, self.copies))
+
+    @torch.no_grad()
+    def copy_in(self) -> None:
+        """One memcpy of the plain copy into the live state."""
+        for copy, tensor in zip(self.copies, self.tensors, strict=True):
+            moving.copy(tensor, copy)
+
+
+class Saving:
+    """What a checkpoint takes: blocking, beside a waiting host, beside a busy one."""
+
+    def __init__(self, rank: Rank, checkpointer: Checkpointer, log: JsonLines) -> None:
+        self._rank = rank
+        self._checkpointer = checkpointer
+        self._log = log
+        self._ring = LoopbackRing(rank.num_bytes)
+        self._step = 0
+        self._idle_s = 0.0
+        self._work_units = 1
+        self._work = torch.randn(_WORK_SIZE, _WORK_SIZE)
+
+    def round(self, repeat: int) -> None:
+        """Measure everything once, in alternation."""
+        rank, log = self._rank, self._log
+        copy_s, copy_cpu_s = clocked(rank.copy_out)
+        ring_s, ring_cpu_s = clocked(self._ring.transfer)
+        log.write("sample", repeat=repeat, metric="memcpy_s", value=copy_s)
+        log.write("sample", repeat=repeat, metric="loopback_s", value=ring_s)
+        log.write("sample", repeat=repeat, metric="floor_cpu_s", value=copy_cpu_s + ring_cpu_s)
+        self._blocking(repeat)
+        self._beside_waiting_host(repeat)
+        self._calibrate()
+        for method in ("none", "every_step", "none_again"):
+            self._busy_block(repeat, method)
+
+    def close(self) -> None:
+        """End the plain connections."""
+        self._ring.close()
+
+    def _save(self) -> SaveHandle:
+        self._step += 1
+        handle = self._checkpointer.save(self._step)
+        if handle.status == "skipped":
+            raise RuntimeError(f"step {self._step} was skipped: no slot was free")
+        return handle
+
+    def _blocking(self, repeat: int) -> None:
+        self._settle()
+        started_s = time.monotonic()
+        handle = self._save()
+        handle.wait("staged")
+        staged_s = time.monotonic()
+        require_committed(handle)
+        committed_s = time.monotonic()
+        self._log.write("sample", repeat=repeat, metric="staging_s", value=staged_s - started_s)
+        self._log.write(
+            "sample", repeat=repeat, metric="replication_s", value=committed_s - staged_s
+        )
+        self._log.write("sample", repeat=repeat, metric="done_s", value=committed_s - started_s)
+        self._idle_s = max(self._idle_s, 2 * (committed_s - started_s))
+
+    def _beside_waiting_host(self, repeat: int) -> None:
+        """The host waits, as for a GPU, longer than the copy takes."""
+        self._settle()
+        stalled_s = self._checkpointer.stall_s
+        handle = self._save()
+        time.sleep(self._idle_s)
+        self._checkpointer.fence()
+        stall_s = self._checkpointer.stall_s - stalled_s
+        require_committed(handle)
+        self._log.write("sample", repeat=repeat, metric="stall_s", value=stall_s)
+
+    def _calibrate(self) -> None:
+        """Make a step of work about twice as long as a checkpoint takes, on all ranks alike."""
+        meet()
+        started_s = time.monotonic()
+        units = 200
+        self._compute(units)
+        meet()
+        unit_s = (time.monotonic() - started_s) / units
+        wanted = torch.tensor(max(1.0, self._idle_s / unit_s))
+        dist.all_reduce(wanted, op=dist.ReduceOp.MAX)
+        self._work_units = max(self._work_units, math.ceil(float(wanted)))
+
+    def _busy_block(self, repeat: int, method: str) -> None:
+        """Steps that keep every core busy, and what a checkpoint in each of them adds."""
+        self._settle()
+        started_s = time.monotonic()
+        handles: list[SaveHandle] = []
+        for _ in range(BLOCK_STEPS):
+            if method == "every_step":
+                self._step += 1
+                handles.append(self._checkpointer.save(self._step))
+            self._compute(self._work_units)
+            self._checkpointer.fence()
+        num_committed = sum(is_committed(handle) for handle in handles)
+        meet()
+        took_s = (time.monotonic() - started_s) / BLOCK_STEPS
+        self._log.write("sample", repeat=repeat, metric=f"step_{method}_s", value=took_s)
+        if method == "every_step":
+            share = num_committed / BLOCK_STEPS
+            self._log.write("sample", repeat=repeat, metric="committed", value=share)
+            self._step += 1
+            self._checkpointer.save(self._step, block=True)  # what one rank skipped is decided
+
+    def _compute(self, units: int) -> None:
+        for _ in range(units):
+            torch.mm(self._work, self._work)
+
+    def _settle(self) -> None:
+        """Begin with idle machines and a free slot."""
+        meet()
+        time.sleep(0.02)
+        meet()
+
+
+def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
+    """Restore again and again: from the machine's own RAM, and after losing that copy."""
+    ring = LoopbackRing(rank.num_bytes)
+    for repeat in range(rounds):
+        values = {
+            "memcpy_in_s": clocked(rank.copy_in)[0],
+            "restore_local_s": _restored(rank, checkpointer.restore),
+            "loopback_in_s": clocked(ring.transfer)[0],
+            "restore_peer_s": _restored(rank, lambda: _lose_and_restore(checkpointer)),
+        }
+        for metric, value in values.items():
+            log.write("sample", repeat=repeat, metric=metric, value=value)
+    ring.close()
+
+
+def _lose_and_restore(checkpointer: Checkpointer) -> int | None:
+    """Restore as after the loss of the machine's own copy, which is dropped first."""
+    ticket = checkpointer.restore_report["ticket"]
+    client = checkpointer._client
+    return checkpointer._restore_from(
+        lambda timeout_s: client.report_damage(ticket, "dropped to measure", timeout_s)
+    )
+
+
+def _restored(rank: Rank, restore: Callable[[], int | None]) -> float:
+    rank.overwrite()
+    took_s, _ = clocked(restore)
+    if not rank.is_intact():
+        raise RuntimeError("the restored state differs from the saved one")
+    return took_s
+
+
+def clocked(action: Callable[[], object]) -> tuple[float, float]:
+    """Run an action on all ranks at once; return its wall time and this process's CPU time."""
+    meet()
+    started_s, started_cpu_s = time.monotonic(), time.process_time()
+    action()
+    return time.monotonic() - started_s, time.process_time() - started_cpu_s
+
+
+def meet() -> None:
+    """Wait for all ranks, so that a clock starts on idle machines."""
+    dist.barrier()
+
+
+def is_committed(handle: SaveHandle) -> bool:
+    """Wait for the end of a checkpoint; one that another rank skipped has none for now."""
+    try:
+        return handle.wait(timeout_s=UNDECIDED_TIMEOUT_S) == "committed"
+    except TimeoutError:
+        return False
+
+
+def require_committed(handle: SaveHandle) -> None:
+    """End the measurement if a checkpoint got lost: its time would mean nothing."""
+    if not is_committed(handle):
+        raise RuntimeError(f"the checkpoint of step {handle.step} is {handle.status}")
+
+
+def main() -> None:
+    """`limits SIZE_MIB NUM_TENSORS ROUNDS`."""
+    size_mib, num_tensors, rounds = map(int, sys.argv[1:4])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
+    log = JsonLines(run_dir / "ranks" / f"rank-{dist.get_rank()}.jsonl")
+    rank = Rank(size_mib, num_tensors)
+    with Checkpointer(rank.state) as checkpointer:
+        if checkpointer.restore() is None:
+            saving = Saving(rank, checkpointer, log)
+            checkpointer.save(0, block=True)
+            for repeat in range(rounds):
+                saving.round(repeat)
+            saving.close()
+            log.write("saved", bytes=rank.num_bytes)
+            time.sleep(KILL_TIMEOUT_S)  # to be killed
+            raise RuntimeError("nobody killed this rank")
+        measure_restoring(rank, checkpointer, log, rounds)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
