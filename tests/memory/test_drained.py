@@ -15,7 +15,7 @@ from twinckpt.memory.seal import Seal
 @pytest.fixture
 def entry():
     """One rank's sealed shard, as a training process stages it."""
-    flat = flatten({"weight": torch.arange(6.0).view(2, 3), "step": 7})
+    flat, _ = flatten({"weight": torch.arange(6.0).view(2, 3), "step": 7})
     layout = Layout(flat)
     metadata = metadata_of(flat, layout, step=7)
     store = InMemoryCheckpoint()

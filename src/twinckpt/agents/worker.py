@@ -45,6 +45,7 @@ class WorkerAgent:
         self._config = config
         self._checkpoints = InMemoryCheckpoint(config.num_slots, config.capacity_bytes)
         self._core = core.Worker(self._checkpoints)
+        self._loop: asyncio.AbstractEventLoop
         self._bulk_server = BulkServer(self._checkpoints, secret, config.host)
         self._bulk = BulkClient(secret)
         self._address = m.Address(config.machine, config.host, self._bulk_server.port)
@@ -61,11 +62,13 @@ class WorkerAgent:
         self._given_up = ""
         self._is_leaving = False
         self._received: set[tuple[int, int]] = set()
+        self._arriving: dict[int, tuple[core.StartFetch, Seal, int]] = {}
+        self._reads_along: dict[int, core.StartFetch] = {}
         self._done = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until the launcher ends."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, lambda: None)
         if self._config.watch_pid:
@@ -157,6 +160,9 @@ class WorkerAgent:
         except TwinckptError as error:
             logger.error("rank %s: %s", peer.rank, error)
             peer.send(local.Refused(type(error).__name__, str(error)))
+        if peer.rank is not None and isinstance(message, local.RestoreRequest | local.Damaged):
+            self._reads_along.pop(peer.rank, None)
+            self._tell_arrival(peer.rank)
 
     def _handle_local(self, peer: LocalPeer, message: local.ToAgent) -> list[core.Action]:
         match message:
@@ -277,27 +283,28 @@ class WorkerAgent:
     def _start(
         self, pool: ThreadPoolExecutor, work: Callable[[_Work], Callable[[], None]], action: _Work
     ) -> None:
-        loop = asyncio.get_running_loop()
+        pool.submit(lambda: self._in_loop(work(action)))
 
-        def run() -> None:
-            finish = work(action)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
-                loop.call_soon_threadsafe(finish)
-
-        pool.submit(run)
+    def _in_loop(self, action: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
+            self._loop.call_soon_threadsafe(action)
 
     def _fetch(self, fetch: core.StartFetch) -> Callable[[], None]:
         """Receive a shard from the first source that has it intact."""
         formed = self._core.formed
         addresses = {a.machine: a for a in formed.machines} if formed else {}
         reasons, damaged = [], []
+
+        def on_progress(seal: Seal, num_bytes: int) -> None:
+            self._in_loop(lambda: self._on_progress(fetch, seal, num_bytes))
+
         with self._checkpoints.filling(fetch.rank, fetch.slot) as slot:
             # A chunk may be damaged on its way: each source gets a second chance.
             for source in sorted(fetch.sources * 2, key=fetch.sources.index):
                 try:
-                    seal = self._bulk.fetch(
-                        addresses[source], fetch.rank, fetch.ticket, slot.buffer
-                    )
+                    address = addresses[source]
+                    what = (address, fetch.rank, fetch.ticket, slot.buffer)
+                    seal = self._bulk.fetch(*what, on_progress)
                     return lambda: self._on_fetched(fetch, seal)
                 except (TwinckptError, OSError, EOFError, KeyError) as error:
                     logger.warning("fetch of rank %d from %s: %s", fetch.rank, source, error)
@@ -306,6 +313,22 @@ class WorkerAgent:
                         damaged.append(source)
         return lambda: self._on_fetched(fetch, None, "; ".join(reasons), tuple(damaged))
 
+    def _on_progress(self, fetch: core.StartFetch, seal: Seal, num_bytes: int) -> None:
+        """Let a rank that waits for this copy read along."""
+        self._arriving[fetch.rank] = (fetch, seal, num_bytes)
+        self._tell_arrival(fetch.rank)
+
+    def _tell_arrival(self, rank: int) -> None:
+        peer, arriving = self._ranks.get(rank), self._arriving.get(rank)
+        if peer is None or arriving is None or not self._core.awaits(rank, arriving[0].ticket):
+            return
+        fetch, seal, num_bytes = arriving
+        if self._reads_along.get(rank) is not fetch:
+            self._reads_along[rank] = fetch
+            slot = self._checkpoints.slot(rank, fetch.slot)
+            peer.send(local.RestoreArriving(seal, slot.capacity_bytes), slot.fd)
+        peer.send(local.RestoreProgress(num_bytes))
+
     def _on_fetched(
         self,
         fetch: core.StartFetch,
@@ -313,6 +336,7 @@ class WorkerAgent:
         reason: str = "no longer wanted",
         damaged: tuple[str, ...] = (),
     ) -> None:
+        self._arriving.pop(fetch.rank, None)
         if seal is not None and self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot:
             self._received.add((fetch.rank, fetch.ticket))
             holding = self._checkpoints.seal(seal).seal.holding

@@ -9,6 +9,13 @@ from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
 
+_ANSWERS = (
+    local.RestoreFrom,
+    local.RestoreArriving,
+    local.RestoreDrained,
+    local.RestoreNothing,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -19,7 +26,21 @@ class Grant:
     slot: Slot
 
 
-RestoreAnswer = tuple[local.RestoreFrom, Slot] | local.RestoreDrained | None
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A shard to restore, in a slot of this machine; perhaps it is still arriving there."""
+
+    seal: Seal
+    slot: Slot
+    source: str
+    is_arriving: bool = False
+
+
+RestoreAnswer = Copy | local.RestoreDrained | None
+
+
+class ArrivalFailed(TwinckptError):
+    """The copy that was arriving is given up; the agent's next answer says what to do."""
 
 
 class SlotMappings:
@@ -51,6 +72,8 @@ class AgentClient:
         self.grants: list[Grant] = []
         self.resolved: list[local.Resolved] = []
         self.committed_step: int | None = None
+        self._early_answer: local.FromAgent | None = None
+        self._verified_bytes = 0
         self._link.send(local.RankHello(rank, world_size, os.getpid()))
         welcome = self._expect(local.Welcome, timeout_s=30.0)
         assert isinstance(welcome, local.Welcome)
@@ -88,24 +111,45 @@ class AgentClient:
     def request_restore(self, timeout_s: float) -> RestoreAnswer:
         """Ask what to restore from; waits while the agent fetches it from a peer."""
         self._link.send(local.RestoreRequest())
-        return self._restore_answer(timeout_s)
+        return self.next_answer(timeout_s)
 
     def report_damage(self, ticket: int, reason: str, timeout_s: float) -> RestoreAnswer:
         """Say that the local copy is damaged, and wait for the next one."""
         self._link.send(local.Damaged(ticket, reason))
-        return self._restore_answer(timeout_s)
+        return self.next_answer(timeout_s)
 
     def close(self) -> None:
         """Say goodbye, so that the end of this process does not count as a failure."""
         self._link.say_goodbye()
 
-    def _restore_answer(self, timeout_s: float) -> RestoreAnswer:
-        kinds = (local.RestoreFrom, local.RestoreDrained, local.RestoreNothing)
-        answer = self._expect(kinds, timeout_s)
-        if isinstance(answer, local.RestoreFrom):
+    def next_answer(self, timeout_s: float) -> RestoreAnswer:
+        """Return what to restore from, after the request or after a copy that was arriving."""
+        if self._early_answer is not None:
+            message, self._early_answer = self._early_answer, None
+        else:
+            message = self._expect(_ANSWERS, timeout_s)
+        if isinstance(message, local.RestoreFrom | local.RestoreArriving):
             assert self._fd is not None
-            return answer, self._mappings.map(self._fd, answer.capacity_bytes)
-        return answer if isinstance(answer, local.RestoreDrained) else None
+            slot = self._mappings.map(self._fd, message.capacity_bytes)
+            self._verified_bytes = 0
+            if isinstance(message, local.RestoreArriving):
+                return Copy(message.seal, slot, "peer", is_arriving=True)
+            return Copy(message.seal, slot, message.source)
+        return message if isinstance(message, local.RestoreDrained) else None
+
+    def wait_for_arrival(self, seal: Seal, num_bytes: int, timeout_s: float) -> None:
+        """Wait until so much of the arriving copy is verified; raises ArrivalFailed if it fails."""
+        while self._verified_bytes < num_bytes:
+            if self._early_answer is None:
+                message = self._expect((local.RestoreProgress, *_ANSWERS), timeout_s)
+                if isinstance(message, local.RestoreProgress):
+                    self._verified_bytes = max(self._verified_bytes, message.verified_bytes)
+                    continue
+                self._early_answer = message
+            answer = self._early_answer
+            if not isinstance(answer, local.RestoreFrom) or answer.seal != seal:
+                raise ArrivalFailed(f"the copy of rank {self.rank} that was arriving is given up")
+            self._verified_bytes = seal.size_bytes
 
     def _expect(self, kinds: type | tuple[type, ...], timeout_s: float) -> local.FromAgent:
         """Wait for a message of one of these kinds, taking in the others."""

@@ -11,7 +11,13 @@ from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
-from twinckpt.checkpointer.agent_client import AgentClient, Grant, RestoreAnswer
+from twinckpt.checkpointer.agent_client import (
+    AgentClient,
+    ArrivalFailed,
+    Copy,
+    Grant,
+    RestoreAnswer,
+)
 from twinckpt.checkpointer.connect import connect
 from twinckpt.checkpointer.handle import SaveHandle
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
@@ -23,7 +29,6 @@ from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
 from twinckpt.memory.drained import load_drained
 from twinckpt.memory.seal import Seal
-from twinckpt.net.local import RestoreDrained
 
 logger = logging.getLogger(__name__)
 
@@ -262,20 +267,21 @@ class Checkpointer:
         asked_at_s = time.monotonic()
         answer = ask(RESTORE_TIMEOUT_S)
         damage: DamagedCopyError | None = None
-        while answer is not None and not isinstance(answer, RestoreDrained):
-            found, slot = answer
+        while isinstance(answer, Copy):
             answered_at_s = time.monotonic()
             try:
-                self._load(found.seal, slot.buffer)
+                self._load(answer)
+            except ArrivalFailed as error:
+                logger.warning("%s", error)
+                answer = self._client.next_answer(RESTORE_TIMEOUT_S)
+                continue
             except DamagedCopyError as error:
                 logger.warning("%s; asking for another copy", error)
-                damage = error
-                answer = self._client.report_damage(
-                    found.seal.ticket, str(error), RESTORE_TIMEOUT_S
-                )
+                damage, ticket = error, answer.seal.ticket
+                answer = self._client.report_damage(ticket, str(error), RESTORE_TIMEOUT_S)
                 continue
-            self._report(found.source, found.seal, asked_at_s, answered_at_s)
-            return found.seal.step
+            self._report(answer.source, answer.seal, asked_at_s, answered_at_s)
+            return answer.seal.step
         if answer is None:
             if damage is not None:
                 raise RestoreError(
@@ -289,18 +295,32 @@ class Checkpointer:
                 f"step {answer.step} in {answer.directory} was written by {seal.world_size} "
                 f"ranks, this job has {self._client.world_size}: start as many"
             )
-        self._load(seal, buffer)
+        self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
         self._report("disk", seal, asked_at_s, asked_at_s)
         return seal.step
 
-    def _load(self, seal: Seal, buffer: memoryview) -> None:
+    def _load(self, copy: Copy) -> None:
+        """Write a copy into the state; one that still arrives chunk by chunk, as it comes."""
+        seal, buffer = copy.seal, copy.slot.buffer
+        if not copy.is_arriving:
+            self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+            return
+
+        def arrive(index: int) -> None:
+            end = min((index + 1) * seal.chunk_bytes, seal.size_bytes)
+            self._client.wait_for_arrival(seal, end, RESTORE_TIMEOUT_S)
+
+        self._read(seal, buffer, arrive=arrive)  # the agent verifies what it receives
+        final = self._client.next_answer(RESTORE_TIMEOUT_S)
+        if not isinstance(final, Copy) or final.seal != seal:
+            raise DamagedCopyError("the agent gave up the copy that it was receiving")
+
+    def _read(
+        self, seal: Seal, buffer: memoryview, **chunk_by_chunk: Callable[[int], None]
+    ) -> None:
         if len(buffer) < seal.size_bytes:
             raise DamagedCopyError(f"{len(buffer)} bytes, {seal.size_bytes} were sealed")
-        reader = SlotReader(
-            buffer[: seal.size_bytes],
-            seal.chunk_bytes,
-            lambda index: seal.verify_chunk(buffer, index),
-        )
+        reader = SlotReader(buffer[: seal.size_bytes], seal.chunk_bytes, **chunk_by_chunk)
         self._state.restore(reader.metadata["state"], reader)
         reader.verify_rest()
 

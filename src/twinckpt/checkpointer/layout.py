@@ -65,7 +65,7 @@ class Layout:
             entries[name] = _entry(tensor, offset, offset + size)
             spans.append((name, offset, offset + size))
             offset += size
-        self.kinds = json.dumps(kinds_of(tensors), separators=(",", ":"))
+        self.kinds = json.dumps(_kinds(tensors), separators=(",", ":"))
         self._entries = json.dumps(entries, separators=(",", ":"))[1:]
         metadata = json.dumps(metadata_of(flat, self))
         header = _LENGTH.size + len(self._entries) + len(metadata) + len(metadata) // 4
@@ -98,7 +98,7 @@ def signature(tensors: dict[str, torch.Tensor]) -> tuple[Any, ...]:
     return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
 
 
-def kinds_of(tensors: dict[str, torch.Tensor]) -> dict[str, list[Any]]:
+def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, list[Any]]:
     """Return the true type, shape and device of each tensor."""
     return {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.device.type]
@@ -109,8 +109,7 @@ def kinds_of(tensors: dict[str, torch.Tensor]) -> dict[str, list[Any]]:
 def metadata_of(flat: FlatState, layout: Layout, **facts: Any) -> str:
     """Return the slot's metadata: `facts`, the tensors' true types, and the state's JSON."""
     first = json.dumps(facts)[:-1] + (", " if facts else "")
-    state = json.dumps(flat.json, separators=(",", ":"))
-    return f'{first}"tensors":{layout.kinds},"state":{state}}}'
+    return f'{first}"tensors":{layout.kinds},"state":{flat.text}}}'
 
 
 def header_bytes(buffer: memoryview) -> int:

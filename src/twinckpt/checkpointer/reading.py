@@ -33,20 +33,28 @@ class SavedTensors:
 
 
 class SlotReader(SavedTensors):
-    """The tensors of a slot; `verify` is called once for each chunk, at its first use.
+    """The tensors of a slot, each chunk verified at its first use.
 
     Args:
         buffer: the slot's bytes.
         chunk_bytes: size of a chunk.
         verify: takes a chunk's index; raises DamagedCopyError if it is damaged.
+        arrive: takes a chunk's index; returns once its bytes are there.
 
     Raises DamagedCopyError as `verify` does, or if the bytes are no checkpoint.
     """
 
-    def __init__(self, buffer: memoryview, chunk_bytes: int, verify: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        buffer: memoryview,
+        chunk_bytes: int,
+        verify: Callable[[int], None] = lambda index: None,
+        arrive: Callable[[int], None] = lambda index: None,
+    ) -> None:
         self._buffer = buffer
         self._chunk_bytes = chunk_bytes
         self._verify = verify
+        self._arrive = arrive
         self._unverified = set(range(-(-len(buffer) // chunk_bytes)))
         self._check(0, 1)
         self._check(0, header_bytes(buffer))
@@ -73,20 +81,25 @@ class SlotReader(SavedTensors):
         region = self._regions[name]
         position = region.start
         while position < region.end:
-            border = min(region.end, (position // self._chunk_bytes + 1) * self._chunk_bytes)
+            index = position // self._chunk_bytes
+            border = min(region.end, (index + 1) * self._chunk_bytes)
+            is_new = index in self._unverified
+            if is_new:
+                self._arrive(index)
             moving.move(address + position - region.start, self._base + position, border - position)
-            self._check(position, border)
+            if is_new:
+                self._verify(index)
+                self._unverified.discard(index)
             position = border
         torch.autograd.graph.increment_version(target)
 
     def verify_rest(self) -> None:
         """Verify the chunks that nobody has used."""
-        for index in sorted(self._unverified):
-            self._verify(index)
-        self._unverified.clear()
+        self._check(0, len(self._buffer))
 
     def _check(self, start: int, end: int) -> None:
         for index in range(start // self._chunk_bytes, -(-end // self._chunk_bytes)):
             if index in self._unverified:
+                self._arrive(index)
                 self._verify(index)
                 self._unverified.discard(index)

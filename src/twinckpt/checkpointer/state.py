@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor, unflatten
 from twinckpt.errors import ConfigurationError, RestoreError
@@ -21,7 +22,10 @@ class TrainingState:
     def __init__(self, parts: MutableMapping[str, Any]) -> None:
         if not parts:
             raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
+        if not all(type(name) is str and name != "$" for name in parts):
+            raise ConfigurationError("the names of the state's parts must be strings, and not '$'")
         self.parts = parts
+        self._capture = Capture()
         self._steady: tuple[set[str], frozenset[str]] | None = None
 
     @property
@@ -35,8 +39,7 @@ class TrainingState:
 
         Raises UnsupportedStateError for what cannot be carried, by name.
         """
-        whole = {name: _state_of(part) for name, part in self.parts.items()}
-        return flatten(whole)
+        return self._capture({name: _state_of(part) for name, part in self.parts.items()})
 
     def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Return the names of the tensors that change only inside `optimizer.step()`.
@@ -96,7 +99,7 @@ class _InPlace:
         self._saved = saved
         known = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
         reuse = known or not _is_stateful(part)
-        self._live = flatten({name: live}).originals if reuse else {}
+        self._live = flatten(live, name)[0].originals if reuse else {}
         self._parameters = _parameters(part)
         self._made: dict[str, torch.Tensor] = {}
         self._used: set[str] = set()

@@ -6,6 +6,7 @@ neither is refused by name, because it could only be carried by pickling it.
 """
 
 import base64
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,15 +24,17 @@ _KIND = "$"
 
 @dataclass(slots=True)
 class FlatState:
-    """Tensors by name, and the JSON that refers to them.
+    """Tensors by name, and the JSON text that refers to them.
 
     `tensors` are the live ones (of a DTensor the local shard), `originals` the same as they
-    occur in the state; a tensor that occurs twice, such as a tied weight, is listed once.
+    occur in the state; a tensor that occurs twice, such as a tied weight, is listed once, and
+    `places` says by which name memory is known.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
-    json: Any = None
+    places: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    text: str = "null"
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,17 +43,24 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def flatten(state: Any, name: str = "") -> FlatState:
-    """Separate `state` into tensors and JSON; raises UnsupportedStateError by name."""
-    flat = FlatState()
-    flat.json = _Flattener(flat).visit(state, name)
-    return flat
+def flatten(
+    state: Any, name: str = "", known: FlatState | None = None
+) -> tuple[FlatState, frozenset[str]]:
+    """Separate `state` into tensors and JSON; raises UnsupportedStateError by name.
+
+    Tensors that are `known` already are referred to, not listed again; their names are the
+    second value returned.
+    """
+    flattener = _Flattener(known or FlatState())
+    flattener.flat.text = json.dumps(flattener.visit(state, name), separators=(",", ":"))
+    return flattener.flat, frozenset(flattener.borrowed)
 
 
 class _Flattener:
-    def __init__(self, flat: FlatState) -> None:
-        self._flat = flat
-        self._seen: dict[tuple[Any, ...], str] = {}
+    def __init__(self, known: FlatState) -> None:
+        self.flat = FlatState()
+        self.borrowed: set[str] = set()
+        self._known = known
 
     def visit(self, value: Any, path: str) -> Any:
         """Return the JSON of one value, and collect its tensors."""
@@ -152,18 +162,23 @@ class _Flattener:
 
     def _store(self, tensor: torch.Tensor, path: str, original: torch.Tensor) -> str:
         key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and key in self._seen:
-            return self._seen[key]
+        if tensor.numel():
+            if key in self.flat.places:
+                return self.flat.places[key]
+            if key in self._known.places:
+                name = self._known.places[key]
+                self.borrowed.add(name)
+                return name
         name = path
-        while name in self._flat.tensors or name == "__metadata__":
+        while name in self.flat.tensors or name in self._known.tensors or name == "__metadata__":
             name += "'"
-        self._seen[key] = name
-        self._flat.tensors[name] = tensor
-        self._flat.originals[name] = original
+        self.flat.places[key] = name
+        self.flat.tensors[name] = tensor
+        self.flat.originals[name] = original
         return name
 
 
-def unflatten(json: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> Any:
+def unflatten(tree: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> Any:
     """Rebuild a state from its JSON; `tensor(node)` gives the tensor of each reference."""
 
     def build(node: Any) -> Any:
@@ -205,4 +220,4 @@ def unflatten(json: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> An
             case kind:
                 raise UnsupportedStateError(f"a checkpoint of a newer version: node {kind!r}")
 
-    return build(json)
+    return build(tree)

@@ -256,6 +256,11 @@ class Worker:
         self._retry()
         return self._flush()
 
+    def awaits(self, rank: int, ticket: int) -> bool:
+        """Return whether a local rank waits to restore this version, which is not here yet."""
+        recovery = self.formed.recovery if self.formed else None
+        return rank in self._now.restores and recovery is not None and recovery.ticket == ticket
+
     def damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
         """A rank found that its local copy does not match its checksums."""
         self.slots.drop(rank, ticket)

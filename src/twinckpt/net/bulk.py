@@ -1,13 +1,12 @@
 """Bulk transfer of shards: the receiver asks a peer's agent and takes the bytes into its slot.
 
-The sender gives its slot to the kernel (`sendfile`), the receiver verifies every chunk as it
-arrives, while it is in the cache; nothing is copied in between. Blocking sockets in threads:
-the transfers run beside the agent's event loop and release the interpreter's lock.
+The sender sends straight from its slot, a mebibyte at a time (`sendfile` was measured to be
+slower on loopback); the receiver verifies every chunk as it arrives, while it is in the cache.
+Blocking sockets in threads: the transfers run beside the agent's event loop and release the
+interpreter's lock.
 """
 
-import contextlib
 import logging
-import os
 import socket
 import struct
 import threading
@@ -17,6 +16,7 @@ import msgspec
 
 from twinckpt.core.messages import Address
 from twinckpt.errors import DamagedCopyError
+from twinckpt.memory.checksums import chunks
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net import wire
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 _REQUEST = struct.Struct(">QQ")
 _MAX_SEAL_BYTES = 16 << 20
+_SEND_BYTES = 1 << 20
+_MIN_REPORT_BYTES = 4 << 20
+_MAX_REPORTS = 64
 TRANSFER_TIMEOUT_S = 30.0
 
 
@@ -56,12 +59,9 @@ class BulkServer:
             try:
                 sock.settimeout(HANDSHAKE_TIMEOUT_S)
                 authenticate(sock, server_exchange(self._secret))
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _block(sock, socket.SO_SNDTIMEO)
                 while True:
-                    sock.settimeout(None)
-                    request = _receive_exactly(sock, _REQUEST.size)
-                    sock.settimeout(TRANSFER_TIMEOUT_S)
-                    self._send(sock, *_REQUEST.unpack(request))
+                    self._send(sock, *_REQUEST.unpack(_receive_exactly(sock, _REQUEST.size)))
             except EOFError:
                 pass
             except Exception as error:
@@ -71,7 +71,8 @@ class BulkServer:
         try:
             with self._checkpoints.pinned(rank, ticket) as entry:
                 sock.sendall(wire.frame(msgspec.msgpack.encode(entry.seal)))
-                _send_file(sock, entry.slot.fd, entry.seal.size_bytes)
+                for piece in chunks(entry.data, _SEND_BYTES):
+                    sock.sendall(piece)
         except DamagedCopyError:
             sock.sendall(wire.frame(b""))
 
@@ -90,11 +91,11 @@ class BulkClient:
         rank: int,
         ticket: int,
         buffer: memoryview,
-        on_chunk: Callable[[int, memoryview], None] | None = None,
+        on_progress: Callable[[Seal, int], None] = lambda seal, num_bytes: None,
     ) -> Seal:
         """Receive a shard into `buffer` and return its seal, every chunk verified.
 
-        `on_chunk(offset_bytes, chunk)` is called for each chunk once it is verified.
+        `on_progress(seal, num_bytes)` is called now and then: so much has been verified.
         Raises DamagedCopyError if the peer has no intact copy, ProtocolError if it does not
         fit, OSError or EOFError if the connection fails.
         """
@@ -106,7 +107,7 @@ class BulkClient:
                 raise wire.ProtocolError(
                     f"rank {rank}'s shard has {seal.size_bytes} bytes, the slot {len(buffer)}"
                 )
-            _receive_verified(sock, seal, buffer, address, on_chunk)
+            _receive_verified(sock, seal, buffer, address, on_progress)
         except BaseException:
             sock.close()
             raise
@@ -132,27 +133,19 @@ class BulkClient:
                 sock.close()
         sock = socket.create_connection(key, timeout=HANDSHAKE_TIMEOUT_S)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             authenticate(sock, client_exchange(self._secret))
-            sock.settimeout(TRANSFER_TIMEOUT_S)
+            _block(sock, socket.SO_RCVTIMEO)
         except BaseException:
             sock.close()
             raise
         return sock
 
 
-def _send_file(sock: socket.socket, fd: int, size_bytes: int) -> None:
-    sent = 0
-    # sendfile on a socket with a timeout needs to wait for room by hand; a blocking one does not.
+def _block(sock: socket.socket, timeout: int) -> None:
+    """Let the kernel wait, with a limit: Python's own time-outs cost a system call each."""
     sock.setblocking(True)
-    sock.setsockopt(
-        socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(TRANSFER_TIMEOUT_S), 0)
-    )
-    while sent < size_bytes:
-        count = os.sendfile(sock.fileno(), fd, sent, min(1 << 20, size_bytes - sent))
-        if count == 0:
-            raise EOFError("the slot is shorter than its seal says")
-        sent += count
+    sock.setsockopt(socket.SOL_SOCKET, timeout, struct.pack("ll", int(TRANSFER_TIMEOUT_S), 0))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _receive_seal(sock: socket.socket, address: Address, rank: int, ticket: int) -> Seal:
@@ -173,8 +166,10 @@ def _receive_verified(
     seal: Seal,
     buffer: memoryview,
     address: Address,
-    on_chunk: Callable[[int, memoryview], None] | None,
+    on_progress: Callable[[Seal, int], None],
 ) -> None:
+    report_bytes = max(_MIN_REPORT_BYTES, seal.size_bytes // _MAX_REPORTS)
+    reported = 0
     for index, start in enumerate(range(0, seal.size_bytes, seal.chunk_bytes)):
         chunk = buffer[start : min(start + seal.chunk_bytes, seal.size_bytes)]
         _receive_into(sock, chunk)
@@ -182,8 +177,10 @@ def _receive_verified(
             seal.verify_chunk(buffer, index)
         except DamagedCopyError as error:
             raise DamagedCopyError(f"from machine {address.machine}: {error}") from error
-        if on_chunk is not None:
-            on_chunk(start, chunk)
+        num_bytes = start + len(chunk)
+        if num_bytes - reported >= report_bytes or num_bytes == seal.size_bytes:
+            reported = num_bytes
+            on_progress(seal, num_bytes)
 
 
 def _receive_into(sock: socket.socket, view: memoryview) -> None:
@@ -202,11 +199,10 @@ def _receive_exactly(sock: socket.socket, num_bytes: int) -> bytes:
 
 def _is_open(sock: socket.socket) -> bool:
     """Return whether an idle connection is neither closed nor out of step."""
-    with contextlib.suppress(OSError):
-        sock.setblocking(False)
-        try:
-            sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            sock.settimeout(TRANSFER_TIMEOUT_S)
-            return True
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
     return False

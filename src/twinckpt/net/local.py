@@ -148,6 +148,25 @@ class RestoreFrom:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreArriving:
+    """The copy to restore is being received into this slot (its descriptor is attached).
+
+    `RestoreProgress` tells how far it has come, `RestoreFrom` that it is sealed; or another
+    answer comes, if the transfer fails.
+    """
+
+    seal: Seal
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreProgress:
+    """The first `verified_bytes` of the arriving copy are there and match their checksums."""
+
+    verified_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreDrained:
     """Restore from this directory of persistent storage."""
 
@@ -194,6 +213,8 @@ FromAgent = (
     | Granted
     | Resolved
     | RestoreFrom
+    | RestoreArriving
+    | RestoreProgress
     | RestoreDrained
     | RestoreNothing
     | Refused

@@ -4,6 +4,7 @@ The same bytes as the RAM checkpoint carries: parameters, both Adam moments, RNG
 "Written" means in persistent storage: file and directory are fsynced.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -35,7 +36,7 @@ class DiskCheckpoint:
         path = self._path(step)
         draft = path.with_suffix(f".{os.getpid()}")
         with draft.open("wb") as file:
-            torch.save({"json": flat.json, "tensors": flat.tensors}, file)
+            torch.save({"json": flat.text, "tensors": flat.tensors}, file)
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path)
@@ -54,7 +55,7 @@ class DiskCheckpoint:
         path = self._path(step)
         drop_from_page_cache(path)
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        self._state.restore(saved["json"], SavedTensors(saved["tensors"]))
+        self._state.restore(json.loads(saved["json"]), SavedTensors(saved["tensors"]))
         return step
 
     def newest_common_step(self) -> int | None:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from twinckpt.results.jsonl import JsonLines
 UNDECIDED_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 120.0
 BLOCK_STEPS = 3
+STEPS_AFTER_A_CONFLICT = 10  # no ticket is valid earlier
 _WORK_SIZE = 256
 
 
@@ -105,7 +107,8 @@ class Saving:
         log.write("sample", repeat=repeat, metric="floor_cpu_s", value=copy_cpu_s + ring_cpu_s)
         self._blocking(repeat)
         self._beside_waiting_host(repeat)
-        self._calibrate()
+        if repeat <= 1:
+            self._calibrate()
         for method in ("none", "every_step", "none_again"):
             self._busy_block(repeat, method)
 
@@ -133,7 +136,8 @@ class Saving:
             "sample", repeat=repeat, metric="replication_s", value=committed_s - staged_s
         )
         self._log.write("sample", repeat=repeat, metric="done_s", value=committed_s - started_s)
-        self._idle_s = max(self._idle_s, 2 * (committed_s - started_s))
+        if repeat <= 1:
+            self._idle_s = 2 * (committed_s - started_s)
 
     def _beside_waiting_host(self, repeat: int) -> None:
         """The host waits, as for a GPU, longer than the copy takes."""
@@ -156,7 +160,7 @@ class Saving:
         unit_s = (time.monotonic() - started_s) / units
         wanted = torch.tensor(max(1.0, self._idle_s / unit_s))
         dist.all_reduce(wanted, op=dist.ReduceOp.MAX)
-        self._work_units = max(self._work_units, math.ceil(float(wanted)))
+        self._work_units = math.ceil(float(wanted))
 
     def _busy_block(self, repeat: int, method: str) -> None:
         """Steps that keep every core busy, and what a checkpoint in each of them adds."""
@@ -177,7 +181,8 @@ class Saving:
             share = num_committed / BLOCK_STEPS
             self._log.write("sample", repeat=repeat, metric="committed", value=share)
             self._step += 1
-            self._checkpointer.save(self._step, block=True)  # what one rank skipped is decided
+            self._checkpointer.save(self._step, block=True)  # decides what one rank skipped
+            self._step += STEPS_AFTER_A_CONFLICT
 
     def _compute(self, units: int) -> None:
         for _ in range(units):
@@ -191,17 +196,25 @@ class Saving:
 
 
 def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
-    """Restore again and again: from the machine's own RAM, and after losing that copy."""
+    """Restore again and again: all ranks from their machines' RAM; one that lost its copy."""
     ring = LoopbackRing(rank.num_bytes)
+    number, size = dist.get_rank(), dist.get_world_size()
     for repeat in range(rounds):
+        loser = repeat % size
         values = {
             "memcpy_in_s": clocked(rank.copy_in)[0],
             "restore_local_s": _restored(rank, checkpointer.restore),
-            "loopback_in_s": clocked(ring.transfer)[0],
-            "restore_peer_s": _restored(rank, lambda: _lose_and_restore(checkpointer)),
         }
+        if size > 1:
+            values["loopback_one_s"] = clocked(partial(ring.transfer_to, loser))[0]
+            if number == loser:
+                values["restore_peer_s"] = _restored(rank, lambda: _lose_and_restore(checkpointer))
+            else:
+                del values["loopback_one_s"]
+                clocked(lambda: None)
         for metric, value in values.items():
             log.write("sample", repeat=repeat, metric=metric, value=value)
+        meet()
     ring.close()
 
 

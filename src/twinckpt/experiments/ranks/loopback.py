@@ -26,19 +26,30 @@ class LoopbackRing:
             self._from_previous, _ = listener.accept()
         self._to_next.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def transfer_to(self, receiver: int) -> None:
+        """Send once from the rank before `receiver` to it; the others do nothing."""
+        rank, size = dist.get_rank(), dist.get_world_size()
+        if rank == (receiver - 1) % size:
+            self._send()
+        if rank == receiver:
+            self._receive()
+
     def transfer(self) -> None:
-        """Send and receive once."""
+        """Send and receive once, all ranks at the same time."""
         sender = threading.Thread(target=self._send)
         sender.start()
-        view = self._incoming
-        while len(view):
-            view = view[self._from_previous.recv_into(view[:SEND_BYTES], 0, socket.MSG_WAITALL) :]
+        self._receive()
         sender.join()
 
     def close(self) -> None:
         """Close the connections."""
         self._to_next.close()
         self._from_previous.close()
+
+    def _receive(self) -> None:
+        view = self._incoming
+        while len(view):
+            view = view[self._from_previous.recv_into(view[:SEND_BYTES], 0, socket.MSG_WAITALL) :]
 
     def _send(self) -> None:
         for start in range(0, len(self._outgoing), SEND_BYTES):

@@ -1,0 +1,155 @@
+"""Capturing the state again and again: what has not changed is not walked through in full.
+
+From step to step a state keeps its tensors (their contents change, which is no matter here)
+and most of its plain values. The state is therefore cut into fragments, one a part or one a
+key of it; a fragment whose tensors and values are the very same keeps its encoded form.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor
+
+Path = tuple[str, ...]
+
+_PLAIN = {str, int, bool, type(None)}
+
+
+@dataclass(slots=True)
+class _Identity:
+    """What shows that a subtree is the same as before: marks, equal only if nothing changed.
+
+    It holds the tensors, so that no other object can get the address of one of them.
+    """
+
+    marks: list[Any] = field(default_factory=list)
+    held: list[torch.Tensor] = field(default_factory=list, compare=False)
+    is_certain: bool = True
+
+
+@dataclass(slots=True)
+class _Fragment:
+    """One subtree as it was captured; `borrowed` names tensors that are stored elsewhere."""
+
+    identity: _Identity
+    flat: FlatState
+    borrowed: frozenset[str] = field(default_factory=frozenset)
+
+
+class Capture:
+    """Turns a state, a mapping of names to parts' states, into a FlatState."""
+
+    def __init__(self) -> None:
+        self._fragments: dict[Path, _Fragment] = {}
+
+    def __call__(self, whole: Mapping[str, Any]) -> FlatState:
+        """Return all tensors and plain values as they are now; raises UnsupportedStateError."""
+        subtrees = dict(_subtrees(whole))
+        identities = {path: _identity(value) for path, value in subtrees.items()}
+        kept = self._unchanged(identities)
+        known = FlatState()
+        for fragment in kept.values():
+            _add(known, fragment.flat)
+        fragments: dict[Path, _Fragment] = {}
+        for path, value in subtrees.items():
+            if path in kept:
+                fragments[path] = kept[path]
+                continue
+            flat, borrowed = flatten(value, ".".join(path), known)
+            _add(known, flat)
+            fragments[path] = _Fragment(identities[path], flat, borrowed)
+        self._fragments = fragments
+        return _joined(whole, fragments)
+
+    def _unchanged(self, identities: Mapping[Path, _Identity]) -> dict[Path, _Fragment]:
+        kept: dict[Path, _Fragment] = {}
+        lost: set[str] = set()
+        for path, fragment in self._fragments.items():
+            identity = identities.get(path)
+            if identity is not None and identity.is_certain and identity == fragment.identity:
+                kept[path] = fragment
+            else:
+                lost.update(fragment.flat.tensors)
+        if any(not lost.isdisjoint(fragment.borrowed) for fragment in kept.values()):
+            return {}  # what one refers to may be stored under another name now: begin anew
+        return kept
+
+
+def _subtrees(whole: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    for name, value in whole.items():
+        if _is_split(value):
+            yield from (((name, key), item) for key, item in value.items())
+        else:
+            yield (name,), value
+
+
+def _is_split(value: Any) -> bool:
+    """A plain dictionary of dictionaries or lists, such as an optimizer's, is cut by key."""
+    return (
+        type(value) is dict
+        and all(type(key) is str and key != "$" for key in value)
+        and any(isinstance(item, dict | list) for item in value.values())
+    )
+
+
+def _identity(value: Any) -> _Identity:
+    identity = _Identity()
+    identity.is_certain = _identify(value, identity.marks, identity.held)
+    return identity
+
+
+def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
+    """Mark everything below `value`; return False if something may change without a trace."""
+    kind = type(value)
+    if isinstance(value, torch.Tensor):
+        local = local_tensor(value)
+        marks += (id(value), id(local), local.data_ptr(), value.requires_grad)
+        held.append(value)
+        return True
+    if kind is dict or kind is OrderedDict:
+        kinds = tuple(map(type, value))
+        marks += (kind, *kinds, *value)
+        if not _PLAIN.issuperset(kinds):
+            return False
+        values = value.values()
+    elif kind is list or kind is tuple:
+        marks += (kind, len(value))
+        values = value
+    elif kind is float:
+        marks.append(value.hex())  # tells 0.0 from -0.0
+        return True
+    else:
+        marks += (kind, value)
+        return kind in _PLAIN
+    return all(_identify(item, marks, held) for item in values)
+
+
+def _add(known: FlatState, flat: FlatState) -> None:
+    known.tensors.update(flat.tensors)
+    known.originals.update(flat.originals)
+    known.places.update(flat.places)
+
+
+def _joined(whole: Mapping[str, Any], fragments: Mapping[Path, _Fragment]) -> FlatState:
+    joined = FlatState()
+    for fragment in fragments.values():
+        _add(joined, fragment.flat)
+    joined.text = _object(
+        (
+            name,
+            _object((key, fragments[name, key].flat.text) for key in value)
+            if _is_split(value)
+            else fragments[name,].flat.text,
+        )
+        for name, value in whole.items()
+    )
+    return joined
+
+
+def _object(items: Iterable[tuple[str, str]]) -> str:
+    return "{" + ",".join(f"{json.dumps(key)}:{text}" for key, text in items) + "}"
