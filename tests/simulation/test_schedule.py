@@ -7,6 +7,7 @@ import pytest
 
 from twinckpt.core import recovery, root, slot_table
 from twinckpt.core.commit import CommitLog
+from twinckpt.core.copies import Copies
 from twinckpt.simulation.invariants import InvariantViolation
 from twinckpt.simulation.schedule import run
 
@@ -37,8 +38,8 @@ def found_within(seeds):
 
 def commit_without_replicas(self, ticket):
     """A mutant: one copy of each shard is enough."""
-    ranks = {r for machine in self.machines.values() for r, t in machine.holdings if t == ticket}
-    return len(ranks) == self._world_size
+    shards = self._of_ticket.get(ticket, {})
+    return len(shards) == len(self._holders)
 
 
 def reuse_the_oldest_slot(self, ticket):
@@ -60,7 +61,7 @@ def forget_replicas(holdings, home_machine, plan=recovery.plan_recovery):
 @pytest.mark.parametrize(
     ("owner", "name", "mutant"),
     [
-        (root.Root, "_redundant", commit_without_replicas),
+        (Copies, "is_redundant", commit_without_replicas),
         (slot_table.SlotTable, "begin", reuse_the_oldest_slot),
         (root, "plan_recovery", forget_replicas),
         (CommitLog, "conflicts", lambda self, ticket, step: False),

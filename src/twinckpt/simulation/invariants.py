@@ -36,9 +36,11 @@ class Invariants:
     def _on_commit(self, cluster: SimulatedCluster, ticket: int, step: int) -> None:
         if self._committed and ticket < self._committed[0]:
             self._fail(cluster, f"ticket {ticket} committed after {self._committed[0]}")
+        current = cluster.root.current
+        holders_of = current.holders if current else ()
         holders: dict[str, list[int]] = {}
         for rank in range(cluster.job.num_machines):
-            for holder in cluster.root._holders[rank]:
+            for holder in holders_of[rank]:
                 holders.setdefault(cluster.root.places[holder], []).append(rank)
         for name, ranks in holders.items():
             machine = cluster.machines[name]
@@ -69,7 +71,8 @@ class Invariants:
             any(machine.is_alive and machine.slots.intact(rank, ticket) for machine in members)
             for rank in range(cluster.job.num_machines)
         )
-        recovery = cluster.root.recovery
+        current = cluster.root.current
+        recovery = current.recovery if current else None
         resumed = recovery.ticket if recovery else 0
         if survives and resumed < ticket:
             self._fail(cluster, f"resumed ticket {resumed}, but {ticket} (step {step}) survives")

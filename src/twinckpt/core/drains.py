@@ -1,0 +1,46 @@
+"""When committed checkpoints are copied to persistent storage, and which step is safe there."""
+
+from collections.abc import Iterable
+
+
+class Drains:
+    """At most one drain at a time, every so many commits; 0 means never."""
+
+    def __init__(self, every_commits: int) -> None:
+        self.newest_step: int | None = None
+        self._every_commits = every_commits
+        self._num_commits = 0
+        self._step = 0
+        self._awaited: set[str] = set()
+        self._is_ok = True
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a machine still copies: its slot must not be overwritten."""
+        return bool(self._awaited)
+
+    def found(self, steps: Iterable[int]) -> None:
+        """A machine told which complete steps it sees in persistent storage."""
+        for step in steps:
+            self.newest_step = max(self.newest_step or 0, step)
+
+    def committed(self, step: int, machines: Iterable[str]) -> bool:
+        """Count a commit; return whether these machines must copy it now."""
+        self._num_commits += 1
+        is_due = bool(self._every_commits) and self._num_commits % self._every_commits == 0
+        if not is_due or self.is_busy:
+            return False
+        self._step, self._awaited, self._is_ok = step, set(machines), True
+        return True
+
+    def ended(self, machine: str, *, ok: bool) -> None:
+        """A machine has copied its shards, or failed to; the last one makes the step complete."""
+        if machine in self._awaited:
+            self._is_ok = self._is_ok and ok
+            self._awaited.remove(machine)
+            if not self._awaited and self._is_ok:
+                self.found([self._step])
+
+    def give_up(self) -> None:
+        """The generation is over; whether its drain was completed is not known."""
+        self._awaited = set()

@@ -1,0 +1,178 @@
+"""What the root decides within one generation: tickets, copies, commits, drains.
+
+    ranks attach, slots reserved → tickets → holdings, fetches → commits …
+
+Messages of other generations never come here (`twinckpt.core.root` refuses them).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twinckpt.core import messages as m
+from twinckpt.core.commit import CommitLog
+from twinckpt.core.copies import Copies
+from twinckpt.core.drains import Drains
+from twinckpt.core.outbox import Outbox
+from twinckpt.core.reservations import Reservations
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the root knows across generations."""
+
+    copies: Copies
+    commits: CommitLog
+    drains: Drains
+
+
+class Generation:
+    """One incarnation of the cluster: machines in their places, and what they checkpoint."""
+
+    def __init__(
+        self,
+        number: int,
+        places: Sequence[str],
+        holders: Sequence[Sequence[int]],
+        recovery: m.Recovery | None,
+        memory: Memory,
+        outbox: Outbox,
+    ) -> None:
+        self.number = number
+        self.places = tuple(places)
+        self.holders = holders
+        self.recovery = recovery
+        self._index = {name: index for index, name in enumerate(places)}
+        self._reservations = Reservations(holders)
+        self._copies, self._commits, self._drains = memory.copies, memory.commits, memory.drains
+        self._outbox = outbox
+        self._copies.place(self._index, holders)
+        self._commits.restart(recovery)
+        self._drains.give_up()
+        # Shards newer than the step resumed from belong to a future that is not repeated.
+        newest = recovery.ticket if recovery else 0
+        self._copies.remove_tickets([t for t in self._copies.tickets() if t > newest])
+
+    def receive(self, machine: str, message: m.ToRoot) -> str | None:
+        """Handle one message of a machine of this generation; return why it must end, or None."""
+        reason = None
+        match message:
+            case m.Attached():
+                self._on_attached(machine, message)
+            case m.Reserved():
+                index = self._index[machine]
+                self._reservations.reserve(message.rank, index, message.slot_bytes)
+            case m.Holds():
+                self._on_holds(machine, message.holding)
+            case m.Dropped():
+                reason = self._on_dropped(machine, message)
+            case m.RankStarted():
+                self._log("rank_started", rank=message.rank, pid=message.pid, machine=machine)
+            case m.Drained():
+                self._drains.ended(machine, ok=message.ok)
+                self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
+            case _:
+                pass
+        if reason is None:
+            self._commit_complete()
+            self._issue_tickets()
+        return reason
+
+    def fetch_missing(self) -> None:
+        """Restore what each machine should hold of the step resumed from, own ranks first."""
+        if self.recovery is None or not self.recovery.ticket:
+            return
+        for position in range(len(self.holders[0])):
+            for rank, sources in self.recovery.sources.items():
+                holding = self._copies.of_shard(rank, self.recovery.ticket)[sources[0]]
+                target = self.places[self.holders[holding.home][position]]
+                if target not in sources:
+                    self._fetch(target, holding, sources)
+
+    # Slots.
+
+    def _on_attached(self, machine: str, attached: m.Attached) -> None:
+        rank, slot_bytes = attached.rank, attached.slot_bytes
+        home = self._index[machine]
+        if self._reservations.attach(rank, home, attached.world_size, slot_bytes):
+            self._abandon(self._commits.abandon_all())
+        for holder in self._reservations.lacking(rank):
+            self._outbox.send(self.places[holder], m.Reserve(self.number, rank, slot_bytes))
+
+    # Copies.
+
+    def _on_holds(self, machine: str, holding: m.Holding) -> None:
+        if self._commits.is_abandoned(holding.ticket):
+            return
+        self._copies.add(machine, holding)
+        if self._commits.conflicts(holding.ticket, holding.step):
+            self._abandon([holding.ticket])
+        elif holding.home == self._index[machine]:
+            for holder in self.holders[holding.home][1:]:
+                self._fetch(self.places[holder], holding, (machine,))
+
+    def _on_dropped(self, machine: str, dropped: m.Dropped) -> str | None:
+        """A copy is as good as lost: fetch it again, or give the ticket up."""
+        rank, ticket = dropped.rank, dropped.ticket
+        lacking = [machine]
+        self._copies.remove(machine, rank, ticket)
+        for source in dropped.damaged_sources:
+            if self._copies.has(source, rank, ticket):
+                self._copies.remove(source, rank, ticket)
+                self._outbox.send(source, m.Discard(self.number, rank, ticket))
+                lacking.append(source)
+        self._log("copy_lost", machine=machine, rank=rank, ticket=ticket, reason=dropped.reason)
+        copies = self._copies.of_shard(rank, ticket)
+        sources = tuple(name for name in sorted(copies) if name in self._index)
+        if sources:
+            for name in lacking:
+                self._fetch(name, copies[sources[0]], sources)
+        elif self._is_awaited(rank, ticket):
+            return f"no intact copy of rank {rank} at ticket {ticket} is left"
+        elif self._commits.in_flight(ticket):
+            self._abandon([ticket])
+        return None
+
+    def _is_awaited(self, rank: int, ticket: int) -> bool:
+        """Return whether a rank has yet to restore this shard; one that attached has done so."""
+        is_resumed = self.recovery is not None and self.recovery.ticket == ticket
+        return is_resumed and rank not in self._reservations.home
+
+    def _fetch(self, machine: str, holding: m.Holding, sources: tuple[str, ...]) -> None:
+        fetch = (self.number, holding.rank, holding.ticket, holding.size_bytes, sources)
+        self._outbox.send(machine, m.Fetch(*fetch))
+
+    # Tickets.
+
+    def _issue_tickets(self) -> None:
+        if self._drains.is_busy or not self._reservations.is_complete:
+            return
+        for ticket, not_before_step in self._commits.issue():
+            self._broadcast(m.Ticket(self.number, ticket, not_before_step))
+
+    def _commit_complete(self) -> None:
+        for ticket in self._commits.pending():
+            if not self._commits.in_flight(ticket) or not self._copies.is_redundant(ticket):
+                continue
+            step, is_new = self._commits.commit(ticket)
+            self._abandon([t for t in self._commits.undecided() if t < ticket])
+            self._copies.remove_tickets([t for t in self._copies.tickets() if t < ticket])
+            self._log("committed" if is_new else "redundancy_restored", step=step, ticket=ticket)
+            if is_new and self._drains.committed(step, self.places):
+                world_size = self._reservations.world_size
+                self._broadcast(m.Drain(self.number, ticket, step, world_size))
+            # First the next ticket: whoever waits for a commit may checkpoint right after it.
+            self._issue_tickets()
+            self._broadcast(m.Resolve(self.number, ticket, step, committed=True))
+
+    def _abandon(self, tickets: Sequence[int]) -> None:
+        for ticket in tickets:
+            step = self._commits.abandon(ticket)
+            self._copies.remove_tickets([ticket])
+            self._broadcast(m.Resolve(self.number, ticket, step, committed=False))
+            self._log("abandoned", step=step, ticket=ticket)
+
+    def _broadcast(self, message: m.ToWorker) -> None:
+        self._outbox.broadcast(self.places, message)
+
+    def _log(self, event: str, **fields: object) -> None:
+        self._outbox.log(event, self.number, **fields)

@@ -1,0 +1,109 @@
+"""Who is connected, who waits for the next generation, and which place each machine gets."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from twinckpt.core import messages as m
+
+
+@dataclass(slots=True)
+class Machine:
+    """What the root knows of one connected machine, beside its copies."""
+
+    address: m.Address
+    last_heard_s: float
+    drained_steps: tuple[int, ...] = ()
+
+
+class Membership:
+    """Connected machines, those of them that wait, and the places of the last generation."""
+
+    def __init__(self) -> None:
+        self.machines: dict[str, Machine] = {}
+        self.waiting: dict[str, m.Join] = {}
+        self.places: list[str] = []
+        self.index: dict[str, int] = {}
+        self._limits: Counter[tuple[int, int]] = Counter()
+        self._last_join_s = 0.0
+
+    def add(self, name: str, machine: Machine) -> None:
+        """A machine connected."""
+        self.machines[name] = machine
+
+    def remove(self, name: str) -> Machine | None:
+        """A machine is gone; return what was known of it, None if nothing."""
+        self._stop_waiting(name)
+        return self.machines.pop(name, None)
+
+    def join(self, name: str, join: m.Join, now_s: float) -> None:
+        """A machine waits for the next generation."""
+        self._stop_waiting(name)
+        self.waiting[name] = join
+        self._limits[join.min_machines, join.max_machines] += 1
+        self._last_join_s = now_s
+
+    def size_to_form(self, now_s: float, last_call_s: float) -> int:
+        """Return how many machines may form a generation now; 0 while more must be awaited.
+
+        All that may take part are enough; so is the minimum, once `last_call_s` have passed
+        since the last one joined.
+        """
+        if not self.waiting:
+            return 0
+        smallest = min(low for low, _ in self._limits)
+        largest = max(high for _, high in self._limits)
+        if len(self.waiting) >= largest:
+            return largest
+        is_late = now_s - self._last_join_s >= last_call_s
+        return len(self.waiting) if len(self.waiting) >= smallest and is_late else 0
+
+    def form(self, size: int, worth: Callable[[str], int]) -> list[m.Join]:
+        """Give places to waiting machines; return their joins, in order of the places."""
+        self.places = assign_places(self.waiting, self.index, size, worth)
+        self.index = {name: index for index, name in enumerate(self.places)}
+        joins = [self.waiting[name] for name in self.places]
+        for name in self.places:
+            self._stop_waiting(name)
+        return joins
+
+    def connected_places(self) -> list[str]:
+        """Return the machines of the generation that are connected."""
+        return [name for name in self.places if name in self.machines]
+
+    def silent(self, now_s: float, timeout_s: float) -> list[str]:
+        """Return the machines that were not heard for longer than the timeout."""
+        heard_s = now_s - timeout_s
+        return [name for name, machine in self.machines.items() if machine.last_heard_s < heard_s]
+
+    def _stop_waiting(self, name: str) -> None:
+        join = self.waiting.pop(name, None)
+        if join is not None:
+            limits = (join.min_machines, join.max_machines)
+            self._limits[limits] -= 1
+            if not self._limits[limits]:
+                del self._limits[limits]
+
+
+def assign_places(
+    waiting: Mapping[str, m.Join],
+    previous: Mapping[str, int],
+    size: int,
+    worth: Callable[[str], int],
+) -> list[str]:
+    """Return the machine of each index.
+
+    Hints come first, then former places; the gaps go to the machines of most `worth` (whose
+    copies are the newest), and among equals to those that joined first.
+    """
+    places: list[str | None] = [None] * size
+    unplaced = []
+    for name, join in waiting.items():
+        hint = previous.get(name) if join.index_hint is None else join.index_hint
+        if hint is not None and hint < size and places[hint] is None:
+            places[hint] = name
+        else:
+            unplaced.append(name)
+    newcomers: Sequence[str] = sorted(unplaced, key=worth, reverse=True)
+    gaps = iter(newcomers)
+    return [name if name is not None else next(gaps) for name in places]
