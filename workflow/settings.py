@@ -16,6 +16,9 @@ MEASURED_LAYERS = (
     *("core", "memory", "net", "agents", "checkpointer", "training", "results", "experiments"),
     *("errors.py", "run.py"),
 )
+# What an experiment needs beyond those, and the experiments whose samples it reads.
+ALSO_RUNS = {"wasted_time": ("simulation",)}
+READS = {"wasted_time": ("save_cost", "recovery_time", "throughput")}
 _KEYS = {"scale": "laptop", "name": "default", "overrides": ""}
 # Settings that the workflow itself decides, and what decides them.
 _OWN = {
@@ -87,4 +90,4 @@ def _stop(message: str) -> None:
     sys.exit(2)
 
 
-__all__ = ["EXPERIMENTS", "MEASURED_LAYERS", "Settings", "sources"]
+__all__ = ["ALSO_RUNS", "EXPERIMENTS", "MEASURED_LAYERS", "READS", "Settings", "sources"]

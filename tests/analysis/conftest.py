@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from twinckpt.core.paper_points import paper_points
 from twinckpt.results.provenance import write_provenance
 from twinckpt.results.samples import Sample, write_samples
 
@@ -84,11 +85,35 @@ def training() -> Iterator[Sample]:
             )  # fmt: skip
 
 
+def wasted_time() -> Iterator[Sample]:
+    common = {"experiment": "wasted_time", "variant": "default"}
+    for point in paper_points():
+        yield Sample(
+            **common, method=point.name, metric="predicted", value=point.predicted, unit="ratio"
+        )
+        if point.error_percent is not None:
+            yield Sample(
+                **common, method=point.name, metric="error_percent", value=point.error_percent,
+                unit="percent",
+            )  # fmt: skip
+    for phase in ("gemini", "llama3", "racks_37_percent"):
+        for method, cost in (("strawman", 5e-4), ("highfreq", 2e-4), ("gemini", 1e-4)):
+            for size in (16, 1000):
+                at = {"method": method, "phase": phase, "machine": size, "unit": "ratio"}
+                yield Sample(**common, **at, metric="goodput_analytic", value=1 / (1 + cost * size))
+                for repeat in range(3):
+                    yield Sample(
+                        **common, **at, metric="goodput", repeat=repeat,
+                        value=jitter(repeat) / (1 + cost * size) * 0.98,
+                    )  # fmt: skip
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
     "throughput": throughput,
     "training": training,
+    "wasted_time": wasted_time,
 }
 
 
@@ -115,7 +140,7 @@ def write_experiment(results: Path, name: str) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A variant's directory with all four experiments."""
+    """A variant's directory with all experiments."""
     directory = tmp_path / "results" / "default"
     for name in EXPERIMENTS:
         write_experiment(directory, name)

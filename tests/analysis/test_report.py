@@ -44,7 +44,7 @@ def test_numbers_are_short() -> None:
 
 
 def test_figures_are_the_same_for_the_same_samples(analysed: Path, tmp_path: Path) -> None:
-    """All four are drawn, byte for byte the same twice."""
+    """All are drawn, byte for byte the same twice."""
     for directory in ("a", "b"):
         figures.main(["--results", str(analysed), "--output", str(tmp_path / directory)])
     for name in figures.FIGURES:

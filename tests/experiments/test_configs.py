@@ -27,6 +27,8 @@ IMPOSSIBLE = [
     ("optimization.sharding=zero", "one of fsdp, ddp"),
     ("model.width=7", "multiple of model.heads"),
     ("data.path=/does/not/exist", "no such file"),
+    ("goodput.machines=[1]", "goodput.machines=1 must be at least 2"),
+    ("goodput.correlated_percents=[101]", "between 0 and 100"),
 ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = {"save_cost", "recovery_time", "throughput", "training"}
+ALL = {"save_cost", "recovery_time", "throughput", "training", "wasted_time"}
 
 
 def snakemake(
@@ -59,15 +59,16 @@ def measured(result: subprocess.CompletedProcess[str]) -> set[str]:
     ("overrides", "expected"),
     [
         ("", set()),
-        ("measure.blocks=97", {"throughput"}),
-        ("failure.repeats=97", {"recovery_time"}),
-        ("measure.warmup=97", {"save_cost"}),
+        ("measure.blocks=97", {"throughput", "wasted_time"}),
+        ("failure.repeats=97", {"recovery_time", "wasted_time"}),
+        ("measure.warmup=97", {"save_cost", "wasted_time"}),
         ("measure.steps=97", {"training"}),
+        ("goodput.days=97", {"wasted_time"}),
         ("model.layers=97", ALL),
     ],
 )
 def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, expected):
-    """Snakemake's plan, not only the digests: any other parameter of the rule counts as well."""
+    """Snakemake's plan, not only the digests; what reads an experiment's samples follows it."""
     arguments = ["scale=quick", *([f"overrides={overrides}"] if overrides else [])]
     assert measured(snakemake("--config", *arguments, folder=finished)) == expected
 
@@ -77,6 +78,7 @@ def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, 
     [
         ("results/samples.py", ALL),
         ("run.py", ALL),
+        ("simulation/goodput.py", {"wasted_time"}),
         ("analysis/figures.py", set()),
     ],
 )
@@ -94,7 +96,7 @@ def test_an_edited_module_measures_anew_what_runs_it(finished, module, expected)
 
 @pytest.mark.parametrize("scale", ["quick", "laptop", "gpu1", "gpu4"])
 def test_a_fresh_variant_runs_everything_once(scale):
-    """Four measurements, and all that is made from them."""
+    """Each experiment, and all that is made from them."""
     result = snakemake("--config", f"scale={scale}", "name=of_this_test")
     assert result.returncode == 0, result.stderr
     counts = {
@@ -102,7 +104,8 @@ def test_a_fresh_variant_runs_everything_once(scale):
         for words in map(str.split, result.stdout.splitlines())
         if len(words) == 2 and words[1].isdigit()
     }
-    expected = {"measure": 4, "figure": 4, "notebook": 4, "summary": 1, "claims": 1, "report": 1}
+    each = dict.fromkeys(("measure", "figure", "notebook"), len(ALL))
+    expected = {**each, "summary": 1, "claims": 1, "report": 1}
     assert {name: counts.get(name) for name in expected} == expected
 
 

@@ -2,7 +2,7 @@
 import sys
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
-from settings import EXPERIMENTS, MEASURED_LAYERS, Settings, sources
+from settings import ALSO_RUNS, EXPERIMENTS, MEASURED_LAYERS, READS, Settings, sources
 
 from twinckpt.analysis.engine import document_suffix
 

@@ -2,6 +2,10 @@
 rule measure:
     input:
         sources(*MEASURED_LAYERS),
+        lambda wildcards: sources(*ALSO_RUNS.get(wildcards.experiment, ())),
+        lambda wildcards: expand(
+            RESULTS / "{name}/samples.csv", name=READS.get(wildcards.experiment, ())
+        ),
     output:
         samples=RESULTS / "{experiment}/samples.csv",
         provenance=RESULTS / "{experiment}/provenance.json",

@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from twinckpt.analysis import statistics, style
+from twinckpt.analysis import goodput, statistics, style
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 
@@ -91,11 +91,29 @@ def training(data: Dataset) -> Figure:
     return figure
 
 
+def wasted_time(data: Dataset) -> Figure:
+    """Goodput over a simulated year against the size of cluster, for three ways to fail."""
+    figure, axes = _canvas(3.0, 3)
+    for axis, phase, title in zip(
+        axes,
+        ("gemini", "llama3", "racks_37_percent"),
+        ("1.5 % a day", "Llama 3's rate", "37 % by rack"),
+        strict=True,
+    ):
+        goodput.draw_goodput(axis, data, phase)
+        axis.set_title(title)
+    axes[0].set_ylabel("goodput in percent")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
     "throughput": throughput,
     "training": training,
+    "wasted_time": wasted_time,
 }
 
 

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from twinckpt.analysis import goodput
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
-Unit = Literal["s", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "steps"]
+Unit = Literal[
+    "s", "min", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "steps",
+    "iterations",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Metric:
 
 
 SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput", "training"
+WASTED_TIME = goodput.EXPERIMENT
 MS_PER_S = 1000.0
 
 
@@ -72,6 +77,21 @@ def _final_bits_per_byte(data: Dataset) -> Estimate:
     table = data.select(TRAINING, "bits_per_byte", method="undisturbed")
     return median(list(table[table.step == table.step.max()].value))
 
+
+PAPER_POINTS: tuple[tuple[str, Unit, str, float], ...] = (
+    ("wasted_ratio", "x", "wasted time, HighFreq over GEMINI (Eq. 1)", 13),
+    ("software_wasted", "iterations", "wasted time of a software failure", 1.5),
+    ("checkpoint_time_100", "x", "checkpoint time, remote storage over 100 Gbps", 65),
+    ("checkpoint_time_400", "x", "checkpoint time, remote storage over 400 Gbps", 250),
+    ("frequency_highfreq", "x", "frequency over HighFreq's bandwidth bound", 8),
+    ("frequency_strawman", "x", "frequency over Strawman's", 170),
+    ("recovery_k2", "percent", "recovery from RAM, N=16, m=2, k=2", 93.3),
+    ("recovery_k3", "percent", "recovery from RAM, N=16, m=2, k=3", 80.0),
+    ("software_total", "min", "around a software failure", 7),
+    ("hardware_total", "min", "around a hardware failure", 12),
+    ("mt_nlg_checkpoint", "min", "MT-NLG's checkpoint at 20 Gbps", 42),
+    ("mt_nlg_wasted", "min", "MT-NLG's wasted time of a failure", 105),
+)
 
 METRICS = (
     Metric("save_disk_ms", "ms", SAVE, "save to disk: until every rank's file is fsynced",
@@ -146,6 +166,40 @@ METRICS = (
                    THROUGHPUT, "committed_share", over_ranks="min", method="ram")])),
     Metric("training_bits_per_byte", "bits_per_byte", TRAINING, "at the undisturbed run's end",
            _final_bits_per_byte),
+    Metric("paper_points_max_error_percent", "percent", WASTED_TIME,
+           "largest error of the paper's published values, predicted from its set-up",
+           goodput.max_paper_error),
+    Metric("paper_bounds_hold", "bool", WASTED_TIME,
+           "each bound of the paper holds for our prediction", goodput.paper_bounds_hold),
+    *(
+        Metric(f"paper_{name}", unit, WASTED_TIME, f"predicted: {definition}",
+               goodput.paper_prediction(name), paper_value=published)
+        for name, unit, definition, published in PAPER_POINTS
+    ),
+    *(
+        Metric(f"goodput_{method}_{size}_percent", "percent", WASTED_TIME,
+               f"simulated year, {size} machines, 1.5 % failing a day: {words}",
+               goodput.goodput_percent(method, size))
+        for size in (1000, 10000)
+        for method, words in (
+            ("strawman", "storage every 3 h"), ("highfreq", "storage as often as it can"),
+            ("gemini", "the paper's GEMINI"), ("twinckpt", "ours on the paper's hardware"),
+        )
+    ),
+    Metric("goodput_gemini_1000_software_percent", "percent", WASTED_TIME,
+           "simulated year, 1000 machines, 1.5 % failing a day, memory intact: GEMINI",
+           goodput.goodput_percent("gemini", 1000, "gemini_software")),
+    Metric("goodput_racks_naive_percent", "percent", WASTED_TIME,
+           "simulated year, 1000 machines, 37 % of losses by rack, placement blind to racks",
+           goodput.goodput_percent("gemini", 1000, "racks_37_percent")),
+    Metric("goodput_racks_aware_percent", "percent", WASTED_TIME,
+           "the same with replicas kept out of one rack",
+           goodput.goodput_percent("twinckpt", 1000, "racks_37_percent")),
+    Metric("goodput_gap_percent", "percent", WASTED_TIME,
+           "largest gap, in points, between simulation and closed form up to 1000 machines",
+           goodput.max_gap_percent),
+    Metric("simulated_year_s", "s", WASTED_TIME,
+           "longest simulation of a year, all strategies, up to 10000 machines", goodput.year_s),
     *(
         Metric(f"{experiment}_{method}_identical", "bool", experiment,
                "final parameters equal those of the undisturbed run, bit for bit",

@@ -9,6 +9,7 @@ from twinckpt.analysis import figures
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.metrics import BY_NAME
 from twinckpt.analysis.summary import summarise
+from twinckpt.core import paper_points as core_points
 
 
 def figure(name: str, data: Dataset) -> Any:
@@ -36,3 +37,14 @@ def spread(data: Dataset, experiment: str, metric: str) -> pd.DataFrame:
     table = data.select(experiment, metric)
     by = ["method", "phase"] if table.phase.any() else ["method"]
     return table.groupby(by, sort=False).value.agg(["count", "min", "median", "max"])
+
+
+def paper_points() -> pd.DataFrame:
+    """The paper's published numbers beside our predictions, with error or whether they hold."""
+    columns = ["where", "quantity", "kind", "published", "predicted", "unit"]
+    rows = [
+        {name: getattr(point, name) for name in columns}
+        | {"error_percent": point.error_percent, "holds": point.holds}
+        for point in core_points.paper_points()
+    ]
+    return pd.DataFrame(rows).set_index("where")

@@ -22,6 +22,10 @@ METHODS = {
     "rank_loss": ("rank lost (own RAM)", _SKY),
     "ram_replica": ("RAM, replicated", _BLUE),
     "ram_peer": ("peer's RAM", _BLUE),
+    "strawman": ("storage every 3 h (Strawman)", _YELLOW),
+    "highfreq": ("storage, as often as it can (HighFreq)", _RED),
+    "gemini": ("peers' RAM (GEMINI)", _SKY),
+    "twinckpt": ("peers' RAM (twinckpt)", _BLUE),
     "machine_loss": ("machine lost (peer's RAM)", _BLUE),
 }
 _SPARE = (_PURPLE, _BROWN, _PINK, _YELLOW, _GREEN, _ORANGE)

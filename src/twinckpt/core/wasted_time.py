@@ -2,7 +2,7 @@
 
 Eq. 1 (§2) is T_wasted = t_ckpt + 1/(2f) + t_rtvl with 1/f ≥ max(t_ckpt, T_iter). It leaves out
 detection, serialization, machine replacement and warm-up; `EndToEnd` keeps those apart, so
-that neither figure can pass for the other. Failures while recovering are not modelled.
+that neither figure can pass for the other.
 """
 
 import math
@@ -208,10 +208,11 @@ def failures_per_s(num_machines: int, failed_share_per_day: float) -> float:
 def goodput(strategy: Strategy, rate_per_s: float, restart: Restart | None = None) -> float:
     """Return the effective training time ratio under Poisson failures, in [0, 1].
 
-    Between two failures a job runs for 1/λ on average, then stands still for `downtime_s`.
-    Of that run, the checkpoints that became safe count: with interval I and delay t_ckpt,
-    the expected number is e^(−λ·t_ckpt) / (e^(λ·I) − 1), each worth I less its stall. To first
-    order in λ each failure costs Eq. 1 and the restart, and each checkpoint its stall.
+    Between two failures a job runs for 1/λ on average, then stands still until `downtime_s`
+    have passed without another failure, (e^(λ·downtime) − 1)/λ in all. Of the run, the
+    checkpoints that became safe count: with interval I and delay t_ckpt, the expected number is
+    e^(−λ·t_ckpt) / (e^(λ·I) − 1), each worth I less its stall. To first order in λ each failure
+    costs Eq. 1 and the restart, and each checkpoint its stall.
     """
     _check_not_negative(rate_per_s=rate_per_s)
     useful_share = 1 - strategy.stall_s / strategy.interval_s
@@ -223,7 +224,7 @@ def goodput(strategy: Strategy, rate_per_s: float, restart: Restart | None = Non
     safe_share = (
         exponent / -math.expm1(-exponent) * math.exp(-rate_per_s * strategy.checkpoint_s - exponent)
     )
-    return useful_share * safe_share / (1 + rate_per_s * downtime_s)
+    return useful_share * safe_share * math.exp(-rate_per_s * downtime_s)
 
 
 def _check_positive(**values: float) -> None:

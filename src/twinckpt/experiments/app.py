@@ -118,11 +118,11 @@ def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment]
     experiment = Experiment(config)
     for stale in ("samples.csv", "provenance.json", "config.yaml"):
         (experiment.out / stale).unlink(missing_ok=True)
-    facts = {
-        "data_sha256": _data_sha256(config),
-        "disk_read_after_dropping_page_cache": hasattr(os, "posix_fadvise"),
-    }
-    provenance = collect(relevant(config), [config.optimization.seed], facts)
+    settings = relevant(config)
+    facts: dict[str, Any] = {"disk_read_after_dropping_page_cache": hasattr(os, "posix_fadvise")}
+    if "data" in settings:
+        facts["data_sha256"] = _data_sha256(config)
+    provenance = collect(settings, [config.optimization.seed], facts)
     logger.info("%s (%s) → %s", config.experiment, config.scale, experiment.out)
     measure(experiment)
     write_text(experiment.out / "config.yaml", resolved)

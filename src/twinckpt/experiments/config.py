@@ -11,7 +11,7 @@ from twinckpt.core.placement import make_placement
 from twinckpt.errors import ConfigurationError
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, at_least, one_of
 
-EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training")
+EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training", "wasted_time")
 FAILURES = ("rank_loss", "machine_loss", "group_loss")
 
 
@@ -92,6 +92,30 @@ class MeasureSection:
 
 
 @dataclass
+class GoodputSection:
+    """What `wasted_time` simulates: sizes of cluster, days, and losses that take a whole rack."""
+
+    machines: list[int] = field(default_factory=lambda: [16, 64, 256, 1000, 4000, 10000])
+    days: float = 365.0
+    repeats: int = 3
+    rack_size: int = 8
+    correlated_percents: list[int] = field(default_factory=lambda: [1, 10, 37])
+
+    def __post_init__(self) -> None:
+        for num_machines in self.machines:
+            at_least("goodput.machines", num_machines, 2)
+        at_least("goodput.repeats", self.repeats, 1)
+        at_least("goodput.rack_size", self.rack_size, 1)
+        if not 0 < self.days <= 3650:
+            raise ConfigurationError(f"goodput.days={self.days} must be in (0, 3650]")
+        for percent in self.correlated_percents:
+            if not 0 <= percent <= 100:
+                raise ConfigurationError(
+                    f"goodput.correlated_percents={percent} must be between 0 and 100"
+                )
+
+
+@dataclass
 class OptimizationSection:
     """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
 
@@ -118,6 +142,7 @@ class ExperimentConfig:
     failure: FailureSection = field(default_factory=FailureSection)
     measure: MeasureSection = field(default_factory=MeasureSection)
     optimization: OptimizationSection = field(default_factory=OptimizationSection)
+    goodput: GoodputSection = field(default_factory=GoodputSection)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -153,14 +178,18 @@ _IRRELEVANT = {
         "measure.blocks",
         "measure.block_steps",
     ),
+    "wasted_time": ("model", "data", "checkpoint", "failure", "measure"),
 }
+# Sections that one experiment alone uses.
+_ONLY = {"goodput": "wasted_time"}
 
 
 def relevant(config: ExperimentConfig) -> dict[str, Any]:
     """Return the settings that the results of this experiment depend on, as plain data."""
     values = asdict(config)
     del values["out"], values["scale"]
-    for path in _IRRELEVANT[config.experiment]:
+    others = [section for section, user in _ONLY.items() if user != config.experiment]
+    for path in (*_IRRELEVANT[config.experiment], *others):
         section, _, name = path.partition(".")
         if name:
             del values[section][name]

@@ -1,0 +1,91 @@
+"""What `wasted_time` shows: paper points, goodput at a size, and its figure.
+
+The experiment's `phase` is a failure statistic of `core.published` (with `_measured` where the
+durations are this machine's) or a share of losses that take their rack; `machine` is the size.
+"""
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from twinckpt.analysis import style
+from twinckpt.analysis.dataset import Dataset, NotMeasured
+from twinckpt.analysis.statistics import Estimate, median
+
+EXPERIMENT = "wasted_time"
+PAPER_PHASE = "gemini"
+
+
+def max_paper_error(data: Dataset) -> Estimate:
+    """The largest error of the paper's values, in percent."""
+    errors = data.select(EXPERIMENT, "error_percent").value
+    return Estimate(float(errors.max()), None, None, len(errors))
+
+
+def paper_bounds_hold(data: Dataset) -> Estimate:
+    """Whether each of the paper's bounds holds."""
+    holds = data.select(EXPERIMENT, "bound_holds").value
+    return Estimate(float(holds.min()), None, None, len(holds))
+
+
+def paper_prediction(point: str) -> Callable[[Dataset], Estimate]:
+    """One point's predicted value."""
+    return lambda data: median(list(data.select(EXPERIMENT, "predicted", method=point).value))
+
+
+def goodput_percent(
+    method: str, num_machines: int, phase: str = PAPER_PHASE
+) -> Callable[[Dataset], Estimate]:
+    """A strategy's simulated goodput at a size of cluster."""
+
+    def compute(data: Dataset) -> Estimate:
+        table = data.select(EXPERIMENT, "goodput", method=method, phase=phase)
+        values = table[table.machine == num_machines].value
+        if values.empty:
+            raise NotMeasured(f"{data.results / EXPERIMENT}: {num_machines} machines not simulated")
+        return median([100 * value for value in values])
+
+    return compute
+
+
+def max_gap_percent(data: Dataset) -> Estimate:
+    """The largest gap between simulated and analytic goodput where both describe the same.
+
+    That is up to 1,000 machines without rack losses; beyond, groups are lost whole, which the
+    closed form leaves out.
+    """
+    columns = ["phase", "method", "machine"]
+    simulated = data.select(EXPERIMENT, "goodput").groupby(columns).value.median()
+    analytic = data.select(EXPERIMENT, "goodput_analytic").groupby(columns).value.median()
+    gaps = (100 * (simulated - analytic)).abs().reset_index()
+    same = gaps[(gaps.machine <= 1000) & ~gaps.phase.str.startswith("racks_")]
+    return Estimate(float(same.value.max()), None, None, len(same))
+
+
+def year_s(data: Dataset) -> Estimate:
+    """The longest that a year of one failure statistic took to simulate, all strategies."""
+    seconds = data.select(EXPERIMENT, "seconds").value
+    return Estimate(float(seconds.max()), None, None, len(seconds))
+
+
+def curves(data: Dataset, metric: str, phase: str) -> pd.DataFrame:
+    """Median over repeats: a row a size of cluster, a column a strategy."""
+    table = data.select(EXPERIMENT, metric, phase=phase)
+    medians = table.groupby(["machine", "method"]).value.median().unstack()
+    return medians[style.ordered(medians.columns)]
+
+
+def draw_goodput(axis: Axes, data: Dataset, phase: str) -> None:
+    """Goodput against the size of cluster: dots simulated, lines the closed form."""
+    simulated = curves(data, "goodput", phase)
+    analytic = curves(data, "goodput_analytic", phase)
+    palette = style.colours(simulated.columns)
+    for method in map(str, simulated.columns):
+        axis.plot(
+            analytic.index, 100 * analytic[method], color=palette[method], linewidth=1.4,
+            label=style.label(method),
+        )  # fmt: skip
+        axis.scatter(simulated.index, 100 * simulated[method], color=palette[method], s=14)
+    axis.set_xscale("log")
+    axis.set(xlabel="machines", ylim=(0, 102))
