@@ -108,12 +108,29 @@ def wasted_time() -> Iterator[Sample]:
                     )  # fmt: skip
 
 
+def limits() -> Iterator[Sample]:
+    seconds = {
+        **{"memcpy_s": 0.03, "staging_s": 0.04, "stall_s": 0.001, "loopback_s": 0.1},
+        **{"replication_s": 0.12, "extra_s": 0.16, "floor_s": 0.12, "memcpy_in_s": 0.03},
+        **{"restore_local_s": 0.04, "loopback_one_s": 0.05, "restore_peer_s": 0.06},
+    }
+    common = {"experiment": "limits", "variant": "default", "method": "ranks4_mib64"}
+    for repeat in range(7):
+        for metric, value in seconds.items():
+            yield Sample(
+                **common, repeat=repeat, rank=0, metric=metric, value=value * jitter(repeat),
+                unit="s",
+            )  # fmt: skip
+    yield Sample(**common, machine=0, metric="overhead_bytes", value=float(30 << 20), unit="bytes")
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
     "throughput": throughput,
     "training": training,
     "wasted_time": wasted_time,
+    "limits": limits,
 }
 
 

@@ -21,10 +21,10 @@ def touched(override: str) -> set[str]:
     [
         ("failure.repeats=5", {"recovery_time"}),
         ("measure.blocks=3", {"throughput"}),
-        ("measure.repeats=5", {"save_cost"}),
+        ("measure.repeats=5", {"save_cost", "limits"}),
         ("measure.steps=33", {"training"}),
         ("goodput.repeats=9", {"wasted_time"}),
-        ("model.layers=3", set(EXPERIMENTS) - {"wasted_time"}),
+        ("model.layers=3", set(EXPERIMENTS) - {"wasted_time", "limits"}),
         ("cluster=two_machines", set(EXPERIMENTS)),
         ("model.layers=6", set()),
     ],

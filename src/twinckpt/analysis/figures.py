@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from twinckpt.analysis import goodput, statistics, style
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
+from twinckpt.analysis.metrics import METRICS
 
 WIDTH_IN = 6.5
 MS_PER_S = 1000.0
@@ -108,12 +109,29 @@ def wasted_time(data: Dataset) -> Figure:
     return figure
 
 
+def limits(data: Dataset) -> Figure:
+    """How far each operation is from the plain copy or transfer it cannot beat."""
+    figure, axes = _canvas(2.8, 1)
+    shown = [metric for metric in METRICS if metric.experiment == "limits" and metric.unit == "x"]
+    for position, metric in enumerate(shown):
+        estimate = metric.compute(data)
+        axes[0].plot(estimate.value, position, "o", color=style.METHODS["ram_replica"][1])
+        if estimate.low is not None and estimate.high is not None:
+            axes[0].hlines(position, estimate.low, estimate.high, color="black", linewidth=1.2)
+    axes[0].axvline(1.0, color="black", linewidth=0.8, linestyle=":")
+    axes[0].set_yticks(range(len(shown)), [metric.name for metric in shown])
+    axes[0].set_ylim(len(shown) - 0.5, -0.5)
+    axes[0].set(title="Times the plain operation", xlabel="ratio")
+    return figure
+
+
 FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
     "throughput": throughput,
     "training": training,
     "wasted_time": wasted_time,
+    "limits": limits,
 }
 
 

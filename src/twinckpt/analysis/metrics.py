@@ -4,6 +4,7 @@ One `Metric` each; a metric exists only where its samples do. Published values c
 seed project's final table and from the GEMINI paper (SOSP 2023); nothing else is typed in.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,7 @@ from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
 Unit = Literal[
-    "s", "min", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "steps",
+    "s", "min", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "MiB", "steps",
     "iterations",
 ]  # fmt: skip
 
@@ -33,6 +34,7 @@ class Metric:
 
 SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput", "training"
 WASTED_TIME = goodput.EXPERIMENT
+LIMITS = "limits"
 MS_PER_S = 1000.0
 
 
@@ -92,6 +94,27 @@ PAPER_POINTS: tuple[tuple[str, Unit, str, float], ...] = (
     ("mt_nlg_checkpoint", "min", "MT-NLG's checkpoint at 20 Gbps", 42),
     ("mt_nlg_wasted", "min", "MT-NLG's wasted time of a failure", 105),
 )
+
+
+def _limits_case(data: Dataset) -> str:
+    """The case that the headline is about: most ranks at once, and of those the largest state."""
+    methods = data.select(LIMITS, "memcpy_s").method.unique()
+    return str(max(methods, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]))
+
+
+def _over_limit(metric: str, limit: str, scale: float = 1.0) -> Callable[[Dataset], Estimate]:
+    def compute(data: Dataset) -> Estimate:
+        case = _limits_case(data)
+        values = data.repeats(LIMITS, metric, method=case)
+        return ratio([scale * v for v in values], data.repeats(LIMITS, limit, method=case))
+
+    return compute
+
+
+def _agent_overhead(data: Dataset) -> Estimate:
+    table = data.select(LIMITS, "overhead_bytes", method=_limits_case(data))
+    return median([value / (1 << 20) for value in table.value])
+
 
 METRICS = (
     Metric("save_disk_ms", "ms", SAVE, "save to disk: until every rank's file is fsynced",
@@ -164,6 +187,29 @@ METRICS = (
            lambda data: median(
                [100 * v for v in data.repeats(
                    THROUGHPUT, "committed_share", over_ranks="min", method="ram")])),
+    Metric("training_overhead_percent", "percent", THROUGHPUT,
+           "longer iterations of the workflow's training with a checkpoint every step",
+           lambda data: percent_more(_rates(data, "none"), _rates(data, "ram"))),
+    Metric("staging_vs_memcpy_x", "x", LIMITS,
+           "blocking staging with checksums over a memcpy of the same bytes",
+           _over_limit("staging_s", "memcpy_s")),
+    Metric("stall_vs_staging_percent", "percent", LIMITS,
+           "what the loop waits beside an idle host, of blocking staging",
+           _over_limit("stall_s", "staging_s", 100)),
+    Metric("training_extra_vs_floor_x", "x", LIMITS,
+           "what a checkpoint adds to a CPU-bound step, over one memcpy and one TCP transfer",
+           _over_limit("extra_s", "floor_s")),
+    Metric("replication_vs_loopback_x", "x", LIMITS,
+           "goodput from staged to committed, of plain TCP between as many pairs",
+           _over_limit("loopback_s", "replication_s")),
+    Metric("restore_local_vs_memcpy_x", "x", LIMITS,
+           "restore from own RAM, verified, over a memcpy of the same bytes",
+           _over_limit("restore_local_s", "memcpy_in_s")),
+    Metric("restore_peer_vs_loopback_x", "x", LIMITS,
+           "restore from a peer's RAM, verified, over a plain TCP transfer of the same bytes",
+           _over_limit("restore_peer_s", "loopback_one_s")),
+    Metric("agent_overhead_mib", "MiB", LIMITS,
+           "memory of a worker agent beyond its slots", _agent_overhead),
     Metric("training_bits_per_byte", "bits_per_byte", TRAINING, "at the undisturbed run's end",
            _final_bits_per_byte),
     Metric("paper_points_max_error_percent", "percent", WASTED_TIME,

@@ -11,7 +11,7 @@ from twinckpt.core.placement import make_placement
 from twinckpt.errors import ConfigurationError
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, at_least, one_of
 
-EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training", "wasted_time")
+EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits")
 FAILURES = ("rank_loss", "machine_loss", "group_loss")
 
 
@@ -116,6 +116,20 @@ class GoodputSection:
 
 
 @dataclass
+class LimitsSection:
+    """States of `limits`, a rank: on all machines at once, and on a single one."""
+
+    sizes_mib: list[int] = field(default_factory=lambda: [64])
+    single_sizes_mib: list[int] = field(default_factory=lambda: [256])
+    num_tensors: int = 200
+
+    def __post_init__(self) -> None:
+        at_least("limits.num_tensors", self.num_tensors, 3)
+        for size in [*self.sizes_mib, *self.single_sizes_mib]:
+            at_least("limits.sizes_mib", size, 1)
+
+
+@dataclass
 class OptimizationSection:
     """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
 
@@ -141,6 +155,7 @@ class ExperimentConfig:
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     failure: FailureSection = field(default_factory=FailureSection)
     measure: MeasureSection = field(default_factory=MeasureSection)
+    limits: LimitsSection = field(default_factory=LimitsSection)
     optimization: OptimizationSection = field(default_factory=OptimizationSection)
     goodput: GoodputSection = field(default_factory=GoodputSection)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -167,6 +182,11 @@ class ExperimentConfig:
 
 # Settings without influence on an experiment; a change of one of them does not rerun it.
 _IRRELEVANT = {
+    "limits": (
+        *("failure", "optimization", "model", "data", "checkpoint.every"),
+        *("checkpoint.drain_every_commits", "cluster.ranks_per_machine"),
+        *("measure.steps", "measure.blocks", "measure.block_steps"),
+    ),
     "save_cost": ("failure", "measure.steps", "measure.blocks", "measure.block_steps"),
     "throughput": ("failure", "measure.steps", "measure.repeats", "measure.warmup"),
     "recovery_time": ("measure", "failure.kinds"),
@@ -181,7 +201,7 @@ _IRRELEVANT = {
     "wasted_time": ("model", "data", "checkpoint", "failure", "measure"),
 }
 # Sections that one experiment alone uses.
-_ONLY = {"goodput": "wasted_time"}
+_ONLY = {"goodput": "wasted_time", "limits": "limits"}
 
 
 def relevant(config: ExperimentConfig) -> dict[str, Any]:

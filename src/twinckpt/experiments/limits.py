@@ -1,0 +1,101 @@
+"""`limits`: the library beside the plain memcpy and the plain TCP transfer it cannot beat.
+
+Everything that is compared is measured in one run, on the same buffers, in alternation.
+Clocks and their limits are described in docs/results-schema.md.
+"""
+
+import os
+from collections import defaultdict
+from statistics import fmean
+
+from twinckpt.agents.local_cluster import LocalCluster
+from twinckpt.experiments.app import Experiment, run_app
+
+TIMEOUT_S = 1800.0
+_UNITS = {"committed": "ratio"}
+
+
+def measure(experiment: Experiment) -> None:
+    """Run one cluster a case: all machines at once, then a single one."""
+    limits = experiment.config.limits
+    cases = [(experiment.config.cluster.num_machines, size) for size in limits.sizes_mib]
+    for num_machines, size_mib in cases + [(1, size) for size in limits.single_sizes_mib]:
+        _measure_case(experiment, num_machines, size_mib)
+
+
+def _measure_case(experiment: Experiment, num_machines: int, size_mib: int) -> None:
+    config = experiment.config
+    method = f"ranks{num_machines}_mib{size_mib}"
+    rounds = config.measure.warmup + config.measure.repeats
+    program = ["-m", "twinckpt.experiments.ranks.limits"]
+    arguments = [str(size_mib), str(config.limits.num_tensors), str(rounds)]
+    with experiment.cluster(
+        method,
+        program + arguments,
+        config.training(method="none", steps=rounds),
+        warm=True,
+        num_machines=num_machines,
+        ranks_per_machine=1,
+        replicas=min(config.cluster.replicas, num_machines),
+    ) as cluster:
+        sizes = cluster.wait_until(
+            lambda: _saved(experiment, cluster, num_machines), timeout_s=TIMEOUT_S
+        )
+        _add_memory(experiment, cluster, method, sizes[0])
+        cluster.kill_rank(0)
+        cluster.wait(TIMEOUT_S)
+        logs = [experiment.log_of(cluster, rank) for rank in range(num_machines)]
+    values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for rank, log in enumerate(logs):
+        for entry in log:
+            repeat = entry.get("repeat", -1) - config.measure.warmup
+            if entry["event"] == "sample" and repeat >= 0:
+                metric, value = entry["metric"], entry["value"]
+                unit = _UNITS.get(metric, "s")
+                experiment.add(method, metric, value, unit, rank=rank, repeat=repeat)
+                values[repeat][metric].append(value)
+    for repeat, found in values.items():
+        _add_extra(experiment, method, repeat, found)
+
+
+def _add_extra(
+    experiment: Experiment, method: str, repeat: int, found: dict[str, list[float]]
+) -> None:
+    """What a checkpoint adds to a step that keeps all cores busy, and the least it could add."""
+    plain_s = fmean([max(found["step_none_s"]), max(found["step_none_again_s"])])
+    extra_s = max(found["step_every_step_s"]) - plain_s
+    cpu_s = found["floor_cpu_s"]
+    floor_s = sum(cpu_s) / min(len(os.sched_getaffinity(0)), len(cpu_s))
+    experiment.add(method, "extra_s", extra_s, "s", repeat=repeat)
+    experiment.add(method, "floor_s", floor_s, "s", repeat=repeat)
+
+
+def _saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) -> list[float]:
+    """Return the size of each rank's state once all ranks have measured saving."""
+    saved = [
+        float(entry["bytes"])
+        for rank in range(num_ranks)
+        if (cluster.run_dir / "ranks" / f"rank-{rank}.jsonl").exists()
+        for entry in experiment.log_of(cluster, rank)
+        if entry["event"] == "saved"
+    ]
+    return saved if len(saved) == num_ranks else []
+
+
+def _add_memory(
+    experiment: Experiment, cluster: LocalCluster, method: str, state_bytes: float
+) -> None:
+    """The agents' memory, seen from outside: the slots, and everything else."""
+    for machine, name in enumerate(cluster.places):
+        for process in cluster.processes(name):
+            if "twinckpt.agents.worker" not in process.cmdline():
+                continue
+            slots = [m for m in process.memory_maps(grouped=False) if "twinckpt-slot" in m.path]
+            overhead_bytes = process.memory_info().rss - sum(slot.rss for slot in slots)
+            arena = sum(slot.size for slot in slots) / state_bytes
+            experiment.add(method, "overhead_bytes", overhead_bytes, "bytes", machine=machine)
+            experiment.add(method, "arena_per_state", arena, "ratio", machine=machine)
+
+
+if __name__ == "__main__":
+    run_app("limits", measure)
