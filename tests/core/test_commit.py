@@ -33,7 +33,7 @@ def test_after_a_conflict_the_next_ticket_begins_later_than_any_rank_has_got():
 def test_the_step_resumed_from_blocks_new_tickets_until_it_is_redundant_again():
     """Otherwise its only copy could be overwritten."""
     log = CommitLog(window=1)
-    log.restart(Recovery(step=7, ticket=3))
+    log.restart(Recovery(step=7, ticket=3), generation=1)
     log.skip_past(3)
     assert log.issue() == []
     assert log.commit(3) == (7, False)
@@ -43,9 +43,19 @@ def test_the_step_resumed_from_blocks_new_tickets_until_it_is_redundant_again():
 def test_ticket_numbers_are_never_reused_across_generations():
     """A ticket names a checkpoint for ever."""
     log = CommitLog(window=1)
-    log.issue()
-    log.restart(None)
-    assert log.issue() == [(2, 0)]
+    issued = {log.issue()[0][0]}
+    for generation in range(2, 5):
+        log.restart(None, generation)
+        issued.add(log.issue()[0][0])
+    assert len(issued) == 4
+
+
+def test_a_new_root_reuses_no_ticket_of_a_machine_it_has_not_heard_of():
+    """It knows no more than the generation; the frozen machine may come back with a copy."""
+    former, successor = CommitLog(window=2), CommitLog(window=2)
+    former.restart(None, generation=3)
+    successor.restart(None, generation=4)
+    assert not set(former.issue()) & set(successor.issue())
 
 
 def test_a_third_slot_lets_two_checkpoints_be_in_flight():

@@ -4,6 +4,7 @@ import pytest
 
 from twinckpt.core import messages as m
 from twinckpt.core.root import Log, Root, RootConfig, Send
+from twinckpt.errors import ConfigurationError
 
 
 class Cluster:
@@ -56,6 +57,13 @@ class Cluster:
             self.hold(machine, rank, ticket, step)
             self.hold(self.root.places[(rank + 1) % self.num_machines], rank, ticket, step)
         return self
+
+    def wait(self, duration_s):
+        """Let time pass; all that are connected are heard."""
+        self.now_s += duration_s
+        for machine in self.root.membership.machines:
+            self.root.receive(machine, m.Heartbeat(), self.now_s)
+        return self.act(self.root.tick(self.now_s))
 
     def messages(self, kind):
         return [(s.machine, s.message) for s in self.sent if isinstance(s.message, kind)]
@@ -156,10 +164,12 @@ def test_when_a_replica_group_is_gone_the_newest_drained_step_is_resumed():
     """Both holders of a shard were lost."""
     cluster = Cluster().form().attach_all().commit(1, step=5)
     for machine in "ab":
-        cluster.act(cluster.root.connection_lost(machine, 1.0))
+        cluster.act(cluster.root.connection_lost(machine, 0.0))
     cluster.join("c")
     for machine in ("x", "y"):
         cluster.connect(machine, drained_steps=(1, 3)).join(machine)
+    assert cluster.messages(m.Formed) == []  # one that was cut off could come back
+    cluster.wait(1.1)
     recoveries = [f.recovery for _, f in cluster.messages(m.Formed)]
     assert {(r.step, r.drained) for r in recoveries} == {(3, True)}
 
@@ -198,3 +208,143 @@ def test_no_ticket_while_draining():
     for machine in "abc":
         cluster.tell(machine, m.Drained(1, 1, ok=True))
     assert [to for to, _ in cluster.messages(m.Ticket)] == ["a", "b", "c"]
+
+
+def test_tickets_begin_again_after_a_rank_attached_anew_needs_larger_slots():
+    """The replica's smaller slot does not count."""
+    cluster = Cluster().form().attach_all(slot_bytes=10)
+    cluster.tell("a", m.Attached(1, 0, 3, 20))
+    assert cluster.messages(m.Reserve) == [("b", m.Reserve(1, 0, 20))]
+    cluster.tell("b", m.Reserved(1, 0, 10))
+    assert cluster.messages(m.Ticket) == []
+    cluster.tell("b", m.Reserved(1, 0, 20))
+    assert len(cluster.messages(m.Ticket)) == 3
+
+
+def test_a_peer_without_room_is_made_known_to_the_rank_whose_replica_it_was():
+    """Not only to the peer's own ranks, which have no part in it."""
+    cluster = Cluster().form()
+    cluster.tell("a", m.Attached(1, 0, 3, 10))
+    cluster.tell("b", m.CannotReserve(1, 0, "10 GiB are needed, 1 GiB is there"))
+    told = m.CannotReserve(1, 0, "machine 1: 10 GiB are needed, 1 GiB is there")
+    assert cluster.messages(m.CannotReserve) == [("a", told)]
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_groups_that_do_not_come_out_even_still_form(size, replicas):
+    """The last machines make a ring, as in mixed placement."""
+    root = Root(RootConfig(placement="group", replicas=replicas))
+    for index in range(size):
+        root.receive(f"m{index}", m.Hello(m.Address(f"m{index}", "h", 1), 0), 0.0)
+        root.receive(f"m{index}", m.Join(0, "h:1", None, size, size), 0.0)
+    assert root.running
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"placement": "star"}, {"replicas": 0}, {"num_slots": 1}], ids=str
+)
+def test_impossible_settings_are_refused_at_once(wrong):
+    """Not when the first generation forms."""
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))}="):
+        RootConfig(**wrong)
+
+
+def test_a_join_sent_before_the_generation_formed_does_not_break_it():
+    """It was told twice."""
+    cluster = Cluster().form()
+    assert cluster.join("a").events == []
+    assert cluster.root.running
+
+
+def test_a_machine_of_a_later_generation_ends_this_one():
+    """Another root went further: its machines would ignore a smaller number."""
+    cluster = Cluster().form()
+    cluster.tell("z", m.Hello(m.Address("z", "127.0.0.1", 1), 7))
+    assert {broken.generation for _, broken in cluster.messages(m.Broken)} == {1}
+    for machine in "abc":
+        cluster.join(machine)
+    assert {formed.generation for _, formed in cluster.messages(m.Formed)} == {8}
+
+
+def test_a_spare_that_waited_since_before_the_drain_resumes_from_it():
+    """The root remembers what was drained; nobody has to connect anew to tell it."""
+    cluster = Cluster(drain_every_commits=1).form()
+    for machine in ("x", "y", "z"):
+        cluster.connect(machine).join(machine)
+    cluster.attach_all().commit(1, step=5)
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(1, 1, ok=True))
+    for machine in "abc":
+        cluster.act(cluster.root.connection_lost(machine, 0.5))
+    cluster.wait(1.6)
+    recoveries = [formed.recovery for _, formed in cluster.messages(m.Formed)]
+    assert recoveries == [m.Recovery(5, drained=True)] * 3
+
+
+def test_a_drain_that_failed_on_one_machine_is_not_resumed_from():
+    """Its shards are missing."""
+    cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(1, 1, ok=machine != "b"))
+    assert cluster.root.drains.newest_step is None
+
+
+def test_spares_do_not_take_the_places_of_machines_that_still_stop_their_ranks():
+    """What they hold would be given up, though they live."""
+    cluster = Cluster().form()
+    for machine in ("x", "y", "z"):
+        cluster.connect(machine).join(machine)
+    cluster.attach_all().commit(1, step=5)
+    cluster.act(cluster.root.connection_lost("a", 0.5))
+    assert cluster.messages(m.Formed) == []
+    for machine in "bc":
+        cluster.join(machine)
+    assert [to for to, _ in cluster.messages(m.Formed)] == ["x", "b", "c"]
+
+
+def test_machines_that_were_cut_off_are_given_time_to_come_back():
+    """All links broke for a moment; the spares alone know nothing."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    for machine in ("x", "y", "z"):
+        cluster.connect(machine).join(machine)
+    for machine in "abc":
+        cluster.act(cluster.root.connection_lost(machine, 0.1))
+    assert cluster.messages(m.Formed) == []
+    copies = tuple(m.Holding(rank, 1, 5, rank, 3, 10, "d") for rank in range(3))
+    for machine, inventory in (("a", (copies[0], copies[2])), ("b", copies[:2])):
+        cluster.connect(machine, inventory).join(machine)
+    assert {f.recovery.step for _, f in cluster.messages(m.Formed)} == {5}
+
+
+def elastic(machine, inventory=(), drained_steps=()):
+    """A cluster of two to three machines, of which `machine` is the only one connected."""
+    cluster = Cluster(last_call_s=1.5)
+    connect_elastic(cluster, machine, inventory, drained_steps)
+    return cluster
+
+
+def connect_elastic(cluster, machine, inventory=(), drained_steps=()):
+    cluster.connect(machine, inventory, drained_steps)
+    cluster.tell(machine, m.Join(0, f"{machine}:1", None, 2, 3))
+
+
+THREE_SHARDS = tuple(m.Holding(rank, 1, 5, rank, 3, 10, "d") for rank in range(3))
+
+
+def test_fewer_machines_wait_rather_than_begin_again_from_nothing():
+    """The copies are of three machines; with two they cannot be resumed."""
+    cluster = elastic("a", THREE_SHARDS)
+    connect_elastic(cluster, "b")
+    assert cluster.wait(2.0).sent == []
+    connect_elastic(cluster, "c")
+    assert {f.recovery.step for _, f in cluster.messages(m.Formed)} == {5}
+
+
+def test_fewer_machines_resume_from_the_newest_drained_step():
+    """Where there is one, nobody waits for a replacement that may never come."""
+    cluster = elastic("a", THREE_SHARDS, drained_steps=(4,))
+    connect_elastic(cluster, "b")
+    cluster.wait(2.0)
+    assert cluster.root.running
+    assert cluster.root.current.recovery == m.Recovery(4, drained=True)

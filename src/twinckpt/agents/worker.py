@@ -22,7 +22,7 @@ from twinckpt.agents.root_link import RootLink
 from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
 from twinckpt.core import worker as core
-from twinckpt.errors import DamagedCopyError, TwinckptError
+from twinckpt.errors import DamagedCopyError, OutOfMemoryError, TwinckptError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
@@ -250,6 +250,8 @@ class WorkerAgent:
                     self._start(self._transfers, self._fetch, action)
                 case core.StartDrain():
                     self._start(self._drains, self._drain, action)
+                case core.TellRefused(rank, reason):
+                    self._tell_rank(rank, local.Refused(OutOfMemoryError.__name__, reason))
                 case core.BreakGeneration(reason, is_final):
                     self._given_up = reason if is_final else ""
                     self._tell_launcher(local.LauncherBroken(reason, is_final))

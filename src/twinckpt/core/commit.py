@@ -19,13 +19,21 @@ class _InFlight:
     is_new: bool = True
 
 
+TICKETS_A_GENERATION = 1_000_000
+
+
 class CommitLog:
-    """Issues tickets and decides each exactly once; commits are monotonic in ticket."""
+    """Issues tickets and decides each exactly once; commits are monotonic in ticket.
+
+    `resumable_ticket` is what a failure now should resume from: the last commit, or else the
+    step that this generation itself resumed.
+    """
 
     def __init__(self, window: int) -> None:
         self.window = window
         self.committed_ticket = 0
         self.committed_step: int | None = None
+        self.resumable_ticket = 0
         self._last_ticket = 0
         self._newest_step = 0
         self._not_before_step = 0
@@ -35,12 +43,18 @@ class CommitLog:
         """Never issue `ticket` or an older one: some machine already holds it."""
         self._last_ticket = max(self._last_ticket, ticket)
 
-    def restart(self, recovery: Recovery | None) -> None:
-        """Begin a generation that resumes from `recovery`, which must be made redundant again."""
+    def restart(self, recovery: Recovery | None, generation: int) -> None:
+        """Begin a generation that resumes from `recovery`, which must be made redundant again.
+
+        Its tickets begin at a number of its own: a root that takes over never issues one
+        that its predecessor gave to a machine it has not heard of.
+        """
+        self.skip_past((generation - 1) * TICKETS_A_GENERATION)
         self._in_flight = {}
         self._not_before_step = 0
         self._newest_step = recovery.step if recovery else 0
         self.committed_ticket, self.committed_step = 0, None
+        self.resumable_ticket = recovery.ticket if recovery else 0
         if recovery and recovery.ticket:
             self._in_flight[recovery.ticket] = _InFlight(recovery.step, is_new=False)
         elif recovery:
@@ -87,6 +101,7 @@ class CommitLog:
         assert flight.step is not None
         assert ticket > self.committed_ticket
         self.committed_ticket, self.committed_step = ticket, flight.step
+        self.resumable_ticket = ticket
         return flight.step, flight.is_new
 
     def abandon(self, ticket: int) -> int:

@@ -4,7 +4,7 @@ Kept as an index, by machine and by shard, with a count of the copies that are i
 so that a message of one copy costs the same in a cluster of two and of ten thousand machines.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from twinckpt.core.messages import Holding
 
@@ -74,7 +74,7 @@ class Copies:
         """Return all tickets of which some copy is held."""
         return list(self._of_ticket)
 
-    def of_machine(self, machine: str) -> Iterable[Holding]:
+    def of_machine(self, machine: str) -> Collection[Holding]:
         """Return what a machine holds."""
         return self._of_machine.get(machine, {}).values()
 

@@ -46,7 +46,7 @@ class Generation:
         self._copies, self._commits, self._drains = memory.copies, memory.commits, memory.drains
         self._outbox = outbox
         self._copies.place(self._index, holders)
-        self._commits.restart(recovery)
+        self._commits.restart(recovery, number)
         self._drains.give_up()
         # Shards newer than the step resumed from belong to a future that is not repeated.
         newest = recovery.ticket if recovery else 0
@@ -61,6 +61,8 @@ class Generation:
             case m.Reserved():
                 index = self._index[machine]
                 self._reservations.reserve(message.rank, index, message.slot_bytes)
+            case m.CannotReserve():
+                self._on_cannot_reserve(machine, message)
             case m.Holds():
                 self._on_holds(machine, message.holding)
             case m.Dropped():
@@ -97,6 +99,15 @@ class Generation:
             self._abandon(self._commits.abandon_all())
         for holder in self._reservations.lacking(rank):
             self._outbox.send(self.places[holder], m.Reserve(self.number, rank, slot_bytes))
+
+    def _on_cannot_reserve(self, machine: str, refused: m.CannotReserve) -> None:
+        """The rank whose shard does not fit must know: without slots it gets no ticket."""
+        rank, reason = refused.rank, f"machine {self._index[machine]}: {refused.reason}"
+        self._log("cannot_reserve", machine=machine, rank=rank, reason=refused.reason)
+        home = self._reservations.home.get(rank)
+        if home is not None:
+            passed_on = m.CannotReserve(self.number, rank, reason)
+            self._outbox.send(self.places[home], passed_on)
 
     # Copies.
 

@@ -17,7 +17,10 @@ class Machine:
 
 
 class Membership:
-    """Connected machines, those of them that wait, and the places of the last generation."""
+    """Connected machines, those of them that wait, and the places of the last generation.
+
+    `last_change_s` is when a machine joined, or the generation ended.
+    """
 
     def __init__(self) -> None:
         self.machines: dict[str, Machine] = {}
@@ -25,7 +28,7 @@ class Membership:
         self.places: list[str] = []
         self.index: dict[str, int] = {}
         self._limits: Counter[tuple[int, int]] = Counter()
-        self._last_join_s = 0.0
+        self.last_change_s = 0.0
 
     def add(self, name: str, machine: Machine) -> None:
         """A machine connected."""
@@ -41,7 +44,7 @@ class Membership:
         self._stop_waiting(name)
         self.waiting[name] = join
         self._limits[join.min_machines, join.max_machines] += 1
-        self._last_join_s = now_s
+        self.last_change_s = now_s
 
     def size_to_form(self, now_s: float, last_call_s: float) -> int:
         """Return how many machines may form a generation now; 0 while more must be awaited.
@@ -55,8 +58,12 @@ class Membership:
         largest = max(high for _, high in self._limits)
         if len(self.waiting) >= largest:
             return largest
-        is_late = now_s - self._last_join_s >= last_call_s
+        is_late = now_s - self.last_change_s >= last_call_s
         return len(self.waiting) if len(self.waiting) >= smallest and is_late else 0
+
+    def are_survivors_missing(self) -> bool:
+        """Return whether a machine of the last generation is connected and has yet to join."""
+        return any(name in self.machines and name not in self.waiting for name in self.places)
 
     def form(self, size: int, worth: Callable[[str], int]) -> list[m.Join]:
         """Give places to waiting machines; return their joins, in order of the places."""

@@ -87,6 +87,18 @@ class Reserved:
 
 
 @dataclass(frozen=True, slots=True)
+class CannotReserve:
+    """A holder has no room for a replica of `rank`; the root passes it on to the rank's machine.
+
+    `reason` says what was needed and what there is.
+    """
+
+    generation: int
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Holds:
     """A copy was sealed here: staged by the rank, or received and verified."""
 
@@ -247,6 +259,7 @@ ToRoot = (
     | Heartbeat
     | Attached
     | Reserved
+    | CannotReserve
     | Holds
     | Dropped
     | RankStarted
@@ -254,4 +267,4 @@ ToRoot = (
     | Drained
     | Leave
 )
-ToWorker = Formed | Broken | Reserve | Fetch | Discard | Ticket | Resolve | Drain
+ToWorker = Formed | Broken | Reserve | CannotReserve | Fetch | Discard | Ticket | Resolve | Drain

@@ -114,8 +114,7 @@ def make_placement(
     Raises:
         ConfigurationError: for an unknown kind, or sizes that do not fit it.
     """
-    if kind not in _KINDS:
-        raise ConfigurationError(f"placement={kind!r}: must be one of {', '.join(_KINDS)}")
+    check_kind(kind)
     build = _KINDS[kind]
     if domains is None:
         return build(num_machines, num_replicas, None)
@@ -141,6 +140,12 @@ def make_placement(
             num_replicas,
         )
     return placement
+
+
+def check_kind(kind: str) -> None:
+    """Raise ConfigurationError unless there is a placement called `kind`."""
+    if kind not in _KINDS:
+        raise ConfigurationError(f"placement={kind!r}: must be one of {', '.join(_KINDS)}")
 
 
 def shared_domains(placement: Placement, domains: Sequence[object]) -> tuple[int, ...]:

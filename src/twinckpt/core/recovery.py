@@ -3,11 +3,12 @@
 Pure: a table of who holds what goes in, a plan comes out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from twinckpt.core.messages import Holding, Recovery
 
 Holdings = Mapping[str, Iterable[Holding]]
+_Shards = dict[int, list[tuple[str, Holding]]]  # copies of each rank's shard: machine, copy
 
 
 def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recovery | None:
@@ -19,9 +20,29 @@ def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recove
             named first among its sources, because it needs no network.
 
     A ticket counts only if all its ranks are there with one step, one world size, and one
-    digest a rank: copies that contradict each other prove that one of them is wrong.
+    digest a rank: copies that contradict each other prove that one of them is wrong. And its
+    shards must be those of just as many machines as there are now.
     """
-    by_ticket: dict[int, dict[int, list[tuple[str, Holding]]]] = {}
+    for shards in _complete(holdings):
+        if _homes(shards) == set(home_machine):
+            first = shards[0][0][1]
+            sources = {
+                rank: _home_first(copies, home_machine) for rank, copies in sorted(shards.items())
+            }
+            return Recovery(step=first.step, ticket=first.ticket, sources=sources)
+    return None
+
+
+def newest_recoverable(holdings: Holdings) -> tuple[int, int]:
+    """Return the newest recoverable ticket, and how many machines wrote it; zeros for none."""
+    for shards in _complete(holdings):
+        return shards[0][0][1].ticket, len(_homes(shards))
+    return 0, 0
+
+
+def _complete(holdings: Holdings) -> Iterator[_Shards]:
+    """Yield the checkpoints of which every shard is there, newest first."""
+    by_ticket: dict[int, _Shards] = {}
     for machine in sorted(holdings):
         for holding in holdings[machine]:
             copies = by_ticket.setdefault(holding.ticket, {}).setdefault(holding.rank, [])
@@ -30,14 +51,14 @@ def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recove
         shards = by_ticket[ticket]
         first = next(iter(shards.values()))[0][1]
         if set(shards) == set(range(first.world_size)) and _agree(shards, first):
-            sources = {
-                rank: _home_first(copies, home_machine) for rank, copies in sorted(shards.items())
-            }
-            return Recovery(step=first.step, ticket=ticket, sources=sources)
-    return None
+            yield shards
 
 
-def _agree(shards: Mapping[int, list[tuple[str, Holding]]], first: Holding) -> bool:
+def _homes(shards: _Shards) -> set[int]:
+    return {copies[0][1].home for copies in shards.values()}
+
+
+def _agree(shards: _Shards, first: Holding) -> bool:
     return all(
         holding.step == first.step
         and holding.world_size == first.world_size

@@ -14,11 +14,13 @@ from twinckpt.core import messages as m
 from twinckpt.core.commit import CommitLog
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
+from twinckpt.core.forming import size_to_form
 from twinckpt.core.generation import Generation, Memory
 from twinckpt.core.membership import Machine, Membership
 from twinckpt.core.outbox import Action, Disconnect, Log, Outbox, Send
-from twinckpt.core.placement import make_placement
+from twinckpt.core.placement import check_kind, make_placement
 from twinckpt.core.recovery import plan_recovery
+from twinckpt.errors import ConfigurationError
 
 __all__ = ["Action", "Disconnect", "Log", "Root", "RootConfig", "Send"]
 
@@ -35,6 +37,15 @@ class RootConfig:
     drain_every_commits: int = 0
     max_failures_at_a_step: int = 3
 
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ConfigurationError(f"replicas={self.replicas}: must be at least 1, the own copy")
+        if self.num_slots < 2:
+            raise ConfigurationError(
+                f"num_slots={self.num_slots}: must be at least 2, the committed step and the next"
+            )
+        check_kind(self.placement)
+
 
 class Root:
     """State machine of the root agent; one instance a job."""
@@ -48,6 +59,7 @@ class Root:
         self.commits = CommitLog(window=config.num_slots - 1)
         self.drains = Drains(config.drain_every_commits)
         self._outbox = Outbox()
+        self._now_s = 0.0
         self._num_failures = 0
         self._failed_at_step: int | None = None
 
@@ -65,6 +77,7 @@ class Root:
 
     def receive(self, machine: str, message: m.ToRoot, now_s: float) -> list[Action]:
         """Handle one message; messages of another generation change nothing but liveness."""
+        self._now_s = now_s
         known = self.membership.machines.get(machine)
         if isinstance(message, m.Hello):
             self._on_hello(machine, message, now_s)
@@ -83,12 +96,14 @@ class Root:
 
     def connection_lost(self, machine: str, now_s: float) -> list[Action]:
         """The kernel says that a machine's connection ended: it died, or was cut off."""
+        self._now_s = now_s
         self._lose(machine, "connection closed")
         self._form_if_complete(now_s)
         return self._outbox.take()
 
     def tick(self, now_s: float) -> list[Action]:
         """Let time pass: find silent machines, end the wait for late ones."""
+        self._now_s = now_s
         timeout_s = self.config.heartbeat_timeout_s
         for machine in self.membership.silent(now_s, timeout_s):
             self._lose(machine, f"no heartbeat for {timeout_s} s")
@@ -113,8 +128,11 @@ class Root:
         self._log("machine_joined", machine=machine, host=hello.address.host)
 
     def _on_join(self, machine: str, join: m.Join, now_s: float) -> None:
+        is_member = self.current is not None and machine in self.membership.index
+        if is_member and join.generation < self.generation:
+            return  # sent before the machine was told that the generation has formed
         self.membership.join(machine, join, now_s)
-        if self.current and machine in self.membership.index:
+        if is_member:
             self._break(f"machine {self.membership.index[machine]} joins again")
         elif self.current:
             self._log("machine_waiting", machine=machine)
@@ -144,6 +162,7 @@ class Root:
             return
         broken = m.Broken(self.current.number, reason, is_final)
         self.current = None
+        self.membership.last_change_s = self._now_s
         self._log("generation_broken", reason=reason)
         self._outbox.broadcast(self.membership.connected_places(), broken)
 
@@ -151,7 +170,15 @@ class Root:
 
     def _form_if_complete(self, now_s: float) -> None:
         if self.current is None:
-            size = self.membership.size_to_form(now_s, self.config.last_call_s)
+            size = size_to_form(
+                self.membership,
+                self.copies,
+                self.commits,
+                self.drains,
+                now_s,
+                last_call_s=self.config.last_call_s,
+                return_s=self.config.heartbeat_timeout_s,
+            )
             if size:
                 self._form(size)
 
@@ -164,7 +191,7 @@ class Root:
         self.current = Generation(
             self.generation,
             places,
-            make_placement(self.config.placement, size, min(self.config.replicas, size)).holders,
+            self._holders(size),
             recovery,
             Memory(self.copies, self.commits, self.drains),
             self._outbox,
@@ -183,6 +210,11 @@ class Root:
             sources={rank: list(names) for rank, names in sources.items()},
         )
         self.current.fetch_missing()
+
+    def _holders(self, size: int) -> tuple[tuple[int, ...], ...]:
+        """Return who holds whose shards; groups that do not come out even end in a ring."""
+        kind = "mixed" if self.config.placement == "group" else self.config.placement
+        return make_placement(kind, size, min(self.config.replicas, size)).holders
 
     def _plan(self) -> m.Recovery | None:
         """Return where to resume: the newest step in memory, or else in persistent storage."""

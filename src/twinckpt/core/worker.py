@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from twinckpt.core import messages as m
+from twinckpt.errors import OutOfMemoryError
 
 
 class SlotStore(Protocol):
@@ -101,6 +102,14 @@ class ServeRestore:
 
 
 @dataclass(frozen=True, slots=True)
+class TellRefused:
+    """Action: tell a local rank that a peer has no room for its replica, and why."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BreakGeneration:
     """Action: the launcher on this machine must stop its ranks and join again."""
 
@@ -115,6 +124,7 @@ Action = (
     | StartFetch
     | StartDrain
     | ServeRestore
+    | TellRefused
     | BreakGeneration
 )
 
@@ -128,6 +138,21 @@ class _Incarnation:
     grants: dict[tuple[int, int], m.Ticket] = field(default_factory=dict)
     fetches: dict[tuple[int, int], m.Fetch] = field(default_factory=dict)
     restores: set[int] = field(default_factory=set)
+    committed_ticket: int = 0
+    abandoned_tickets: set[int] = field(default_factory=set)
+
+    def decide(self, resolve: m.Resolve) -> None:
+        """Remember that a ticket is decided; those below a committed one are as well."""
+        if resolve.committed:
+            self.committed_ticket = max(self.committed_ticket, resolve.ticket)
+            newer = {t for t in self.abandoned_tickets if t > self.committed_ticket}
+            self.abandoned_tickets = newer
+        else:
+            self.abandoned_tickets.add(resolve.ticket)
+
+    def is_decided(self, ticket: int) -> bool:
+        """Return whether a ticket is decided: late news of it must not take a slot again."""
+        return ticket <= self.committed_ticket or ticket in self.abandoned_tickets
 
 
 class Worker:
@@ -153,15 +178,17 @@ class Worker:
                     self.formed = None
                     self._do(BreakGeneration(message.reason, message.is_final))
                 case m.Reserve():
-                    self.slots.reserve(message.rank, message.slot_bytes)
-                    self._tell_root(m.Reserved(self.generation, message.rank, message.slot_bytes))
+                    self._on_reserve(message)
+                case m.CannotReserve():
+                    self._do(TellRefused(message.rank, message.reason))
                 case m.Fetch():
                     self._on_fetch(message)
                 case m.Discard():
                     self.slots.drop(message.rank, message.ticket)
-                case m.Ticket():
+                case m.Ticket() if not self._now.is_decided(message.ticket):
                     for rank in sorted(self._now.ranks):
-                        self._now.grants[rank, message.ticket] = message
+                        if self.slots.find(rank, message.ticket) is None:
+                            self._now.grants[rank, message.ticket] = message
                 case m.Resolve():
                     self._on_resolve(message)
                 case m.Drain():
@@ -177,11 +204,22 @@ class Worker:
         recovery = formed.recovery
         self.slots.drop_where(newer_than=recovery.ticket if recovery else 0)
 
+    def _on_reserve(self, reserve: m.Reserve) -> None:
+        try:
+            self.slots.reserve(reserve.rank, reserve.slot_bytes)
+        except OutOfMemoryError as error:
+            self._tell_root(m.CannotReserve(self.generation, reserve.rank, str(error)))
+        else:
+            self._tell_root(m.Reserved(self.generation, reserve.rank, reserve.slot_bytes))
+
     def _on_fetch(self, fetch: m.Fetch) -> None:
+        if self._now.is_decided(fetch.ticket) and fetch.ticket != self._now.committed_ticket:
+            return
         self.slots.reserve(fetch.rank, fetch.size_bytes)
         self._now.fetches[fetch.rank, fetch.ticket] = fetch
 
     def _on_resolve(self, resolve: m.Resolve) -> None:
+        self._now.decide(resolve)
         if resolve.committed:
             self.slots.drop_where(older_than=resolve.ticket)
         for pending in (self._now.fetches, self._now.grants):

@@ -1,0 +1,64 @@
+"""The worker's decisions: which late or repeated news must not take a slot."""
+
+import pytest
+
+from twinckpt.core import messages as m
+from twinckpt.core.worker import GrantSlot, TellRefused, ToRootAgent, Worker
+from twinckpt.errors import OutOfMemoryError
+from twinckpt.simulation.store import BookkeptSlots
+
+ADDRESS = m.Address("a", "127.0.0.1", 1)
+
+
+class SmallMemory(BookkeptSlots):
+    """Slots of a machine that has no room for peers."""
+
+    def reserve(self, rank, slot_bytes):
+        if rank:
+            raise OutOfMemoryError(f"{slot_bytes} bytes are needed")
+        super().reserve(rank, slot_bytes)
+
+
+@pytest.fixture
+def worker():
+    worker = Worker(SmallMemory(2))
+    worker.receive(m.Formed(1, 0, (ADDRESS,), "a:1", None))
+    worker.attach(0, 1, 10)
+    return worker
+
+
+def grants(actions):
+    return [action.ticket for action in actions if isinstance(action, GrantSlot)]
+
+
+def test_a_ticket_told_twice_is_granted_once(worker):
+    """The rank has its slot."""
+    assert grants(worker.receive(m.Ticket(1, 1, 0))) == [1]
+    assert grants(worker.receive(m.Ticket(1, 1, 0))) == []
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_late_news_of_a_decided_ticket_takes_no_slot(worker, committed):
+    """Nobody would ever free it."""
+    worker.receive(m.Resolve(1, 1, 5, committed))
+    assert grants(worker.receive(m.Ticket(1, 1, 0))) == []
+    assert grants(worker.receive(m.Ticket(1, 2, 0))) == [2]
+
+
+def test_a_peer_without_room_says_so(worker):
+    """With the reason, for whoever has to act on it."""
+    actions = worker.receive(m.Reserve(1, 7, 10))
+    assert actions == [ToRootAgent(m.CannotReserve(1, 7, "10 bytes are needed"))]
+
+
+def test_a_rank_is_told_that_its_replica_has_no_room(worker):
+    """It would wait for a ticket for ever."""
+    assert worker.receive(m.CannotReserve(1, 0, "too small")) == [TellRefused(0, "too small")]
+
+
+def test_messages_of_another_generation_are_refused(worker):
+    """Older ones come late, newer ones need their Formed first."""
+    for generation in (0, 2):
+        assert worker.receive(m.Ticket(generation, 1, 0)) == []
+        assert worker.receive(m.Broken(generation, "lost")) == []
+    assert worker.formed is not None
