@@ -110,7 +110,7 @@ def test_a_fresh_variant_runs_everything_once(scale):
         if len(words) == 2 and words[1].isdigit()
     }
     each = dict.fromkeys(("measure", "figure", "notebook"), len(ALL))
-    expected = {**each, "summary": 1, "claims": 1, "report": 1}
+    expected = {**each, "overview": 2, "summary": 1, "claims": 1, "report": 1}
     assert {name: counts.get(name) for name in expected} == expected
 
 

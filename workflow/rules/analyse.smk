@@ -59,3 +59,19 @@ rule notebook:
     shell:
         "python -m twinckpt.analysis.notebook {input.source} {output} --results {params.results}"
         " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
+rule overview:
+    input:
+        samples(),
+        sources("analysis", "results"),
+        source="notebooks/src/{overview}.py",
+    output:
+        RESULTS / "notebooks/{overview}.ipynb",
+    params:
+        results=RESULTS,
+    log:
+        LOGS / "notebook-{overview}.log",
+    shell:
+        "python -m twinckpt.analysis.notebook {input.source} {output} --results {params.results}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

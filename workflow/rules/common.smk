@@ -12,8 +12,13 @@ LOGS = RESULTS / "logs"
 SUFFIX = document_suffix()
 
 
+# Notebooks about all experiments, or about none.
+OVERVIEWS = ("explore", "plan")
+
+
 wildcard_constraints:
     experiment="|".join(EXPERIMENTS),
+    overview="|".join(OVERVIEWS),
 
 
 def samples():
@@ -27,7 +32,7 @@ def figures():
 
 
 def notebooks():
-    return expand(RESULTS / "notebooks/{experiment}.ipynb", experiment=EXPERIMENTS)
+    return expand(RESULTS / "notebooks/{name}.ipynb", name=(*EXPERIMENTS, *OVERVIEWS))
 
 
 def documents():

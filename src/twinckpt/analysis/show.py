@@ -4,21 +4,66 @@ import io
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from twinckpt.analysis import figures
+from twinckpt.analysis import figures, planning, timeline
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.metrics import BY_NAME
 from twinckpt.analysis.summary import summarise
 from twinckpt.core import paper_points as core_points
+from twinckpt.core.planning import ClusterFacts, candidates, storage_plan
 
 
 def figure(name: str, data: Dataset) -> Any:
     """One of the report's figures, for display as a notebook cell's value."""
-    from IPython.display import Image
+    return _image(figures.draw(name, data))
 
-    png = io.BytesIO()
-    figures.draw(name, data).savefig(png, format="png", dpi=110, metadata={"Software": None})
-    return Image(png.getvalue())
+
+def recovery_timeline(data: Dataset, repeat: int = 0) -> Any:
+    """One recovery of each kind on a clock that starts with the kill."""
+    return _image(timeline.recovery(data, repeat))
+
+
+def training_timeline(data: Dataset) -> Any:
+    """Loss and wait of every step of the training runs."""
+    return _image(timeline.training(data))
+
+
+def phases(data: Dataset, repeat: int = 0) -> pd.DataFrame:
+    """Seconds of each phase of one recovery of each kind."""
+    return timeline.phases(data, repeat).round(4)
+
+
+def contents(data: Dataset) -> pd.DataFrame:
+    """Experiments, methods and metrics, with the number of samples."""
+    by = ["experiment", "method"]
+    return data.samples.groupby(by).agg(
+        metrics=("metric", lambda names: ", ".join(sorted(set(names)))), samples=("value", "size")
+    )
+
+
+def plans(facts: ClusterFacts) -> pd.DataFrame:
+    """Storage alone and every possible number of replicas, as `twinckpt plan` lists them."""
+    possible, _ = candidates(facts)
+    rows = [
+        {
+            "placement": plan.placement,
+            "replicas": plan.num_replicas,
+            "every (s)": plan.interval_iterations * facts.iteration_s,
+            "safe after (s)": round(plan.safe_s, 3),
+            "drain every (h)": round(plan.drain_interval_s / 3600, 3),
+            "GiB a machine": round(plan.memory_bytes / 2**30, 1),
+            "goodput (%)": round(100 * plan.goodput, 3),
+            "dominant": plan.dominant,
+        }
+        for plan in (storage_plan(facts), *possible)
+    ]
+    return pd.DataFrame(rows).set_index("placement")
+
+
+def plan_figure(facts: ClusterFacts) -> Any:
+    """The plot of `twinckpt plan`."""
+    return _image(planning.draw(facts, [storage_plan(facts), *candidates(facts)[0]]))
 
 
 def metrics(data: Dataset, experiment: str) -> pd.DataFrame:
@@ -48,3 +93,11 @@ def paper_points() -> pd.DataFrame:
         for point in core_points.paper_points()
     ]
     return pd.DataFrame(rows).set_index("where")
+
+
+def _image(figure: Figure) -> Any:
+    from IPython.display import Image
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110, metadata={"Software": None})
+    return Image(png.getvalue())

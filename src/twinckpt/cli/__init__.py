@@ -1,0 +1,23 @@
+"""The command `twinckpt`: one module a subcommand, with `add_parser(subparsers)` and `run(args)`.
+
+`run` returns the exit status: 0, 1 for a check that failed, 2 for bad usage with one line that
+says what is wrong. A module imports what is heavy in its `run`, so that `--help` is instant.
+"""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = ("plan",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="twinckpt", description="Checkpoints in the RAM of peer machines."
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        import_module(f"twinckpt.cli.{name}").add_parser(subparsers)
+    args = parser.parse_args(arguments)
+    return int(args.run(args))

@@ -1,0 +1,89 @@
+"""`twinckpt plan` with the published settings of real clusters."""
+
+import argparse
+
+import pytest
+
+from twinckpt.cli import plan
+
+P4D = (
+    "--machines 16 --ranks-per-machine 8 --bytes-per-rank 9.4GiB --network-gbit-s 400 "
+    "--storage-gib-s 2.33 --memory-gib-s 50 --iteration-s 62 --failures-per-day 0.24 "
+    "--memory-gib 1072"
+)
+# Llama 3 405B (arXiv:2407.21783): 419 failures in 54 days, 78 % hardware, 2 TB/s of storage.
+LLAMA3 = (
+    "--machines 2048 --ranks-per-machine 8 --bytes-per-rank 0.3GB --network-gbit-s 3200 "
+    "--storage-gib-s 1860 --memory-gib-s 100 --iteration-s 10 --failures-per-day 7.76 "
+    "--hardware-share 0.78 --racks 1024"
+)
+
+
+def call(text: str) -> int:
+    """Run the command as the command line would."""
+    parser = argparse.ArgumentParser()
+    plan.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["plan", *text.split()])
+    return args.run(args)
+
+
+def test_the_papers_cluster(capsys):
+    """Every iteration, two replicas, with the memory that takes and what dominates."""
+    assert call(P4D) == 0
+    out = capsys.readouterr().out
+    assert "placement=group replicas=2: checkpoint every iteration" in out
+    assert "300.8 GiB" in out
+    assert "9.3 min" in out  # storage alone: every nine iterations
+    assert "what dominates is replacement" in out
+
+
+def test_llama_3_comes_out_above_what_was_reported(capsys):
+    """More than 90 % effective training time was reported, with some stops by hand."""
+    assert call(LLAMA3) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    goodput_percent = float(first.split("goodput ")[1].split(" ")[0])
+    assert 90 < goodput_percent < 100
+
+
+def test_where_storage_is_enough_it_says_so(capsys):
+    """Small shards and 2 TB/s of storage leave little for memory to gain."""
+    call(LLAMA3)
+    assert "storage alone would do as well here" in capsys.readouterr().out
+
+
+def test_a_forced_number_of_replicas_is_kept(capsys):
+    """Three replicas of sixteen machines need the mixed placement."""
+    assert call(P4D + " --replicas 3") == 0
+    assert capsys.readouterr().out.startswith("placement=mixed replicas=3")
+
+
+def test_impossible_inputs_end_in_one_line(capsys):
+    """Status 2, the reason, nothing else."""
+    assert call(P4D + " --memory-gib 64") == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "2 replicas in 2 slots need 300.8 GiB" in said.err
+
+
+@pytest.mark.parametrize("size", ["lots", "9.4GiBs", "1e", "-3GiB"])
+def test_a_size_that_is_none_is_refused(size, capsys):
+    """With an example of what would be one."""
+    with pytest.raises(SystemExit) as stopped:
+        call(P4D.replace("9.4GiB", size))
+    assert stopped.value.code == 2
+    assert "bytes-per-rank" in capsys.readouterr().err
+
+
+def test_the_plot_is_drawn(tmp_path, capsys):
+    """As SVG, with the causes of waste in it."""
+    path = tmp_path / "plan.svg"
+    assert call(f"{P4D} --out {path}") == 0
+    assert path.read_text().lstrip().startswith("<?xml")
+    assert str(path) in capsys.readouterr().out
+
+
+def test_an_unknown_kind_of_plot_is_refused_before_anything_is_drawn(tmp_path, capsys):
+    """The suffix decides."""
+    assert call(f"{P4D} --out {tmp_path / 'plan.xyz'}") == 2
+    assert "must end in .svg" in capsys.readouterr().err
