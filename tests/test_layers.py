@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["training"] = {"checkpointer", "results"}
 MAY_IMPORT["analysis"] = {"core", "results"}
 MAY_IMPORT["experiments"] = set(MAY_IMPORT) - {"analysis"}
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 ONLY_THIRD_PARTY = {"errors": set(), "core": {"numpy"}, "results": {"psutil"}}
