@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from twinckpt.analysis.claims import CLAIMS, at_least, below, holds, judge
+from twinckpt.analysis.claims import CLAIMS, at_least, below, holds, judge, near
 from twinckpt.analysis.metrics import BY_NAME
 
 
@@ -40,6 +40,22 @@ def test_gain(value: float, low: float | None, high: float | None, verdict: str)
 def test_limit(value: float, low: float, high: float, verdict: str) -> None:
     """Below 5: surely, in the median, or not."""
     assert below(5.0)(metric(value, low, high)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [(65.0, "reproduced"), (59.0, "reproduced"), (80.0, "in shape"), (90.0, "not reproduced")],
+)
+def test_prediction(value: float, verdict: str) -> None:
+    """Within 10 % of the published 65, within 30 %, or neither."""
+    assert near(65)(metric(value, None, None)) == verdict
+
+
+def test_what_is_only_predicted_says_so() -> None:
+    """Every claim that a paper_ or goodput_ metric decides."""
+    for claim in CLAIMS:
+        is_model = BY_NAME[claim.metric].experiment == "wasted_time"
+        assert claim.evidence == ("predicted" if is_model else "measured")
 
 
 def test_one_difference_is_enough_to_fail() -> None:

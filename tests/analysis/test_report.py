@@ -10,6 +10,7 @@ from twinckpt.analysis.engine import find_engine
 from twinckpt.analysis.format import escape, number, with_unit
 from twinckpt.analysis.html import HtmlError, to_html
 from twinckpt.analysis.macros import macro_name
+from twinckpt.results.samples import Sample, write_samples
 
 SOURCE = Path(__file__).parents[2] / "report"
 
@@ -85,9 +86,58 @@ def test_without_an_engine_there_is_html_with_the_same_content(
     assert "2,000\u202fms" in text
     assert "not reproduced" in text
     assert "Test &amp; Sons CPU_1" in text
-    assert text.count("data:image/png;base64,") == 4
+    assert text.count("data:image/png;base64,") == len(figures.FIGURES)
     assert "\\" not in text.partition("<h2>Reproduction")[0]
-    assert slides.read_text(encoding="utf-8").count('<section class="slide">') == 10
+    assert slides.read_text(encoding="utf-8").count('<section class="slide">') == 12
+
+
+def test_an_experiment_joins_the_report_by_having_results(analysed: Path, tmp_path: Path) -> None:
+    """Nobody wrote a section for it, and it has one; another was not run, and has none."""
+    shutil.rmtree(analysed / "throughput")
+    write_samples(
+        analysed / "brand_new" / "samples.csv",
+        [Sample(experiment="brand_new", variant="default", method="x", metric="y", value=1.0,
+                unit="s")],
+    )  # fmt: skip
+    shutil.copy(analysed / "training" / "provenance.json", analysed / "brand_new")
+    summary.main(["--results", str(analysed), "--output", str(analysed / "summary.json")])
+    (page, _) = report.build(analysed, SOURCE, tmp_path, "none")
+    text = page.read_text(encoding="utf-8")
+    assert "<h3>Brand new</h3>" in text
+    assert "<h3>What a checkpoint costs</h3>" in text
+    assert "Training speed with a checkpoint every step" not in text
+
+
+def test_other_machines_results_stand_beside_ours_and_are_not_mixed(
+    analysed: Path, tmp_path: Path
+) -> None:
+    """A column of its own; our value stays what it was."""
+    recorded = analysed.parent / "recorded" / "big-machine"
+    write_samples(
+        recorded / "save_cost" / "samples.csv",
+        [
+            Sample(experiment="save_cost", variant="recorded", method=method, rank=0,
+                   repeat=repeat, metric="recoverable_s", value=value, unit="s")
+            for method, value in (("disk", 77.0), ("ram_replica", 7.0))
+            for repeat in range(3)
+        ],
+    )  # fmt: skip
+    report.generate(analysed, tmp_path)
+    table = (tmp_path / "side_by_side.tex").read_text(encoding="utf-8")
+    row = next(line for line in table.splitlines() if r"save\_disk\_ms" in line)
+    assert "big-machine" in table.splitlines()[2]
+    assert [cell.strip() for cell in row.removesuffix(r"\\").split("&")[1:]] == [
+        r"7,012\,ms", "", r"2,000\,ms", r"77,000\,ms",
+    ]  # fmt: skip
+
+
+def test_the_papers_numbers_stand_beside_our_predictions(analysed: Path, tmp_path: Path) -> None:
+    """Published, predicted and the error of each; a bound holds or fails."""
+    report.generate(analysed, tmp_path)
+    table = (tmp_path / "paper_points.tex").read_text(encoding="utf-8")
+    assert r"65\,x & 80\,x" in table.replace(r"$\times$", r"\,x")
+    assert "holds" in table
+    assert "fails" not in table
 
 
 def test_html_refuses_what_it_does_not_know(tmp_path: Path) -> None:

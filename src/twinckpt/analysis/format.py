@@ -2,7 +2,14 @@
 
 from typing import Any
 
-SYMBOLS = {"x": r"$\times$", "percent": r"\,\%", "ms": r"\,ms", "it/s": r"\,it/s", "bool": ""}
+SYMBOLS = {
+    "x": r"$\times$",
+    "percent": r"\,\%",
+    "ms": r"\,ms",
+    "it/s": r"\,it/s",
+    "bool": "",
+    "": "",
+}
 NOT_MEASURED = "not measured"
 
 

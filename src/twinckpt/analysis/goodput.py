@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.statistics import Estimate, median
+from twinckpt.analysis.statistics import Estimate, median, ratio
 
 EXPERIMENT = "wasted_time"
 PAPER_PHASE = "gemini"
@@ -38,15 +38,23 @@ def goodput_percent(
     method: str, num_machines: int, phase: str = PAPER_PHASE
 ) -> Callable[[Dataset], Estimate]:
     """A strategy's simulated goodput at a size of cluster."""
+    return lambda data: median([100 * v for v in _goodput(data, method, num_machines, phase)])
 
-    def compute(data: Dataset) -> Estimate:
-        table = data.select(EXPERIMENT, "goodput", method=method, phase=phase)
-        values = table[table.machine == num_machines].value
-        if values.empty:
-            raise NotMeasured(f"{data.results / EXPERIMENT}: {num_machines} machines not simulated")
-        return median([100 * value for value in values])
 
-    return compute
+def goodput_ratio(better: str, worse: str, num_machines: int) -> Callable[[Dataset], Estimate]:
+    """How many times the goodput of one strategy is that of another at the paper's rate."""
+    return lambda data: ratio(
+        _goodput(data, better, num_machines, PAPER_PHASE),
+        _goodput(data, worse, num_machines, PAPER_PHASE),
+    )
+
+
+def _goodput(data: Dataset, method: str, num_machines: int, phase: str) -> list[float]:
+    table = data.select(EXPERIMENT, "goodput", method=method, phase=phase)
+    values = table[table.machine == num_machines].value
+    if values.empty:
+        raise NotMeasured(f"{data.results / EXPERIMENT}: {num_machines} machines not simulated")
+    return list(values)
 
 
 def max_gap_percent(data: Dataset) -> Estimate:

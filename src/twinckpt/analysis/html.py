@@ -27,7 +27,7 @@ WORDS = {
     "textless": "&lt;", "textgreater": "&gt;", "par": "\n\n",
 }  # fmt: skip
 IGNORED = frozenset(
-    {"maketitle", "centering", "scriptsize", "small", "footnotesize", "bigskip", "newpage",
+    {"maketitle", "centering", "scriptsize", "small", "footnotesize", "tiny", "bigskip", "newpage",
      "raggedright"}
 )  # fmt: skip
 TAGS = {

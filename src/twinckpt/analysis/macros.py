@@ -44,6 +44,9 @@ def macros(
         count = sum(one.verdict == verdict for one in judgements)
         values[macro_name("num_" + verdict.replace(" ", "_"))] = str(count)
     values["numClaims"] = str(len(judgements))
+    values["numReproducedPredicted"] = str(
+        sum(one.verdict == "reproduced" and one.evidence == "predicted" for one in judgements)
+    )
     return values | _machine(summary["hardware"]) | _origin(provenance, variant)
 
 

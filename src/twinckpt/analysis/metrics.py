@@ -232,6 +232,9 @@ METRICS = (
             ("gemini", "the paper's GEMINI"), ("twinckpt", "ours on the paper's hardware"),
         )
     ),
+    Metric("goodput_gain_1000_x", "x", WASTED_TIME,
+           "the same at 1000 machines, GEMINI over storage as often as it can",
+           goodput.goodput_ratio("gemini", "highfreq", 1000)),
     Metric("goodput_gemini_1000_software_percent", "percent", WASTED_TIME,
            "simulated year, 1000 machines, 1.5 % failing a day, memory intact: GEMINI",
            goodput.goodput_percent("gemini", 1000, "gemini_software")),

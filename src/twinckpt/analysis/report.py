@@ -18,7 +18,7 @@ from typing import Any
 
 from twinckpt.analysis.claims import read_claims
 from twinckpt.analysis.command import UserError, run_command
-from twinckpt.analysis.dataset import EXPERIMENTS
+from twinckpt.analysis.dataset import EXPERIMENTS, Dataset
 from twinckpt.analysis.engine import (
     HOW_TO_GET_PDF,
     Engine,
@@ -28,7 +28,8 @@ from twinckpt.analysis.engine import (
 )
 from twinckpt.analysis.html import to_html
 from twinckpt.analysis.macros import as_latex, macros
-from twinckpt.analysis.summary import read_summary
+from twinckpt.analysis.sections import sections
+from twinckpt.analysis.summary import read_summary, summarise
 from twinckpt.analysis.tables import all_tables
 from twinckpt.results.atomic import write_text
 from twinckpt.results.provenance import read_provenance
@@ -43,9 +44,22 @@ def generate(results: Path, directory: Path) -> dict[str, str]:
     provenance = _provenance(results)
     values = macros(summary, judgements, provenance, results.resolve().name)
     write_text(directory / "macros.tex", as_latex(values))
-    for name, table in all_tables(summary, judgements, provenance).items():
+    figures = [path.stem for path in (results / "figures").glob("*.pdf")]
+    experiments = sections(summary, judgements, list(provenance), figures)
+    write_text(directory / "experiments.tex", experiments)
+    recorded = recorded_summaries(results.resolve().parent / "recorded")
+    for name, table in all_tables(summary, judgements, provenance, recorded).items():
         write_text(directory / f"{name}.tex", table)
     return values
+
+
+def recorded_summaries(directory: Path) -> dict[str, dict[str, Any]]:
+    """Summaries of other machines' results, `<directory>/<hardware>/`, each by itself."""
+    return {
+        path.name: summarise(Dataset(path))
+        for path in sorted(directory.glob("*"))
+        if any(path.glob("*/samples.csv"))
+    }
 
 
 def build(results: Path, source: Path, output: Path, engine: Engine) -> list[Path]:

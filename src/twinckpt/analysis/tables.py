@@ -10,8 +10,9 @@ from typing import Any
 from twinckpt.analysis import format as fmt
 from twinckpt.analysis.claims import VERDICTS, Judgement
 from twinckpt.analysis.macros import commit_name
-from twinckpt.analysis.metrics import BY_NAME
+from twinckpt.analysis.metrics import BY_NAME, METRICS
 from twinckpt.analysis.summary import by_name
+from twinckpt.core.paper_points import paper_points
 
 # What the seed's final table gives, and our metrics for the same row.
 SEED_ROWS = (
@@ -39,15 +40,23 @@ def all_tables(
     summary: dict[str, Any],
     judgements: Sequence[Judgement],
     provenance: Mapping[str, Mapping[str, Any]],
+    recorded: Mapping[str, dict[str, Any]],
 ) -> dict[str, str]:
-    """File names (without `.tex`) and the tables' LaTeX."""
+    """File names (without `.tex`) and the tables' LaTeX.
+
+    `recorded`: summaries of other machines' results by name, for a column each.
+    """
     return {
         "verdicts": verdicts(judgements),
+        "verdicts_paper": verdicts([one for one in judgements if one.source == "paper"]),
+        "verdicts_others": verdicts([one for one in judgements if one.source != "paper"]),
         "seed": seed_published(),
         "equal_bytes": equal_bytes(summary),
         "metrics": metrics(summary),
         "traceability": traceability(summary, provenance),
         "outcomes": outcomes(judgements),
+        "side_by_side": side_by_side(summary, recorded),
+        "paper_points": points(),
     }
 
 
@@ -57,12 +66,12 @@ def verdicts(judgements: Sequence[Judgement]) -> str:
         (
             one.source,
             fmt.escape(one.statement),
-            _evidence(one),
+            evidence(one),
             rf"\textbf{{{one.verdict}}}" if one.verdict == "not reproduced" else one.verdict,
         )
         for one in judgements
     ]
-    return _tabular(r"lp{0.48\linewidth}p{0.21\linewidth}l", ("", "Claim", "Here", "Verdict"), rows)
+    return tabular(r"lp{0.52\linewidth}p{0.24\linewidth}l", ("", "Claim", "Here", "Verdict"), rows)
 
 
 def outcomes(judgements: Sequence[Judgement]) -> str:
@@ -88,7 +97,7 @@ def seed_published() -> str:
         (name, *(_published(metric) for metric in row))
         for name, *row in SEED_ROWS
     ]  # fmt: skip
-    return _tabular("lrrr", ("As published", "Disk", "RAM", "Gain"), rows)
+    return tabular("lrrr", ("As published", "Disk", "RAM", "Gain"), rows)
 
 
 def equal_bytes(summary: dict[str, Any]) -> str:
@@ -99,50 +108,104 @@ def equal_bytes(summary: dict[str, Any]) -> str:
         disk, ram, gain = (measured.get(metric) for metric in row)
         cells = (fmt.amount(disk), fmt.amount(ram), fmt.amount(gain), fmt.interval(gain))
         rows.append((name, *cells))
-    return _tabular("lrrrr", ("At equal bytes", "Disk", "RAM", "Gain", r"95\,\% interval"), rows)
+    return tabular("lrrrr", ("At equal bytes", "Disk", "RAM", "Gain", r"95\,\% interval"), rows)
+
+
+def side_by_side(summary: dict[str, Any], recorded: Mapping[str, dict[str, Any]]) -> str:
+    """The seed's, the paper's, this machine's and other machines' numbers in one row each.
+
+    Rows are the metrics that somebody published or that another machine has measured.
+    """
+    here = by_name(summary)
+    others = {name: by_name(one) for name, one in recorded.items()}
+    rows = []
+    for metric in METRICS:
+        measured = [one.get(metric.name) for one in (here, *others.values())]
+        is_published = metric.seed_value is not None or metric.paper_value is not None
+        if not any(measured) or not (is_published or any(measured[1:])):
+            continue
+        published = (metric.seed_value, metric.paper_value)
+        rows.append(
+            (
+                rf"\texttt{{{fmt.escape(metric.name)}}}",
+                *("" if v is None else fmt.with_unit(v, metric.unit) for v in published),
+                *("" if one is None else fmt.amount(one) for one in measured),
+            )
+        )
+    header = ("Metric", "Seed", "Paper", "Here", *(fmt.escape(name) for name in others))
+    return tabular("lrrr" + "r" * len(others), header, rows)
+
+
+def points() -> str:
+    """The paper's published points, each with our prediction and its error."""
+    rows = []
+    for one in paper_points():
+        sign = {"value": "", "more than": r"\textgreater{}", "less than": r"\textless{}"}[one.kind]
+        error = one.error_percent
+        unit = "percent" if one.unit == "%" else one.unit
+        rows.append(
+            (
+                fmt.escape(one.where.replace("\u00a7", "section ")),
+                fmt.escape(one.quantity),
+                sign + fmt.with_unit(one.published, unit),
+                fmt.with_unit(one.predicted, unit),
+                ("holds" if one.holds else r"\textbf{fails}")
+                if error is None
+                else fmt.with_unit(error, "percent"),
+            )
+        )
+    return tabular("llrrr", ("Where", "Quantity", "Published", "Predicted", "Error"), rows)
 
 
 def metrics(summary: dict[str, Any]) -> str:
-    """All headline metrics with interval, size of the sample, and published values."""
-    rows = [
+    """All metrics with interval, size of the sample and published values, by result file."""
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    for metric in summary["metrics"]:
+        by_source.setdefault(metric["source"], []).append(metric)
+    header = ("Metric", "Value", r"95\,\%", "n", "Seed", "Paper")
+    parts = []
+    for source, found in by_source.items():
+        parts += [
+            rf"\paragraph{{\texttt{{{fmt.escape('/'.join(source.split('/')[-2:]))}}}}}",
+            r"\begin{center}",
+            tabular("lrrrrr", header, metric_rows(found)).rstrip(),
+            r"\end{center}",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def metric_rows(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """One row a metric: name, value, interval, n, the seed's and the paper's number."""
+    return [
         (
             rf"\texttt{{{fmt.escape(metric['name'])}}}",
-            fmt.amount(metric),
-            fmt.interval(metric),
+            fmt.amount(dict(metric)),
+            fmt.interval(dict(metric)),
             str(metric["n"]),
             *(
                 "" if value is None else fmt.with_unit(value, metric["unit"])
                 for value in (metric["seed_value"], metric["paper_value"])
             ),
         )
-        for metric in summary["metrics"]
+        for metric in found
     ]
-    return _tabular("lrrrrr", ("Metric", "Value", r"95\,\%", "n", "Seed", "Paper"), rows)
 
 
-def traceability(
-    summary: dict[str, Any], provenance: Mapping[str, Mapping[str, Any]]
-) -> str:  # fmt: skip
-    """From each result file's metrics to the file, its configuration's digest and its commit."""
-    sources: dict[str, list[str]] = {}
-    for metric in summary["metrics"]:
-        sources.setdefault(metric["source"], []).append(metric["name"])
+def traceability(summary: dict[str, Any], provenance: Mapping[str, Mapping[str, Any]]) -> str:
+    """From each result file to its run, its configuration's digest and its commit."""
     rows = []
-    for source, names in sources.items():
+    for source in dict.fromkeys(metric["source"] for metric in summary["metrics"]):
         origin = provenance.get(source.split("/")[-2], {})
         rows.append(
             (
-                ", ".join(rf"\texttt{{{fmt.escape(name)}}}" for name in names),
                 rf"\texttt{{{fmt.escape('/'.join(source.split('/')[-2:]))}}}",
+                fmt.escape(str(origin.get("date", "unknown"))[:16].replace("T", " ")),
                 rf"\texttt{{{fmt.escape(str(origin.get('config_sha256') or 'unknown')[:12])}}}",
                 rf"\texttt{{{commit_name(origin)}}}",
                 fmt.escape(", ".join(str(seed) for seed in origin.get("seeds", [])) or "none"),
             )
         )
-    header = ("Metrics", "Samples", "Configuration", "Commit", "Seeds")
-    return _tabular(
-        r"p{0.33\linewidth}p{0.26\linewidth}lll", header, rows, ragged=True
-    )  # fmt: skip
+    return tabular("lllll", ("Samples", "Run (UTC)", "Configuration", "Commit", "Seeds"), rows)
 
 
 def _published(name: str) -> str:
@@ -153,21 +216,19 @@ def _published(name: str) -> str:
     return sign + fmt.with_unit(metric.seed_value, metric.unit)
 
 
-def _evidence(one: Judgement) -> str:
+def evidence(one: Judgement) -> str:
+    """The number a verdict rests on, with its interval, or that it was predicted."""
     if one.value is None:
         return ""
     interval = fmt.interval({"low": one.low, "high": one.high, "unit": one.unit})
-    return f"{fmt.with_unit(one.value, one.unit)} {interval}".strip()
+    how = "predicted: " if one.evidence == "predicted" else ""
+    return f"{how}{fmt.with_unit(one.value, one.unit)} {interval}".strip()
 
 
-def _tabular(
-    columns: str, header: Sequence[str], rows: Sequence[Sequence[str]], ragged: bool = False
-) -> str:
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    lines.append(" & ".join(header) + r" \\")
+def tabular(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with our rules."""
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(header) + r" \\"]
     lines.append(r"\midrule")
-    prefix = r"\raggedright " if ragged else ""
-    for first, *rest in rows:
-        lines.append(" & ".join((prefix + first, *rest)) + r" \\")
+    lines += [" & ".join(row) + r" \\" for row in rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines) + "\n"
