@@ -124,6 +124,25 @@ def limits() -> Iterator[Sample]:
     yield Sample(**common, machine=0, metric="overhead_bytes", value=float(30 << 20), unit="bytes")
 
 
+def placement() -> Iterator[Sample]:
+    common = {"experiment": "placement", "variant": "default", "method": "group"}
+    for size in (16, 6):
+        for lost in range(1, 4):
+            for how in ("closed_form", "enumeration", "monte_carlo"):
+                at = {"machine": size, "step": lost, "phase": how, "value": 1 - lost / size}
+                yield Sample(**common, **at, metric="probability", unit="ratio")
+        for order in ("aware", "unaware"):
+            at = {"machine": size, "step": 1, "phase": order, "value": float(order == "aware")}
+            yield Sample(**common, **at, metric="rack_probability", unit="ratio")
+    for repeat in range(4):
+        for metric in ("recovered", "predicted"):
+            at = {"machine": 6, "step": 2, "repeat": repeat, "value": float(repeat > 0)}
+            yield Sample(**common, **at, metric=metric, unit="bool")
+        at = {"machine": 6, "repeat": repeat, "phase": ("aware", "unaware")[repeat % 2]}
+        value = float(repeat % 2 == 0)
+        yield Sample(**common, **at, metric="rack_recovered", value=value, unit="bool")
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -131,6 +150,7 @@ EXPERIMENTS = {
     "training": training,
     "wasted_time": wasted_time,
     "limits": limits,
+    "placement": placement,
 }
 
 

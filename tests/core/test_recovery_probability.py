@@ -11,10 +11,12 @@ from twinckpt.core.placement import make_placement
 from twinckpt.core.recovery_probability import (
     corollary_1,
     exact_probability,
+    probability_by_domains,
     probability_by_enumeration,
     probability_by_monte_carlo,
     recovery_probability,
     ring_union_bound,
+    survives,
 )
 
 
@@ -120,3 +122,39 @@ def test_impossible_requests_name_the_limit(call, message):
     """A value outside its range is refused, with the range."""
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_loss_survives_unless_a_replica_group_is_lost_whole():
+    """Ring of five, two replicas: neighbours are too much, others are not."""
+    placement = make_placement("ring", 5, 2)
+    assert survives(placement, [0, 2])
+    assert not survives(placement, [4, 0])
+    assert not survives(placement, [0, 2, 3])
+
+
+@pytest.mark.parametrize("kind", ["group", "ring"])
+def test_domains_of_one_machine_are_machines(kind):
+    """Then the loss of domains is the loss of machines."""
+    placement = make_placement(kind, 8, 2)
+    for num_lost in range(9):
+        assert probability_by_domains(placement, range(8), num_lost) == pytest.approx(
+            probability_by_enumeration(placement, num_lost)
+        )
+
+
+@pytest.mark.parametrize("kind", ["group", "ring"])
+def test_replicas_kept_apart_survive_the_loss_of_any_rack(kind):
+    """And placed rack by rack they survive none."""
+    racks = [machine // 2 for machine in range(8)]
+    aware = make_placement(kind, 8, 2, racks)
+    assert probability_by_domains(aware, racks, 1) == 1.0
+    assert probability_by_domains(make_placement(kind, 8, 2), racks, 1) == 0.0
+
+
+def test_more_domains_than_there_are_cannot_be_lost():
+    """Nor is a placement of another size accepted."""
+    placement = make_placement("group", 4, 2)
+    with pytest.raises(ValueError, match="num_lost=3 of 2 domains"):
+        probability_by_domains(placement, [0, 0, 1, 1], 3)
+    with pytest.raises(ValueError, match="3 failure domains given: must be 4"):
+        probability_by_domains(placement, [0, 0, 1], 1)

@@ -24,6 +24,8 @@ IMPOSSIBLE = [
     ("measure.steps=many", "measure.steps"),
     ("measure.repeats=0", "measure.repeats=0 must be at least 1"),
     ("failure.kinds=[flood]", "failure.kinds=flood"),
+    ("placement.killed_sizes=[3]", "placement.killed_sizes=3 must be more than"),
+    ("placement.num_machines=64", "at most 20"),
     ("optimization.sharding=zero", "one of fsdp, ddp"),
     ("model.width=7", "multiple of model.heads"),
     ("data.path=/does/not/exist", "no such file"),

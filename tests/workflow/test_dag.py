@@ -14,7 +14,7 @@ from twinckpt.experiments.config import EXPERIMENTS
 ROOT = Path(__file__).resolve().parents[2]
 ALL = set(EXPERIMENTS)
 # Experiments with a state of their own; all others depend on the workflow's model.
-OWN_STATE = {"limits"}
+OWN_STATE = {"limits", "placement"}
 
 
 def snakemake(
@@ -70,6 +70,7 @@ def measured(result: subprocess.CompletedProcess[str]) -> set[str]:
         ("goodput.days=97", {"wasted_time"}),
         ("model.layers=97", ALL - OWN_STATE),
         ("limits.num_tensors=97", {"limits"}),
+        ("placement.num_samples=97", {"placement"}),
     ],
 )
 def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, expected):

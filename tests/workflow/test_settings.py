@@ -24,8 +24,8 @@ def touched(override: str) -> set[str]:
         ("measure.repeats=5", {"save_cost", "limits"}),
         ("measure.steps=33", {"training"}),
         ("goodput.repeats=9", {"wasted_time"}),
-        ("model.layers=3", set(EXPERIMENTS) - {"wasted_time", "limits"}),
-        ("cluster=two_machines", set(EXPERIMENTS)),
+        ("model.layers=3", set(EXPERIMENTS) - {"wasted_time", "limits", "placement"}),
+        ("cluster=two_machines", set(EXPERIMENTS) - {"placement"}),
         ("model.layers=6", set()),
     ],
 )

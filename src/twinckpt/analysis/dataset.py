@@ -9,7 +9,10 @@ import pandas as pd
 from twinckpt.results.provenance import read_provenance
 from twinckpt.results.samples import COLUMNS, SampleError, read_samples
 
-EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits")
+EXPERIMENTS = (
+    *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
+    "placement",
+)
 
 
 class NotMeasured(Exception):

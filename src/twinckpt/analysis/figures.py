@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinckpt.analysis import goodput, statistics, style
+from twinckpt.analysis import placement as placements
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 from twinckpt.analysis.metrics import METRICS
@@ -125,6 +126,21 @@ def limits(data: Dataset) -> Figure:
     return figure
 
 
+def placement(data: Dataset) -> Figure:
+    """Whether every shard survives: computed, drawn at random and really killed on one plot."""
+    panels = placements.sizes(data)
+    figure, axes = _canvas(2.9, len(panels) + 1)
+    for axis, num_machines in zip(axes, panels, strict=False):
+        placements.draw_probability(axis, data, num_machines)
+    placements.draw_racks(axes[-1], data)
+    axes[0].set_ylabel("all shards survive, percent")
+    handles = placements.legend()
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small"
+    )
+    return figure
+
+
 FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -132,6 +148,7 @@ FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "training": training,
     "wasted_time": wasted_time,
     "limits": limits,
+    "placement": placement,
 }
 
 

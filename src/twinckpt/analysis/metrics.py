@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from twinckpt.analysis import goodput
+from twinckpt.analysis import goodput, placement
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
@@ -35,6 +35,7 @@ class Metric:
 SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput", "training"
 WASTED_TIME = goodput.EXPERIMENT
 LIMITS = "limits"
+PLACEMENT = placement.EXPERIMENT
 MS_PER_S = 1000.0
 
 
@@ -249,6 +250,25 @@ METRICS = (
            goodput.max_gap_percent),
     Metric("simulated_year_s", "s", WASTED_TIME,
            "longest simulation of a year, all strategies, up to 10000 machines", goodput.year_s),
+    Metric("placement_group_k2_percent", "percent", PLACEMENT,
+           "all shards survive, 2 of 16 machines lost, group, enumerated",
+           placement.percent_on_paper("group", 2), paper_value=93.3),
+    Metric("placement_group_k3_percent", "percent", PLACEMENT,
+           "the same with 3 lost", placement.percent_on_paper("group", 3), paper_value=80.0),
+    Metric("placement_ring_k3_percent", "percent", PLACEMENT,
+           "the same with 3 lost, ring (the paper plots a union bound)",
+           placement.percent_on_paper("ring", 3), paper_value=60.0),
+    Metric("placement_monte_carlo_error_percent", "percent", PLACEMENT,
+           "largest distance of Monte Carlo from enumeration, in points",
+           placement.max_monte_carlo_error),
+    Metric("placement_kills_as_predicted", "bool", PLACEMENT,
+           "every set of machines that was really killed ended as the placement says",
+           placement.all_as_predicted),
+    Metric("placement_racks_unaware_percent", "percent", PLACEMENT,
+           "really killed racks after which all shards were in RAM, placement blind to racks",
+           placement.racks_survived("unaware")),
+    Metric("placement_racks_aware_percent", "percent", PLACEMENT,
+           "the same with replicas kept out of one rack", placement.racks_survived("aware")),
     *(
         Metric(f"{experiment}_{method}_identical", "bool", experiment,
                "final parameters equal those of the undisturbed run, bit for bit",

@@ -27,6 +27,9 @@ METHODS = {
     "gemini": ("peers' RAM (GEMINI)", _SKY),
     "twinckpt": ("peers' RAM (twinckpt)", _BLUE),
     "machine_loss": ("machine lost (peer's RAM)", _BLUE),
+    "group": ("group", _BLUE),
+    "ring": ("ring", _ORANGE),
+    "mixed": ("mixed", _GREEN),
 }
 _SPARE = (_PURPLE, _BROWN, _PINK, _YELLOW, _GREEN, _ORANGE)
 

@@ -123,11 +123,7 @@ def make_placement(
         raise ConfigurationError(
             f"{len(domains)} failure domains given: must be num_machines={num_machines}"
         )
-    if kind == "ring":
-        order = _spread_over_ring(domains, num_replicas)
-    else:
-        order = _spread_over_groups(domains, _mixed_sizes(num_machines, num_replicas))
-    placement = build(num_machines, num_replicas, order)
+    placement = build(num_machines, num_replicas, domain_order(kind, num_replicas, domains))
     shared = shared_domains(placement, domains)
     if shared:
         logger.warning(
@@ -146,6 +142,16 @@ def check_kind(kind: str) -> None:
     """Raise ConfigurationError unless there is a placement called `kind`."""
     if kind not in _KINDS:
         raise ConfigurationError(f"placement={kind!r}: must be one of {', '.join(_KINDS)}")
+
+
+def domain_order(kind: str, num_replicas: int, domains: Sequence[object]) -> list[int]:
+    """Return the machines in the order in which to place them, their failure domains apart.
+
+    A cluster whose place i is given to machine `order[i]` needs to know nothing of domains.
+    """
+    if kind == "ring":
+        return _spread_over_ring(domains, num_replicas)
+    return _spread_over_groups(domains, _mixed_sizes(len(domains), num_replicas))
 
 
 def shared_domains(placement: Placement, domains: Sequence[object]) -> tuple[int, ...]:

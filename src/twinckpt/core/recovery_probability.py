@@ -1,10 +1,10 @@
 """Pr(every shard survives in RAM | k machines lost at once), by four methods that agree.
 
 Every set of k lost machines counts as equally likely. N is `num_machines`, m `num_replicas`,
-k `num_lost`. Correlated losses (a rack at once) are not covered; failure domains are a
-matter of `placement`.
+k `num_lost`. Losses of whole failure domains (racks, say) have a function of their own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import comb
@@ -128,6 +128,31 @@ def probability_by_monte_carlo(
     return Estimate(
         probability, float(np.sqrt(probability * (1 - probability) / num_samples)), num_samples
     )
+
+
+def survives(placement: Placement, lost: Sequence[int]) -> bool:
+    """Return whether every shard survives in RAM when just these machines are lost."""
+    return not any(set(group) <= set(lost) for group in placement.replica_groups())
+
+
+def probability_by_domains(placement: Placement, domains: Sequence[object], num_lost: int) -> float:
+    """Return Pr(every shard survives | k whole failure domains lost), by trying every set.
+
+    Args:
+        domains: failure domain of each machine.
+        num_lost: k, the number of domains lost at once, each set equally likely.
+    """
+    if len(domains) != placement.num_machines:
+        raise ValueError(f"{len(domains)} failure domains given: must be {placement.num_machines}")
+    names = sorted(set(domains), key=str)
+    total = comb(len(names), num_lost)
+    if not 0 <= num_lost <= len(names) or total > _MAX_SUBSETS:
+        raise ValueError(f"num_lost={num_lost} of {len(names)} domains: none or too many sets")
+    good = 0
+    for chosen in combinations(names, num_lost):
+        lost = [machine for machine, domain in enumerate(domains) if domain in chosen]
+        good += survives(placement, lost)
+    return good / total
 
 
 def _check(num_machines: int, num_replicas: int, num_lost: int) -> None:

@@ -58,9 +58,7 @@ class Experiment:
         **cluster: Any,
     ) -> LocalCluster:
         """Return a cluster that will run `program CONFIG.json` below `logs/<name>`."""
-        run_dir = self.out / "logs" / name
-        if run_dir.exists():
-            shutil.rmtree(run_dir)
+        run_dir = self.fresh_log_directory(name)
         path = (run_dir / "training.json").resolve()
         training.write(path)
         section = asdict(self.config.cluster)
@@ -71,6 +69,13 @@ class Experiment:
             run_dir,
             env,
         )
+
+    def fresh_log_directory(self, name: str) -> Path:
+        """Return `logs/<name>`, without what an earlier run left there."""
+        directory = self.out / "logs" / name
+        if directory.exists():
+            shutil.rmtree(directory)
+        return directory
 
     def log_of(self, cluster: LocalCluster, rank: int) -> list[dict[str, Any]]:
         """Return what a rank has logged in a run."""

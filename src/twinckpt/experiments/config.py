@@ -11,7 +11,12 @@ from twinckpt.core.placement import make_placement
 from twinckpt.errors import ConfigurationError
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, at_least, one_of
 
-EXPERIMENTS = ("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits")
+EXPERIMENTS = (
+    *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
+    "placement",
+)
+MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
+MAX_KILLED_MACHINES = 12  # worker agents on this machine
 FAILURES = ("rank_loss", "machine_loss", "group_loss")
 
 
@@ -130,6 +135,38 @@ class LimitsSection:
 
 
 @dataclass
+class PlacementSection:
+    """Clusters on paper of `num_machines`, and clusters of `killed_sizes` that are really killed.
+
+    Every set of up to `max_lost` machines is killed, then every rack of `machines_per_rack`.
+    """
+
+    num_machines: int = 16
+    num_replicas: int = 2
+    num_samples: int = 20_000
+    killed_sizes: list[int] = field(default_factory=lambda: [6, 5])
+    max_lost: int = 3
+    machines_per_rack: int = 2
+    shard_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("num_replicas", "num_samples", "max_lost", "machines_per_rack"):
+            at_least("placement." + name, getattr(self, name), 1)
+        at_least("placement.shard_bytes", self.shard_bytes, 1)
+        for name, sizes, most in (
+            ("num_machines", [self.num_machines], MAX_ENUMERATED_MACHINES),
+            ("killed_sizes", self.killed_sizes, MAX_KILLED_MACHINES),
+        ):
+            for size in sizes:
+                if not max(self.num_replicas, self.max_lost) < size <= most:
+                    raise ConfigurationError(
+                        f"placement.{name}={size} must be more than placement.num_replicas="
+                        f"{self.num_replicas} and placement.max_lost={self.max_lost}, and at most "
+                        f"{most}"
+                    )
+
+
+@dataclass
 class OptimizationSection:
     """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
 
@@ -158,6 +195,7 @@ class ExperimentConfig:
     limits: LimitsSection = field(default_factory=LimitsSection)
     optimization: OptimizationSection = field(default_factory=OptimizationSection)
     goodput: GoodputSection = field(default_factory=GoodputSection)
+    placement: PlacementSection = field(default_factory=PlacementSection)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -198,10 +236,18 @@ _IRRELEVANT = {
         "measure.blocks",
         "measure.block_steps",
     ),
+    "placement": (
+        *("cluster", "checkpoint", "failure", "measure", "model", "data"),
+        *("optimization.batch", "optimization.learning_rate", "optimization.sharding"),
+    ),
     "wasted_time": ("model", "data", "checkpoint", "failure", "measure"),
 }
 # Sections that one experiment alone uses.
-_ONLY = {"goodput": "wasted_time", "limits": "limits"}
+_ONLY = {
+    "goodput": "wasted_time",
+    "limits": "limits",
+    "placement": "placement",
+}
 
 
 def relevant(config: ExperimentConfig) -> dict[str, Any]:
