@@ -7,10 +7,24 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
+
+
+# On a cluster only measurements are worth a job.
+localrules:
+    all,
+    summary,
+    claims,
+    figure,
+    notebook,
+    overview,
+    report,
 
 
 rule all:

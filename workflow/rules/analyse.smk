@@ -21,7 +21,7 @@ rule claims:
         sources("analysis", "results"),
         summary=RESULTS / "summary.json",
     output:
-        RESULTS / "claims.json",
+        report(RESULTS / "claims.json", caption="../report/verdicts.rst", category="Verdicts"),
     log:
         LOGS / "claims.log",
     shell:
@@ -34,7 +34,13 @@ rule figure:
         RESULTS / "{experiment}/samples.csv",
         sources("analysis", "results"),
     output:
-        expand(RESULTS / "figures/{{experiment}}.{suffix}", suffix=["pdf", "png"]),
+        pdf=RESULTS / "figures/{experiment}.pdf",
+        png=report(
+            RESULTS / "figures/{experiment}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"experiment": "{experiment}"},
+        ),
     params:
         results=RESULTS,
     log:

@@ -9,7 +9,12 @@ rule measure:
     output:
         samples=RESULTS / "{experiment}/samples.csv",
         provenance=RESULTS / "{experiment}/provenance.json",
-        config=RESULTS / "{experiment}/config.yaml",
+        config=report(
+            RESULTS / "{experiment}/config.yaml",
+            caption="../report/config.rst",
+            category="Configurations",
+            labels={"experiment": "{experiment}"},
+        ),
     params:
         settings=lambda wildcards: SETTINGS.digest(wildcards.experiment),
     log:

@@ -8,7 +8,7 @@ rule report:
         "report/slides.tex",
         sources("analysis", "results"),
     output:
-        documents(),
+        report(documents(), caption="../report/document.rst", category="Documents"),
     params:
         results=RESULTS,
         also="--also report" if SETTINGS.is_default else "",

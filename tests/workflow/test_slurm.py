@@ -1,0 +1,80 @@
+"""The Slurm profile as far as it can be tested without a cluster."""
+
+import importlib.util
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from twinckpt.experiments.config import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILE = ROOT / "workflow/profiles/slurm"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("snakemake_executor_plugin_slurm") is None,
+    reason="snakemake-executor-plugin-slurm is not installed",
+)
+def test_snakemake_accepts_the_profile():
+    """Its keys, the plugin's resources, and every measurement in the plan."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--nolock"]
+    done = subprocess.run(
+        [*command, "--workflow-profile", str(PROFILE), "--config", "name=of_this_test"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = set(re.findall(r"measuring (\w+) \(progress", done.stdout))
+    assert measured == set(EXPERIMENTS)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Commands in Slurm's and torchrun's place: srun runs its command once a node, here."""
+    programs = {
+        "scontrol": "printf 'node-a\\nnode-b\\n'",
+        "srun": 'shift\nfor node in node-a node-b; do NODE=$node "$@"; done',
+        "hostname": 'echo "$NODE"',
+        "torchrun": 'echo "$TWINCKPT_HOST $(wc -c <"$TWINCKPT_SECRET_FILE") $*"',
+    }
+    for name, script in programs.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node-[a-b]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "7",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
+
+
+def test_every_node_runs_torchrun_under_its_own_name(cluster, tmp_path):
+    """The first node is the endpoint, all share one secret, arguments arrive whole."""
+    done = subprocess.run(
+        ["bash", str(PROFILE / "train.sbatch"), "train.py", "--title", "two words"],
+        cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    for line, node in ((first, "node-a"), (second, "node-b")):
+        assert line.startswith(f"{node} 45 ")
+        assert "--nnodes=2:2 --nproc-per-node=8" in line
+        assert "--rdzv-backend=twinckpt --rdzv-endpoint=node-a:29400" in line
+        assert line.endswith("-m twinckpt.run train.py --title two words")
+
+
+def test_the_secret_is_private_and_goes_with_the_job(cluster, tmp_path):
+    """Nothing is left behind in the directory that the job ran in."""
+    done = subprocess.run(
+        ["bash", str(PROFILE / "train.sbatch"), "train.py"],
+        cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
