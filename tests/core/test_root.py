@@ -348,3 +348,22 @@ def test_fewer_machines_resume_from_the_newest_drained_step():
     cluster.wait(2.0)
     assert cluster.root.running
     assert cluster.root.current.recovery == m.Recovery(4, drained=True)
+
+
+def test_a_machine_without_a_place_lends_its_copies():
+    """It was cut off while the others went on; the only copies left are in its memory."""
+    cluster = Cluster().form()
+    for machine in "abc":
+        cluster.act(cluster.root.connection_lost(machine, 0.0))
+    for machine in "xyz":
+        cluster.connect(machine).join(machine)
+    cluster.wait(1.1)
+    copies = tuple(m.Holding(rank, 1, 5, rank, 3, 10, "d") for rank in range(3))
+    cluster.connect("a", copies)
+    cluster.tell("x", m.RankLost(cluster.root.generation, 0))
+    for machine in "xyz":
+        cluster.join(machine)
+    formed = [message for _, message in cluster.messages(m.Formed)]
+    assert {message.recovery.step for message in formed} == {5}
+    assert {message.helpers for message in formed} == {(m.Address("a", "127.0.0.1", 1),)}
+    assert {fetch.sources for _, fetch in cluster.messages(m.Fetch)} == {("a",)}

@@ -73,3 +73,10 @@ def test_old_steps_are_deleted(tmp_path, entry):
         (folder / "manifest.json").write_text("{}")
     drained.keep_newest(tmp_path, keep=2)
     assert drained.drained_steps(tmp_path) == (2, 3)
+
+
+def test_the_newest_ticket_is_known_before_its_step_is_complete(tmp_path, entry):
+    """A new root must not issue it again, or shards of two checkpoints could mix."""
+    assert drained.newest_ticket(tmp_path) == 0
+    drained.write_shard(tmp_path, entry)
+    assert drained.newest_ticket(tmp_path) == 1

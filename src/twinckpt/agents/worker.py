@@ -89,8 +89,9 @@ class WorkerAgent:
         """What the root must know first, on each new connection."""
         directory = self._config.drain_directory
         steps = drained.drained_steps(Path(directory)) if directory else ()
+        ticket = drained.newest_ticket(Path(directory)) if directory else 0
         inventory = tuple(self._checkpoints.holdings())
-        yield m.Hello(self._address, self._core.generation, inventory, steps)
+        yield m.Hello(self._address, self._core.generation, inventory, steps, ticket)
         if self._join is not None:
             yield self._join
 
@@ -294,7 +295,8 @@ class WorkerAgent:
     def _fetch(self, fetch: core.StartFetch) -> Callable[[], None]:
         """Receive a shard from the first source that has it intact."""
         formed = self._core.formed
-        addresses = {a.machine: a for a in formed.machines} if formed else {}
+        known = (*formed.machines, *formed.helpers) if formed else ()
+        addresses = {address.machine: address for address in known}
         reasons, damaged = [], []
 
         def on_progress(seal: Seal, num_bytes: int) -> None:

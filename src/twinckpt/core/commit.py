@@ -22,6 +22,11 @@ class _InFlight:
 TICKETS_A_GENERATION = 1_000_000
 
 
+def generation_of(ticket: int) -> int:
+    """Return the generation that issued a ticket; 0 for none."""
+    return -(-ticket // TICKETS_A_GENERATION)
+
+
 class CommitLog:
     """Issues tickets and decides each exactly once; commits are monotonic in ticket.
 

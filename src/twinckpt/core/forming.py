@@ -36,7 +36,7 @@ def size_to_form(
     waited_s = now_s - membership.last_change_s
     if waited_s < SURVIVORS_REJOIN_S and membership.are_survivors_missing():
         return 0
-    holdings = {name: copies.of_machine(name) for name in membership.waiting}
+    holdings = {name: copies.of_machine(name) for name in membership.machines}
     ticket, num_machines = newest_recoverable(holdings)
     if waited_s < return_s and ticket < _expected_ticket(membership, copies, commits):
         return 0

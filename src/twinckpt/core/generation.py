@@ -42,6 +42,8 @@ class Generation:
         self.holders = holders
         self.recovery = recovery
         self._index = {name: index for index, name in enumerate(places)}
+        named = recovery.sources.values() if recovery else ()
+        self._sources = {*places, *(name for names in named for name in names)}
         self._reservations = Reservations(holders)
         self._copies, self._commits, self._drains = memory.copies, memory.commits, memory.drains
         self._outbox = outbox
@@ -133,7 +135,7 @@ class Generation:
                 lacking.append(source)
         self._log("copy_lost", machine=machine, rank=rank, ticket=ticket, reason=dropped.reason)
         copies = self._copies.of_shard(rank, ticket)
-        sources = tuple(name for name in sorted(copies) if name in self._index)
+        sources = tuple(name for name in sorted(copies) if name in self._sources)
         if sources:
             for name in lacking:
                 self._fetch(name, copies[sources[0]], sources)

@@ -39,12 +39,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of a connection: who is calling, and what its memory holds."""
+    """First message of a connection: who is calling, and what its memory holds.
+
+    `drained_steps` are complete in persistent storage; `drained_ticket` is the newest of which
+    anything is there, complete or not.
+    """
 
     address: Address
     generation: int
     inventory: tuple[Holding, ...] = ()
     drained_steps: tuple[int, ...] = ()
+    drained_ticket: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +179,17 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Formed:
-    """A generation begins: places of all machines, where its ranks meet, where to resume."""
+    """A generation begins: places of all machines, where its ranks meet, where to resume.
+
+    `helpers` have no part in it, but hold copies of the step to resume.
+    """
 
     generation: int
     index: int
     machines: tuple[Address, ...]
     master_endpoint: str
     recovery: Recovery | None
+    helpers: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Pure: a table of who holds what goes in, a plan comes out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from twinckpt.core.messages import Holding, Recovery
 
@@ -15,7 +15,7 @@ def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recove
     """Return the newest recoverable checkpoint, or None.
 
     Args:
-        holdings: the sealed copies on each surviving machine.
+        holdings: the sealed copies on each surviving machine, also of one that has no place.
         home_machine: machine of each index in the new generation; a shard's home copy is
             named first among its sources, because it needs no network.
 
@@ -26,8 +26,10 @@ def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recove
     for shards in _complete(holdings):
         if _homes(shards) == set(home_machine):
             first = shards[0][0][1]
+            members = set(home_machine.values())
             sources = {
-                rank: _home_first(copies, home_machine) for rank, copies in sorted(shards.items())
+                rank: _nearest_first(copies, home_machine, members)
+                for rank, copies in sorted(shards.items())
             }
             return Recovery(step=first.step, ticket=first.ticket, sources=sources)
     return None
@@ -68,8 +70,9 @@ def _agree(shards: _Shards, first: Holding) -> bool:
     )
 
 
-def _home_first(
-    copies: list[tuple[str, Holding]], home_machine: Mapping[int, str]
+def _nearest_first(
+    copies: list[tuple[str, Holding]], home_machine: Mapping[int, str], members: Set[str]
 ) -> tuple[str, ...]:
     home = home_machine.get(copies[0][1].home)
-    return tuple(sorted((machine for machine, _ in copies), key=lambda m: (m != home, m)))
+    machines = (machine for machine, _ in copies)
+    return tuple(sorted(machines, key=lambda m: (m != home, m not in members, m)))

@@ -8,10 +8,11 @@ The life of a generation:
     is lost → broken → machines join again
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
-from twinckpt.core.commit import CommitLog
+from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
 from twinckpt.core.forming import size_to_form
@@ -48,11 +49,15 @@ class RootConfig:
 
 
 class Root:
-    """State machine of the root agent; one instance a job."""
+    """State machine of the root agent.
 
-    def __init__(self, config: RootConfig) -> None:
+    One that takes over begins after `generation`, the newest that whoever starts it knows; it
+    learns of newer ones, and of all copies, from the workers' first messages.
+    """
+
+    def __init__(self, config: RootConfig, generation: int = 0) -> None:
         self.config = config
-        self.generation = 0
+        self.generation = generation
         self.current: Generation | None = None
         self.membership = Membership()
         self.copies = Copies()
@@ -116,15 +121,16 @@ class Root:
     def _on_hello(self, machine: str, hello: m.Hello, now_s: float) -> None:
         if machine in self.membership.machines:
             self._lose(machine, "connected again")
-        if hello.generation > self.generation:
+        generation = max(hello.generation, generation_of(hello.drained_ticket))
+        if generation > self.generation:
             # Another root went further. Whoever is of that generation would ignore this one.
-            self._break(f"{machine} comes from a later generation, {hello.generation}")
-            self.generation = hello.generation
+            self._break(f"{machine} comes from a later generation, {generation}")
+            self.generation = generation
         self.membership.add(machine, Machine(hello.address, now_s))
         self.copies.add_machine(machine, hello.inventory)
         self.drains.found(hello.drained_steps)
-        for holding in hello.inventory:
-            self.commits.skip_past(holding.ticket)
+        for ticket in (hello.drained_ticket, *(holding.ticket for holding in hello.inventory)):
+            self.commits.skip_past(ticket)
         self._log("machine_joined", machine=machine, host=hello.address.host)
 
     def _on_join(self, machine: str, join: m.Join, now_s: float) -> None:
@@ -196,12 +202,14 @@ class Root:
             Memory(self.copies, self.commits, self.drains),
             self._outbox,
         )
-        addresses = tuple(self.membership.machines[name].address for name in places)
+        sources = recovery.sources if recovery else {}
+        named = {name for names in sources.values() for name in names}
+        helpers = self._addresses(sorted(named - set(places)))
+        addresses = self._addresses(places)
         meet_at = joins[0].master_endpoint
         for index, name in enumerate(places):
-            formed = m.Formed(self.generation, index, addresses, meet_at, recovery)
+            formed = m.Formed(self.generation, index, addresses, meet_at, recovery, helpers)
             self._outbox.send(name, formed)
-        sources = recovery.sources if recovery else {}
         self._log(
             "generation_formed",
             machines=list(places),
@@ -218,11 +226,14 @@ class Root:
 
     def _plan(self) -> m.Recovery | None:
         """Return where to resume: the newest step in memory, or else in persistent storage."""
-        holdings = {name: self.copies.of_machine(name) for name in self.membership.places}
+        holdings = {name: self.copies.of_machine(name) for name in self.membership.machines}
         plan = plan_recovery(holdings, dict(enumerate(self.membership.places)))
         if plan is None and self.drains.newest_step is not None:
             plan = m.Recovery(step=self.drains.newest_step, drained=True)
         return plan
+
+    def _addresses(self, names: Sequence[str]) -> tuple[m.Address, ...]:
+        return tuple(self.membership.machines[name].address for name in names)
 
     def _newest_ticket(self, machine: str) -> int:
         return max((holding.ticket for holding in self.copies.of_machine(machine)), default=0)

@@ -68,6 +68,22 @@ def drained_steps(directory: Path) -> tuple[int, ...]:
     )
 
 
+def newest_ticket(directory: Path) -> int:
+    """Return the newest ticket of which a shard is in a directory, complete or not; 0 if none.
+
+    One shard a step is looked at: those of a step that counts are all of one ticket.
+    """
+    tickets = [0]
+    for folder in directory.glob("step-*"):
+        for path in folder.glob("rank-*.seal"):
+            try:
+                tickets.append(msgspec.msgpack.decode(path.read_bytes(), type=Seal).ticket)
+            except (OSError, msgspec.DecodeError):
+                continue
+            break
+    return max(tickets)
+
+
 def keep_newest(directory: Path, keep: int) -> None:
     """Delete all complete steps but the newest `keep`."""
     for step in drained_steps(directory)[:-keep]:

@@ -1,333 +1,317 @@
-"""A job on a simulated cluster: root, workers, ranks and faults in virtual time.
+"""A job on a simulated cluster: root, workers and ranks in virtual time, replayed from a seed.
 
-Every delay is drawn from one seeded generator, so a seed replays exactly. A link between a
-machine and the root is like a TCP connection: it delays, keeps the order, and loses what is
-under way when it breaks.
+This module carries out what the state machines of root and workers decide; `training` plays
+the ranks, `faults` what happens to them all.
 """
 
-import heapq
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from twinckpt.core import messages as m
 from twinckpt.core import worker as w
 from twinckpt.core.root import Action, Disconnect, Log, Root, RootConfig, Send
-from twinckpt.simulation.machine import SimulatedMachine, SimulatedRank
+from twinckpt.simulation.events import Timeline
+from twinckpt.simulation.link import Connection
+from twinckpt.simulation.machine import SimulatedMachine
+from twinckpt.simulation.storage import SimulatedStorage
+from twinckpt.simulation.training import SimulatedTraining
+from twinckpt.simulation.transfers import Transfers
 
-_HEARTBEAT_S = 0.1
-_TICK_S = 0.2
-_RECONNECT_S = 0.3
+GHOSTS, GHOST_S = 0.005, 1.5  # how many messages arrive a second time, much later
+HEARTBEAT_S, TICK_S, RECONNECT_S, REJOIN_S = 0.15, 0.1, 0.1, 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is simulated: machines of one rank each, and how often things fail."""
+    """What is simulated. With fewer than `min_machines` machines the job waits."""
 
     num_machines: int
     root: RootConfig
-    step_s: float = 0.3
+    min_machines: int = 0
+    ranks_per_machine: int = 1
 
 
 class SimulatedCluster:
-    """Root and machines of one job; `after_event` is called after each event."""
+    """Root, machines and storage of one job.
+
+    `after_event` is called after each event that changed anything that rules speak of: slots,
+    the root's log, which machines live. `refused` notes what a stale message has changed.
+    """
 
     def __init__(
         self, job: Job, seed: int, after_event: Callable[["SimulatedCluster"], None]
     ) -> None:
         self.job = job
-        self.random = random.Random(seed)
-        self.root = Root(job.root)
+        self.time = Timeline(seed)
         self.machines: dict[str, SimulatedMachine] = {}
-        self.now_s = 0.0
-        self.trace: list[str] = []
+        self.storage = SimulatedStorage()
         self.log: list[Log] = []
+        self.formed: list[tuple[str, m.Formed]] = []
+        self.stale_accepted: list[str] = []
+        self.num_commits = 0
+        self.is_touched = False
+        self.training = SimulatedTraining(self)
+        self._transfers = Transfers(self)
         self._after_event = after_event
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self.num_events = 0
-        self._link_free_s: dict[tuple[str, str], float] = {}
+        self._connections: dict[str, Connection] = {}
+        self._num_started = 0
+        self._newest_generation = 0
+        self.root: Root | None = None
+        self.start_root()
         for _ in range(job.num_machines):
             self.add_machine()
-        self._every(_TICK_S, lambda: self._act_root(self.root.tick(self.now_s)))
 
     # Time.
 
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Run `action` once this much virtual time has passed."""
-        self.num_events += 1
-        heapq.heappush(self._queue, (self.now_s + delay_s, self.num_events, action))
+    def run_until(self, end_s: float, is_done: Callable[[], bool] = lambda: False) -> None:
+        """Process events up to a time, or until `is_done`."""
+        self.time.run_until(end_s, self._check, is_done)
 
-    def run_until(self, end_s: float) -> None:
-        """Process events up to a time."""
-        while self._queue and self._queue[0][0] <= end_s:
-            self.now_s, _, action = heapq.heappop(self._queue)
-            action()
+    def _check(self) -> None:
+        if self.is_touched:
+            self.is_touched = False
             self._after_event(self)
-        self.now_s = end_s
 
-    def _every(self, interval_s: float, action: Callable[[], None]) -> None:
-        def again() -> None:
-            action()
-            self.after(interval_s, again)
-
-        self.after(interval_s, again)
-
-    def _delay_s(self, scale_s: float) -> float:
-        return self.random.expovariate(1 / scale_s)
-
-    def note(self, text: str) -> None:
-        """Add a line to the trace of this run."""
-        self.trace.append(f"{self.now_s:9.3f} {text}")
+    def living(self) -> list[SimulatedMachine]:
+        """Return the machines that have not died."""
+        return [machine for machine in self.machines.values() if machine.is_alive]
 
     # Machines.
 
-    def add_machine(self) -> None:
-        """A machine starts: its agent connects, its launcher joins."""
-        machine = SimulatedMachine(f"m{len(self.machines)}", self.job.root.num_slots)
+    def add_machine(self, name: str = "") -> None:
+        """A machine starts: its agent connects, its launcher joins; its clock has its own rate."""
+        self._num_started += 1
+        rate = self.time.random.uniform(0.8, 1.25)
+        machine = SimulatedMachine(name or f"m{self._num_started}", self.job.root.num_slots, rate)
+        machine.born_after_commits = self.num_commits
         self.machines[machine.name] = machine
-        self._every(_HEARTBEAT_S, lambda: self._send_root(machine, m.Heartbeat()))
-        self.after(self._delay_s(0.1), lambda: self._connect(machine, join=True))
+        self.is_touched = True
+        self._rejoin(machine)
+        self.time.after(self.time.draw_s(RECONNECT_S), self._keep_connected, machine)
+        self.time.after(HEARTBEAT_S, self._beat, machine)
 
-    def kill_machine(self, name: str, *, silently: bool = False) -> None:
-        """A machine dies with its memory; silently: the root learns it from missing heartbeats."""
-        machine = self.machines[name]
-        if not machine.is_alive:
-            return
-        self.note(f"FAULT {name} dies{' silently' if silently else ''}")
+    def end_machine(self, machine: SimulatedMachine, *, silently: bool) -> None:
+        """A machine dies with its memory; the root is told by its kernel, or by nobody."""
         machine.is_alive = False
-        if not silently:
-            self._break_link(machine)
-        self.after(self._delay_s(1.0), self.add_machine)
+        self.is_touched = True
+        connection, machine.connection = machine.connection, None
+        if connection is not None and not silently:
+            connection.send_to_root(lambda: self._end_at_root(connection))
 
-    def cut_link(self, name: str) -> None:
-        """The connection between a machine and the root breaks; both live on."""
-        machine = self.machines[name]
-        if machine.is_alive and machine.is_connected:
-            self.note(f"FAULT link of {name} breaks")
-            self._break_link(machine)
-            self._act_worker(machine, machine.worker.root_lost())
-            self._reconnect(machine)
-
-    def kill_rank(self, name: str) -> None:
-        """A training process dies; its machine's memory stays."""
-        machine = self.machines[name]
-        for rank in list(machine.ranks):
-            self.note(f"FAULT rank {rank} dies")
-            del machine.ranks[rank]
-            self._act_worker(machine, machine.worker.rank_lost(rank))
-
-    def damage(self, name: str) -> None:
-        """Bits flip in one sealed copy."""
-        machine = self.machines[name]
-        holdings = machine.slots.holdings()
-        if machine.is_alive and holdings:
-            chosen = self.random.choice(holdings)
-            self.note(f"FAULT {name}: copy of rank {chosen.rank}, ticket {chosen.ticket} rots")
-            machine.slots.damaged.add((chosen.rank, chosen.ticket))
-            machine.slots.ever_damaged.add((chosen.rank, chosen.ticket))
-
-    def _connect(self, machine: SimulatedMachine, *, join: bool) -> None:
-        if not machine.is_alive or machine.is_connected:
-            return
-        machine.is_connected = True
-        hello = m.Hello(machine.address, machine.worker.generation, tuple(machine.slots.holdings()))
-        self._send_root(machine, hello)
-        if join or machine.worker.formed is None:
-            self._join(machine)
-
-    def _reconnect(self, machine: SimulatedMachine) -> None:
-        self.after(_RECONNECT_S, lambda: self._connect(machine, join=False))
-
-    def _join(self, machine: SimulatedMachine) -> None:
-        size = self.job.num_machines
-        self._send_root(machine, m.Join(machine.worker.generation, machine.name, None, size, size))
-
-    def _break_link(self, machine: SimulatedMachine) -> None:
-        if machine.is_connected:
-            machine.is_connected = False
-            machine.incarnation += 1
-            name = machine.name
-            self.after(
-                self._delay_s(0.005),
-                lambda: self._act_root(self.root.connection_lost(name, self.now_s)),
+    def lose_connection(self, machine: SimulatedMachine) -> None:
+        """The connection of a machine to the root breaks; what is under way is lost."""
+        connection = machine.connection
+        if connection is not None:
+            self._reset(connection)
+            self.time.after(
+                self.time.draw_s(0.005), machine.do, lambda: self.end_at_worker(connection)
             )
 
-    # Links: delayed, in order, lost when they break.
+    def _keep_connected(self, machine: SimulatedMachine) -> None:
+        if machine.is_alive:
+            if machine.connection is None and machine.is_reachable and self.root is not None:
+                self._connect(machine)
+            self.time.after(RECONNECT_S * machine.clock_rate, self._keep_connected, machine)
 
-    def _deliver(self, key: tuple[str, str], action: Callable[[], None]) -> None:
-        arrival_s = max(self.now_s + self._delay_s(0.003), self._link_free_s.get(key, 0.0) + 1e-9)
-        self._link_free_s[key] = arrival_s
-        self.after(arrival_s - self.now_s, action)
+    def _connect(self, machine: SimulatedMachine) -> None:
+        machine.connection = Connection(self.time, machine)
+        hello = m.Hello(
+            machine.address,
+            machine.worker.generation,
+            tuple(machine.slots.holdings()),
+            self.storage.complete_steps(),
+            self.storage.newest_ticket(),
+        )
+        self.tell_root(machine, hello)
+        if machine.pending_join is not None:
+            self.tell_root(machine, machine.pending_join)
 
-    def _send_root(self, machine: SimulatedMachine, message: m.ToRoot) -> None:
-        if not (machine.is_alive and machine.is_connected):
+    def _beat(self, machine: SimulatedMachine) -> None:
+        if machine.is_alive:
+            if not machine.is_frozen:
+                self.tell_root(machine, m.Heartbeat())
+            self.time.after(HEARTBEAT_S * machine.clock_rate, self._beat, machine)
+
+    def _rejoin(self, machine: SimulatedMachine) -> None:
+        least = self.job.min_machines or self.job.num_machines
+        limits = (least, self.job.num_machines)
+        machine.pending_join = m.Join(machine.worker.generation, machine.name, None, *limits)
+        self.tell_root(machine, machine.pending_join)
+
+    # The root.
+
+    def start_root(self) -> None:
+        """A root starts, with a clock of its own; it knows a generation at most, or nothing."""
+        known = self.time.random.choice((0, self._newest_generation))
+        root = Root(self.job.root, known)
+        self.root = root
+        offset_s, rate = self.time.random.uniform(0, 1e6), self.time.random.uniform(0.8, 1.25)
+        self.root_now_s = lambda: offset_s + rate * self.time.now_s
+        self._tick(root)
+
+    def end_root(self) -> None:
+        """The root's process dies, with all that it knew; its kernel closes the connections."""
+        self.root = None
+        self._connections = {}
+        for machine in self.living():
+            self.lose_connection(machine)
+
+    def _tick(self, root: Root) -> None:
+        if self.root is root:
+            self._act_root(root, root.tick(self.root_now_s()))
+            self.time.after(TICK_S, self._tick, root)
+
+    def _end_at_root(self, connection: Connection) -> None:
+        name = connection.machine.name
+        connection.close_at_root()
+        if self.root is not None and self._connections.get(name) is connection:
+            del self._connections[name]
+            self._act_root(self.root, self.root.connection_lost(name, self.root_now_s()))
+
+    def _reset(self, connection: Connection) -> None:
+        """Nothing of a broken connection arrives any more; each side notices a little later."""
+        connection.close_at_root()
+        connection.close_at_worker()
+        self.time.after(self.time.draw_s(0.005), self._end_at_root, connection)
+
+    def end_at_worker(self, connection: Connection) -> None:
+        """The worker notices that its connection ended."""
+        machine = connection.machine
+        connection.close_at_worker()
+        if machine.connection is connection:
+            machine.connection = None
+            self.act_worker(machine, machine.worker.root_lost())
+
+    def tell_root(self, machine: SimulatedMachine, message: m.ToRoot) -> None:
+        """Send from a worker to the root, if they are connected."""
+        connection, root = machine.connection, self.root
+        if connection is not None and root is not None:
+            connection.send_to_root(lambda: self._at_root(root, connection, message))
+            if self.time.random.random() < GHOSTS:
+                delay_s = self.time.draw_s(GHOST_S)
+                self.time.after(delay_s, self._ghost_at_root, machine.name, message)
+
+    def _at_root(self, root: Root, connection: Connection, message: m.ToRoot) -> None:
+        if self.root is not root:
             return
-        incarnation = machine.incarnation
+        name = connection.machine.name
+        if isinstance(message, m.Hello):
+            former = self._connections.get(name)
+            if former is not None and former is not connection:
+                former.close_at_root()
+            self._connections[name] = connection
+        elif self._connections.get(name) is not connection:
+            return
+        if _is_stale(message, root.current.number if root.current else None):
+            self._ghost_at_root(name, message)
+        else:
+            self._act_root(root, root.receive(name, message, self.root_now_s()))
 
-        def arrive() -> None:
-            if machine.incarnation == incarnation:
-                self._act_root(self.root.receive(machine.name, message, self.now_s))
+    def _ghost_at_root(self, name: str, message: m.ToRoot) -> None:
+        """A message reaches the root late: one of another generation must change nothing."""
+        root = self.root
+        if root is None or not _is_stale(message, root.current.number if root.current else None):
+            return
+        before = list(root.copies.of_machine(name))
+        actions = root.receive(name, message, self.root_now_s())
+        if actions or list(root.copies.of_machine(name)) != before:
+            self.stale_accepted.append(f"the root accepted {message} in {root.generation}")
+            self.is_touched = True
+        self._act_root(root, actions)
 
-        self._deliver((machine.name, "root"), arrive)
-
-    def _act_root(self, actions: list[Action]) -> None:
+    def _act_root(self, root: Root, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Send(name, message):
-                    self._send_worker(self.machines[name], message)
+                    self._send_worker(name, message)
                 case Log():
-                    self.note(f"root {action.event} {dict(action.fields)}")
+                    self.time.note("root %s %s", action.event, action.fields)
                     self.log.append(action)
+                    self._newest_generation = max(self._newest_generation, root.generation)
+                    if action.event in ("committed", "redundancy_restored"):
+                        self.num_commits += 1
+                    self.is_touched = True
                 case Disconnect(name):
-                    machine = self.machines[name]
-                    machine.incarnation += 1
-                    machine.is_connected = False
-                    if machine.is_alive:
-                        self._act_worker(machine, machine.worker.root_lost())
-                        self._reconnect(machine)
+                    connection = self._connections.pop(name, None)
+                    if connection is not None:
+                        connection.close_at_root()
+                        self._tell_closed(connection)
 
-    def _send_worker(self, machine: SimulatedMachine, message: m.ToWorker) -> None:
-        incarnation = machine.incarnation
+    def _tell_closed(self, connection: Connection) -> None:
+        machine = connection.machine
+        connection.send_to_worker(lambda: machine.do(lambda: self.end_at_worker(connection)))
 
-        def arrive() -> None:
-            if machine.is_alive and machine.incarnation == incarnation:
-                before = machine.worker.formed
-                self._act_worker(machine, machine.worker.receive(message))
-                if machine.worker.formed is not None and machine.worker.formed is not before:
-                    self._start_rank(machine)
+    # Workers.
 
-        self._deliver(("root", machine.name), arrive)
+    def _send_worker(self, name: str, message: m.ToWorker) -> None:
+        connection = self._connections.get(name)
+        if connection is not None:
+            machine = connection.machine
+            connection.send_to_worker(
+                lambda: machine.do(lambda: self._at_worker(connection, message))
+            )
+            if self.time.random.random() < GHOSTS:
+                delay_s = self.time.draw_s(GHOST_S)
+                self.time.after(
+                    delay_s, machine.do, lambda: self._ghost_at_worker(machine, message)
+                )
 
-    # What workers want done.
+    def _at_worker(self, connection: Connection, message: m.ToWorker) -> None:
+        machine = connection.machine
+        if machine.connection is not connection:
+            return
+        worker = machine.worker
+        if _is_stale(message, worker.generation):
+            self._ghost_at_worker(machine, message)
+            return
+        formed, before = worker.formed, machine.slots.num_changes
+        self.act_worker(machine, worker.receive(message))
+        self.is_touched = self.is_touched or machine.slots.num_changes != before
+        if isinstance(message, m.Formed) and worker.formed is message and formed is not message:
+            self.formed.append((machine.name, message))
+            self.is_touched = True
+            machine.pending_join = None
+            self.training.start(machine, message)
 
-    def _act_worker(self, machine: SimulatedMachine, actions: list[w.Action]) -> None:
+    def _ghost_at_worker(self, machine: SimulatedMachine, message: m.ToWorker) -> None:
+        """A message reaches a worker late: one of another generation must change nothing."""
+        worker = machine.worker
+        if not _is_stale(message, worker.generation):
+            return
+        before = (machine.slots.num_changes, worker.formed)
+        actions = worker.receive(message)
+        if actions or (machine.slots.num_changes, worker.formed) != before:
+            self.stale_accepted.append(f"{machine.name} accepted {message} in {worker.generation}")
+            self.is_touched = True
+        self.act_worker(machine, actions)
+
+    def act_worker(self, machine: SimulatedMachine, actions: list[w.Action]) -> None:
+        """Carry out what a worker decided."""
         for action in actions:
             match action:
                 case w.ToRootAgent(message):
-                    self._send_root(machine, message)
+                    self.tell_root(machine, message)
                 case w.GrantSlot(rank, ticket, not_before_step, _):
-                    if rank in machine.ranks:
-                        machine.ranks[rank].grants.append((ticket, not_before_step))
+                    self.is_touched = True
+                    self.training.grant(machine, rank, ticket, not_before_step)
                 case w.TellResolved(rank, ticket, _, _):
-                    if rank in machine.ranks:
-                        grants = machine.ranks[rank].grants
-                        grants[:] = [grant for grant in grants if grant[0] != ticket]
+                    self.training.resolve(machine, rank, ticket)
                 case w.StartFetch():
-                    self._fetch(machine, action)
-                case w.ServeRestore(rank, ticket, _):
-                    self._restore(machine, rank, ticket)
+                    self._transfers.fetch(machine, action)
+                case w.StartDrain():
+                    self._transfers.drain(machine, action)
+                case w.ServeRestore():
+                    self.training.restored(machine, action)
                 case w.BreakGeneration():
                     machine.ranks.clear()
-                    self.after(self._delay_s(0.05), lambda: self._join(machine))
+                    delay_s = self.time.draw_s(REJOIN_S)
+                    self.time.after(delay_s, machine.do, lambda: self._rejoin(machine))
 
-    def _fetch(self, machine: SimulatedMachine, fetch: w.StartFetch) -> None:
-        """Copy from the first source that has the shard intact, from begin to end."""
-        state = machine.slots.tables[fetch.rank].slots[fetch.slot]
-        state.num_pins += 1
 
-        def end() -> None:
-            state.num_pins -= 1
-            if not machine.is_alive:
-                return
-            damaged = []
-            for name in fetch.sources:
-                source = self.machines[name]
-                holding = source.slots.holding(fetch.rank, fetch.ticket)
-                if not source.is_alive:
-                    continue
-                if not source.slots.intact(fetch.rank, fetch.ticket):
-                    damaged.append(name)
-                    continue
-                if machine.slots.find(fetch.rank, fetch.ticket) == fetch.slot and holding:
-                    machine.slots.seal(holding)
-                    self._act_worker(machine, machine.worker.fetched(fetch, holding))
-                    return
-            failed = machine.worker.fetched(fetch, None, "no intact source", tuple(damaged))
-            self._act_worker(machine, failed)
-
-        self.after(self._delay_s(0.1), end)
-
-    # Ranks: restore, then train in lockstep.
-
-    def _start_rank(self, machine: SimulatedMachine) -> None:
-        formed = machine.worker.formed
-        assert formed is not None
-        rank = SimulatedRank(formed.index)
-        machine.ranks = {rank.rank: rank}
-
-        def restore() -> None:
-            if machine.is_alive and machine.ranks.get(rank.rank) is rank:
-                self._act_worker(machine, machine.worker.restore(rank.rank))
-
-        self.after(self._delay_s(0.2), restore)
-
-    def _restore(self, machine: SimulatedMachine, rank: int, ticket: int) -> None:
-        process = machine.ranks.get(rank)
-        if process is None:
-            return
-        if ticket and not machine.slots.intact(rank, ticket):
-            self._act_worker(machine, machine.worker.damaged(rank, ticket, "checksum"))
-            return
-        holding = machine.slots.holding(rank, ticket) if ticket else None
-        process.step = holding.step if holding else 0
-        self.note(f"rank {rank} on {machine.name} restored step {process.step}")
-        if self._all_ready(machine.worker.generation):
-            self._train(machine.worker.generation)
-
-    def _members(self, generation: int) -> list[SimulatedMachine]:
-        return [
-            machine
-            for machine in self.machines.values()
-            if machine.is_alive
-            and machine.worker.formed
-            and machine.worker.generation == generation
-        ]
-
-    def _all_ready(self, generation: int) -> bool:
-        members = self._members(generation)
-        processes = [process for machine in members for process in machine.ranks.values()]
-        return len(processes) == self.job.num_machines and all(
-            process.step is not None for process in processes
-        )
-
-    def _train(self, generation: int) -> None:
-        """Finish one step on all ranks at nearly the same time, then the next one."""
-        if not self._all_ready(generation):
-            return
-        for machine in self._members(generation):
-            for process in machine.ranks.values():
-                self.after(self._delay_s(0.01), partial(self._end_step, machine, process))
-        self.after(self.job.step_s + 0.1, lambda: self._train(generation))
-
-    def _end_step(self, machine: SimulatedMachine, process: SimulatedRank) -> None:
-        if not machine.is_alive or machine.ranks.get(process.rank) is not process:
-            return
-        assert process.step is not None
-        process.step += 1
-        if not process.attached:
-            process.attached = True
-            attach = machine.worker.attach(process.rank, self.job.num_machines, 1)
-            self._act_worker(machine, attach)
-        elif process.grants and process.grants[0][1] <= process.step and not process.is_staging:
-            self._stage(machine, process, process.grants.pop(0)[0], process.step)
-
-    def _stage(
-        self, machine: SimulatedMachine, process: SimulatedRank, ticket: int, step: int
-    ) -> None:
-        process.is_staging = True
-        formed = machine.worker.formed
-        if formed is None:
-            return
-
-        def end() -> None:
-            process.is_staging = False
-            alive = machine.is_alive and machine.ranks.get(process.rank) is process
-            if alive and machine.slots.find(process.rank, ticket) is not None:
-                size = self.job.num_machines
-                digest = f"{process.rank}/{ticket}/{step}"
-                holding = m.Holding(process.rank, ticket, step, formed.index, size, 1, digest)
-                machine.slots.seal(holding)
-                self._act_worker(machine, machine.worker.staged(holding))
-
-        self.after(self._delay_s(0.05), end)
+def _is_stale(message: m.ToRoot | m.ToWorker, generation: int | None) -> bool:
+    """Return whether a message belongs to another generation than its receiver."""
+    if isinstance(message, m.Hello | m.Join | m.Heartbeat | m.Leave):
+        return False
+    if isinstance(message, m.Formed):
+        return generation is not None and message.generation <= generation
+    return message.generation != generation

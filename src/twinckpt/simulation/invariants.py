@@ -1,83 +1,207 @@
-"""What must hold after every event of a simulated cluster, against its ground truth."""
+"""What must hold after every event of a simulated cluster, against its ground truth.
 
+The rules speak of what machines really hold and really did, not of what the root believes.
+"""
+
+from dataclasses import dataclass
+
+from twinckpt.core import messages as m
+from twinckpt.core.root import Log, Root
 from twinckpt.simulation.cluster import SimulatedCluster
+from twinckpt.simulation.machine import SimulatedMachine
 
 
 class InvariantViolation(AssertionError):
-    """A rule is broken; the message ends with the trace that led there."""
+    """A rule is broken; `rule` names it, the message ends with the story that led there."""
+
+    def __init__(self, rule: str, what: str, story: str) -> None:
+        super().__init__(f"{rule}: {what}\n{story}")
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A committed or resumed checkpoint: rank r's shard is sealed on machines `holders[r]`."""
+
+    num_commits: int
+    ticket: int
+    step: int
+    holders: tuple[tuple[str, ...], ...]
 
 
 class Invariants:
-    """Watches one cluster; call it after each event.
+    """Watches one cluster; call it after each event that changed something.
 
-    1. A committed step is kept: each of its holders that lives has it, until a newer commit.
-    2. Commits are monotonic in ticket.
-    3. A commit is real: every shard is on every machine of its group, all of one step.
-    4. A recovery resumes the newest commit, or later, while an intact copy of each of its
-       shards lives.
+    committed step kept: a recovery resumes the newest commit, or a later step, while an intact
+        copy of each of its shards is on a connected machine.
+    one generation: connected machines agree on who belongs to a generation, each goes only
+        forward, and a message of another generation changes nothing.
+    needed slot kept: the newest commit, or what a recovery resumes instead, stays on each of
+        its holders that lives, until a newer commit.
+    plan names intact copies: all sources of a recovery hold sealed copies of that step, of one
+        world size and with one digest a shard; ranks restore just that step; a drained step is
+        complete in storage.
+    commit monotonic: tickets of new commits grow for ever, their steps within a generation.
+    commit real: a commit is sealed on all machines of every replica group, all of one step.
+
+    That the job becomes healthy once faults have ended is checked by `schedule`.
     """
 
     def __init__(self) -> None:
         self.num_commits = 0
-        self._committed: tuple[int, int, dict[str, list[int]]] | None = None
-        self._num_seen = 0
+        self.newest_commit_ticket = 0
+        self._committed: Committed | None = None
+        self._newest_step = 0
+        self._num_logs = self._num_formed = self._num_restores = 0
+        self._generation_of: dict[str, int] = {}
 
     def __call__(self, cluster: SimulatedCluster) -> None:
         """Check all rules; raises InvariantViolation."""
-        for log in cluster.log[self._num_seen :]:
+        if cluster.stale_accepted:
+            self._fail(cluster, "one generation", cluster.stale_accepted[0])
+        for log in cluster.log[self._num_logs :]:
             if log.event in ("committed", "redundancy_restored"):
-                self._on_commit(cluster, log.fields["ticket"], log.fields["step"])
-                self.num_commits += log.event == "committed"
+                self._on_commit(cluster, log, is_new=log.event == "committed")
             elif log.event == "generation_formed":
-                self._on_formed(cluster)
-        self._num_seen = len(cluster.log)
-        self._committed_is_kept(cluster)
+                self._on_planned(cluster)
+        self._num_logs = len(cluster.log)
+        for name, formed in cluster.formed[self._num_formed :]:
+            self._on_formed(cluster, name, formed)
+        self._num_formed = len(cluster.formed)
+        for rank, step, recovery in cluster.training.restores[self._num_restores :]:
+            if step != (recovery.step if recovery else 0):
+                what = f"rank {rank} restored step {step} instead of {recovery}"
+                self._fail(cluster, "plan names intact copies", what)
+        self._num_restores = len(cluster.training.restores)
+        if self._committed is not None:
+            self._check_kept(cluster, self._committed)
 
-    def _on_commit(self, cluster: SimulatedCluster, ticket: int, step: int) -> None:
-        if self._committed and ticket < self._committed[0]:
-            self._fail(cluster, f"ticket {ticket} committed after {self._committed[0]}")
-        current = cluster.root.current
-        holders_of = current.holders if current else ()
-        holders: dict[str, list[int]] = {}
-        for rank in range(cluster.job.num_machines):
-            for holder in holders_of[rank]:
-                holders.setdefault(cluster.root.places[holder], []).append(rank)
-        for name, ranks in holders.items():
-            machine = cluster.machines[name]
-            for rank in ranks:
-                holding = machine.slots.holding(rank, ticket)
-                if machine.is_alive and (holding is None or holding.step != step):
-                    self._fail(cluster, f"{name} lacks rank {rank} of committed ticket {ticket}")
-        self._committed = (ticket, step, holders)
-
-    def _committed_is_kept(self, cluster: SimulatedCluster) -> None:
-        if self._committed is None:
-            return
-        ticket, _, holders = self._committed
-        for name, ranks in holders.items():
-            machine = cluster.machines[name]
-            for rank in ranks:
-                gone = machine.slots.find(rank, ticket) is None
-                # A copy found damaged is dropped on purpose, to be fetched again.
-                if machine.is_alive and gone and (rank, ticket) not in machine.slots.ever_damaged:
-                    self._fail(cluster, f"{name} overwrote rank {rank} of ticket {ticket}")
-
-    def _on_formed(self, cluster: SimulatedCluster) -> None:
-        if self._committed is None:
-            return
-        ticket, step, _ = self._committed
-        members = [cluster.machines[name] for name in cluster.root.places]
-        survives = all(
-            any(machine.is_alive and machine.slots.intact(rank, ticket) for machine in members)
-            for rank in range(cluster.job.num_machines)
+    def _on_commit(self, cluster: SimulatedCluster, log: Log, *, is_new: bool) -> None:
+        ticket, step = log.fields["ticket"], log.fields["step"]
+        if is_new:
+            if ticket <= self.newest_commit_ticket or step <= self._newest_step:
+                what = f"ticket {ticket}, step {step} after {self.newest_commit_ticket}"
+                self._fail(cluster, "commit monotonic", f"{what}, step {self._newest_step}")
+            self.newest_commit_ticket = ticket
+            self.num_commits += 1
+        self._newest_step = step
+        current = cluster.root.current if cluster.root else None
+        assert current is not None
+        each = cluster.job.ranks_per_machine
+        self._committed = Committed(
+            cluster.num_commits,
+            ticket,
+            step,
+            tuple(
+                tuple(current.places[holder] for holder in row)
+                for row in current.holders
+                for _ in range(each)
+            ),
         )
-        current = cluster.root.current
-        recovery = current.recovery if current else None
-        resumed = recovery.ticket if recovery else 0
-        if survives and resumed < ticket:
-            self._fail(cluster, f"resumed ticket {resumed}, but {ticket} (step {step}) survives")
-        if resumed < ticket:
-            self._committed = None  # more was lost than replicas can bear
+        for rank, names in enumerate(self._committed.holders):
+            for name in names:
+                machine = cluster.machines[name]
+                holding = machine.slots.holding(rank, ticket)
+                is_wrong = holding is None or holding.step != step
+                if machine.is_alive and is_wrong and not _was_damaged(cluster, name, rank, ticket):
+                    what = f"{name} lacks rank {rank} of committed ticket {ticket}"
+                    self._fail(cluster, "commit real", what)
 
-    def _fail(self, cluster: SimulatedCluster, what: str) -> None:
-        raise InvariantViolation("\n".join([what, *cluster.trace[-60:]]))
+    def _check_kept(self, cluster: SimulatedCluster, committed: Committed) -> None:
+        ticket = committed.ticket
+        for rank, names in enumerate(committed.holders):
+            for name in names:
+                machine = cluster.machines[name]
+                if machine.is_alive and machine.slots.holding(rank, ticket) is None:
+                    # A copy found damaged is dropped on purpose, to be fetched again; an agent
+                    # that was started anew begins empty.
+                    is_new = machine.born_after_commits >= committed.num_commits
+                    if not is_new and not _was_damaged(cluster, name, rank, ticket):
+                        what = f"{name} overwrote rank {rank} of ticket {ticket}"
+                        self._fail(cluster, "needed slot kept", what)
+
+    def _on_planned(self, cluster: SimulatedCluster) -> None:
+        """A generation formed: look at its recovery plan."""
+        root = cluster.root
+        assert root is not None
+        if root.current is None:
+            return
+        recovery = root.current.recovery
+        self._newest_step = recovery.step if recovery else 0
+        if recovery is not None and recovery.drained:
+            if not cluster.storage.is_complete(recovery.step):
+                what = f"step {recovery.step} is not complete in storage"
+                self._fail(cluster, "plan names intact copies", what)
+        elif recovery is not None:
+            self._check_sources(cluster, recovery)
+        resumed = recovery.ticket if recovery else 0
+        if self._committed is not None and resumed < self._committed.ticket:
+            self._check_lost(cluster, root, self._committed, resumed)
+        if self._committed is None or resumed != self._committed.ticket:
+            sources = recovery.sources if recovery else {}
+            holders = tuple(sources[rank] for rank in sorted(sources))
+            self._committed = Committed(cluster.num_commits, resumed, self._newest_step, holders)
+
+    def _check_lost(
+        self, cluster: SimulatedCluster, root: Root, committed: Committed, resumed: int
+    ) -> None:
+        """A commit is given up: so no copy of some shard may be left within reach."""
+        connected = [cluster.machines[name] for name in root.membership.machines]
+        survives = all(
+            any(machine.is_alive and machine.slots.intact(rank, committed.ticket)
+                for machine in connected)
+            for rank in range(len(committed.holders))
+        )  # fmt: skip
+        as_many = len(root.places) * cluster.job.ranks_per_machine == len(committed.holders)
+        if survives and as_many:
+            what = f"resumed ticket {resumed}, but {committed.ticket} survives"
+            self._fail(cluster, "committed step kept", what)
+        self.newest_commit_ticket = _newest_ticket_left(cluster, connected)
+
+    def _check_sources(self, cluster: SimulatedCluster, recovery: m.Recovery) -> None:
+        for rank, names in recovery.sources.items():
+            digests = set()
+            for name in names:
+                machine = cluster.machines[name]
+                holding = machine.slots.holding(rank, recovery.ticket)
+                if not machine.is_alive or _was_damaged(cluster, name, rank, recovery.ticket):
+                    continue
+                expected = (recovery.step, len(recovery.sources))
+                if holding is None or (holding.step, holding.world_size) != expected:
+                    what = f"{name} has no sealed copy of rank {rank} at step {recovery.step}"
+                    self._fail(cluster, "plan names intact copies", what)
+                else:
+                    digests.add(holding.digest)
+            if len(digests) > 1 or not names:
+                what = f"the copies of rank {rank} contradict each other: {sorted(digests)}"
+                self._fail(cluster, "plan names intact copies", what)
+        if set(recovery.sources) != set(range(len(recovery.sources))):
+            what = f"only ranks {sorted(recovery.sources)} are there"
+            self._fail(cluster, "plan names intact copies", what)
+
+    def _on_formed(self, cluster: SimulatedCluster, name: str, formed: m.Formed) -> None:
+        number = formed.generation
+        for other in cluster.living():
+            theirs = other.worker.formed
+            if theirs is None or other.connection is None or other.is_frozen:
+                continue
+            if theirs.generation == number and theirs.machines != formed.machines:
+                what = f"{number} has formed differently on {name} and {other.name}"
+                self._fail(cluster, "one generation", what)
+        machine = f"{name}/{id(cluster.machines[name])}"
+        if number <= self._generation_of.get(machine, 0):
+            self._fail(cluster, "one generation", f"{name} went back to {number}")
+        self._generation_of[machine] = number
+
+    def _fail(self, cluster: SimulatedCluster, rule: str, what: str) -> None:
+        raise InvariantViolation(rule, what, cluster.time.story())
+
+
+def _newest_ticket_left(cluster: SimulatedCluster, connected: list[SimulatedMachine]) -> int:
+    """Return the newest ticket that anybody can know of, after more was lost than is bearable."""
+    held = [holding.ticket for machine in connected for holding in machine.slots.holdings()]
+    return max([cluster.storage.newest_ticket(), *held])
+
+
+def _was_damaged(cluster: SimulatedCluster, name: str, rank: int, ticket: int) -> bool:
+    return (rank, ticket) in cluster.machines[name].slots.ever_damaged

@@ -1,13 +1,18 @@
-"""One simulated machine: its worker, its slots, and its ranks as the worker sees them."""
+"""One simulated machine: its worker, its slots, its ranks, its clock, its ways to fail."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from twinckpt.core import messages as m
 from twinckpt.core.worker import Worker
 from twinckpt.simulation.store import BookkeptSlots
 
+if TYPE_CHECKING:
+    from twinckpt.simulation.link import Connection
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class SimulatedRank:
     """A training process: the step it has reached, and the slots it was granted."""
 
@@ -19,18 +24,32 @@ class SimulatedRank:
 
 
 class SimulatedMachine:
-    """A failure domain; `incarnation` counts its generations, so that old events are ignored."""
+    """A failure domain. What happens to it while it is frozen waits until it thaws."""
 
-    def __init__(self, name: str, num_slots: int) -> None:
+    def __init__(self, name: str, num_slots: int, clock_rate: float) -> None:
         self.name = name
+        self.address = m.Address(name, name, 0)
         self.slots = BookkeptSlots(num_slots)
         self.worker = Worker(self.slots)
         self.ranks: dict[int, SimulatedRank] = {}
         self.is_alive = True
-        self.is_connected = False
-        self.incarnation = 0
+        self.born_after_commits = 0  # it never held what was committed before it started
+        self.is_frozen = False
+        self.is_deaf = False  # nothing reaches it
+        self.is_mute = False  # nothing that it sends arrives
+        self.clock_rate = clock_rate
+        self.connection: Connection | None = None
+        self.pending_join: m.Join | None = None
+        self.deferred: list[Callable[[], None]] = []
 
     @property
-    def address(self) -> m.Address:
-        """Where peers would reach it."""
-        return m.Address(self.name, self.name, 0)
+    def is_reachable(self) -> bool:
+        """Return whether a connection to it would work now."""
+        return self.is_alive and not (self.is_frozen or self.is_deaf or self.is_mute)
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Do something on this machine: now, when it thaws, or never."""
+        if self.is_frozen:
+            self.deferred.append(action)
+        elif self.is_alive:
+            action()

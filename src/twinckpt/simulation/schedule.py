@@ -5,63 +5,72 @@ from dataclasses import dataclass
 
 from twinckpt.core.root import RootConfig
 from twinckpt.simulation.cluster import Job, SimulatedCluster
+from twinckpt.simulation.faults import Faults
 from twinckpt.simulation.invariants import Invariants, InvariantViolation
 
-FAULTS = ("machine", "silent machine", "rank", "link", "damage")
-_QUIET_START_S, _MEAN_GAP_S, _RECOVERY_S = 5.0, 2.0, 40.0
-_MIN_COMMITS_AFTER_FAULTS = 5
+HEALTHY = "healthy in bounded time"
+_QUIET_START_S, _LONG_GAP_S, _SHORT_GAP_S, _BOUND_S = 2.0, 1.2, 0.05, 30.0
+_COMMITS_AFTER_FAULTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one seed amounted to."""
 
+    num_machines: int
+    num_faults: int
     num_events: int
     num_commits: int
+    healthy_after_s: float
 
 
-def run(seed: int, *, num_faults: int = 20, max_machines: int = 8) -> Outcome:
-    """Play one seed; raises InvariantViolation, with its trace, if a rule is broken.
-
-    The cluster's size, replicas, placement and slots are drawn from the seed too. Once the
-    faults have ended the job must commit again within bounded time.
-    """
-    draw = random.Random(seed)
+def draw_job(draw: random.Random, max_machines: int) -> Job:
+    """Draw a cluster: size, replicas, placement, slots, ranks a machine, drains, elasticity."""
     num_machines = draw.randint(2, max_machines)
     config = RootConfig(
         replicas=draw.randint(2, min(3, num_machines)),
-        placement=draw.choice(["ring", "mixed"]),
+        placement=draw.choice(["ring", "mixed", "group"]),
         num_slots=draw.choice([2, 2, 3]),
+        heartbeat_timeout_s=0.6,
+        last_call_s=1.0,
+        drain_every_commits=draw.choice([0, 3]),
     )
+    is_elastic = draw.random() < 0.2
+    return Job(
+        num_machines,
+        config,
+        min_machines=num_machines - 1 if is_elastic else num_machines,
+        ranks_per_machine=draw.choice([1, 1, 1, 2]),
+    )
+
+
+def run(seed: int, *, num_faults: int = 20, max_machines: int = 16) -> Outcome:
+    """Play one seed; raises InvariantViolation, with its story, if a rule is broken.
+
+    Once the faults have ended the job must commit again within bounded time. The same seed
+    plays the same events.
+    """
+    draw = random.Random(seed)
+    job = draw_job(draw, max_machines)
     invariants = Invariants()
-    cluster = SimulatedCluster(Job(num_machines, config), seed, invariants)
+    cluster = SimulatedCluster(job, seed, invariants)
+    faults = Faults(cluster, draw)
     at_s = _QUIET_START_S
     for _ in range(num_faults):
-        at_s += draw.expovariate(1 / _MEAN_GAP_S)
-        _schedule(cluster, at_s, draw.choice(FAULTS), draw)
-    cluster.run_until(at_s + 1.0)
-    before = invariants.num_commits
-    cluster.run_until(at_s + _RECOVERY_S)
-    if invariants.num_commits < before + _MIN_COMMITS_AFTER_FAULTS:
-        story = "\n".join(cluster.trace[-60:])
-        raise InvariantViolation(f"seed {seed}: not healthy {_RECOVERY_S} s later\n{story}")
-    return Outcome(cluster.num_events, invariants.num_commits)
-
-
-def _schedule(cluster: SimulatedCluster, at_s: float, fault: str, draw: random.Random) -> None:
-    def strike() -> None:
-        living = [machine.name for machine in cluster.machines.values() if machine.is_alive]
-        if not living:
-            return
-        name = draw.choice(living)
-        match fault:
-            case "rank":
-                cluster.kill_rank(name)
-            case "link":
-                cluster.cut_link(name)
-            case "damage":
-                cluster.damage(name)
-            case _:
-                cluster.kill_machine(name, silently=fault == "silent machine")
-
-    cluster.after(at_s, strike)
+        at_s += draw.expovariate(1 / (_SHORT_GAP_S if draw.random() < 0.35 else _LONG_GAP_S))
+        cluster.time.after(at_s, faults.strike)
+    cluster.time.note("seed %d: %s", seed, job)
+    cluster.run_until(at_s + 1e-6)
+    faults.end()
+    enough = invariants.num_commits + _COMMITS_AFTER_FAULTS
+    cluster.run_until(at_s + _BOUND_S, lambda: invariants.num_commits >= enough)
+    if invariants.num_commits < enough:
+        what = f"seed {seed}: not {_BOUND_S} s after the last fault"
+        raise InvariantViolation(HEALTHY, what, cluster.time.story())
+    return Outcome(
+        job.num_machines,
+        num_faults,
+        cluster.time.num_events,
+        invariants.num_commits,
+        cluster.time.now_s - at_s,
+    )
