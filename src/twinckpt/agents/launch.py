@@ -88,12 +88,21 @@ class JobSettings:
         )
 
 
-def start_root_if_local(settings: JobSettings, host: str, port: int) -> None:
-    """Start the job's root agent here if `host` is this machine and nobody listens yet."""
+def start_root_if_local(
+    settings: JobSettings, host: str, port: int, watch_pid: int | None = None
+) -> None:
+    """Start the job's root agent here if `host` is this machine and nobody listens yet.
+
+    It ends with process `watch_pid`, by default the calling one.
+    """
     if _listens(host, port) or not _is_local(host):
         return
     config = RootAgentConfig(
-        host, port, settings.root(), watch_pid=os.getpid(), event_log=settings.event_log
+        host,
+        port,
+        settings.root(),
+        watch_pid=watch_pid or os.getpid(),
+        event_log=settings.event_log,
     )
     process = start_root_agent(config)
     deadline_s = time.monotonic() + START_TIMEOUT_S
@@ -108,13 +117,13 @@ def start_root_if_local(settings: JobSettings, host: str, port: int) -> None:
 
 
 def start_machine_agent(
-    settings: JobSettings, root_host: str, root_port: int, watch_pid: int
+    settings: JobSettings, root_host: str, root_port: int, watch_pid: int, socket_name: str = ""
 ) -> str:
     """Start this machine's worker agent and return the name of its socket."""
     unique = uuid.uuid4().hex[:12]
     config = WorkerAgentConfig(
         machine=settings.machine or unique,
-        socket_name=f"twinckpt-{unique}",
+        socket_name=socket_name or f"twinckpt-{unique}",
         root_host=root_host,
         root_port=root_port,
         host=settings.host,
@@ -161,7 +170,7 @@ def _is_local(host: str) -> bool:
     return True
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port of this machine that nobody uses now."""
+    with socket.create_server((host, 0)) as probe:
         return int(probe.getsockname()[1])

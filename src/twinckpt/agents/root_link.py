@@ -34,6 +34,19 @@ class RootLink:
         self._on_message = on_message
         self._on_lost = on_lost
         self._writer: asyncio.StreamWriter | None = None
+        self.address = (config.root_host, config.root_port)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the root agent listens."""
+        return self._writer is not None
+
+    def move(self, host: str, port: int) -> None:
+        """Connect to another root agent from now on."""
+        if self.address != (host, port):
+            self.address = (host, port)
+            if self._writer is not None:
+                self._writer.transport.abort()
 
     def send(self, message: m.ToRoot) -> None:
         """Send, or drop: what counts is told again by `hello` on the next connection."""
@@ -66,9 +79,7 @@ class RootLink:
             await asyncio.sleep(_RETRY_S)
 
     async def _serve(self) -> None:
-        reader, writer = await asyncio.open_connection(
-            self._config.root_host, self._config.root_port, limit=wire.MAX_FRAME_BYTES
-        )
+        reader, writer = await asyncio.open_connection(*self.address, limit=wire.MAX_FRAME_BYTES)
         try:
             await authenticate_async(reader, writer, client_exchange(self._secret))
         except BaseException:

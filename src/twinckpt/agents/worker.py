@@ -167,8 +167,13 @@ class WorkerAgent:
 
     def _handle_local(self, peer: LocalPeer, message: local.ToAgent) -> list[core.Action]:
         match message:
+            case local.RootQuestion():
+                peer.send(local.RootAnswer(*self._root.address, self._root.is_connected))
+            case local.RootMoved(host, port):
+                self._root.move(host, port)
             case local.LauncherJoin():
                 self._launcher = peer
+                self._is_leaving = False
                 self._warm.clear()
                 if self._given_up:
                     peer.send(local.LauncherBroken(self._given_up, is_final=True))
@@ -185,6 +190,9 @@ class WorkerAgent:
             case local.RankHello():
                 peer.rank, peer.world_size = message.rank, message.world_size
                 self._ranks[message.rank] = peer
+                # Its connection may live on in a process that it forked.
+                with contextlib.suppress(OSError):
+                    when_process_ends(message.pid, lambda: self._on_local_end(peer))
                 formed = self._core.formed
                 index = formed.index if formed else -1
                 peer.send(local.Welcome(self._core.generation, index))

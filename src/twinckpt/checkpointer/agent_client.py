@@ -77,6 +77,7 @@ class AgentClient:
         self._link.send(local.RankHello(rank, world_size, os.getpid()))
         welcome = self._expect(local.Welcome, timeout_s=30.0)
         assert isinstance(welcome, local.Welcome)
+        self.launcher: local.AgentLink | None = None
         self.generation = welcome.generation
         self.home = welcome.home
 
@@ -119,8 +120,13 @@ class AgentClient:
         return self.next_answer(timeout_s)
 
     def close(self) -> None:
-        """Say goodbye, so that the end of this process does not count as a failure."""
+        """Say goodbye, so that the end of this process does not count as a failure.
+
+        So does the connection of the `launcher` for which this process stands in, if it does.
+        """
         self._link.say_goodbye()
+        if self.launcher is not None:
+            self.launcher.say_goodbye()
 
     def next_answer(self, timeout_s: float) -> RestoreAnswer:
         """Return what to restore from, after the request or after a copy that was arriving."""

@@ -1,11 +1,13 @@
 """Finding this machine's worker agent, or starting one.
 
-Under `torchrun --rdzv-backend=twinckpt` the rendezvous handler has started the agent.
-Otherwise the machine's first rank starts it, and a root agent too; both end with the job's
-launcher. That covers the loss of ranks; the loss of a machine needs the rendezvous backend.
+Under `torchrun --rdzv-backend=twinckpt` the rendezvous handler has started the agent. Under
+any other launcher the first rank of each machine does it, and rank 0 starts the root agent;
+both end with the launcher, so they outlive the ranks that it restarts.
 """
 
 import os
+
+import torch.distributed as dist
 
 from twinckpt.agents.launch import (
     JobSettings,
@@ -15,35 +17,118 @@ from twinckpt.agents.launch import (
     start_root_if_local,
 )
 from twinckpt.checkpointer.agent_client import AgentClient
-from twinckpt.errors import ConfigurationError
-from twinckpt.net.local import LauncherFormed, LauncherJoin
+from twinckpt.checkpointer.machines import Machines, address_towards
+from twinckpt.errors import AgentUnavailableError, ConfigurationError
+from twinckpt.net.local import (
+    AgentLink,
+    LauncherBroken,
+    LauncherFormed,
+    LauncherJoin,
+    RootAnswer,
+    RootMoved,
+    RootQuestion,
+)
 from twinckpt.net.secret import load_secret
+
+FORM_TIMEOUT_S = 120.0
 
 
 def connect(replicas: int | None) -> AgentClient:
     """Return a connection to this machine's agent, which is started if there is none.
 
-    Raises ConfigurationError under a launcher that this cannot work with.
+    Raises ConfigurationError if several ranks have no process group to find each other by.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    name = os.environ.get("TWINCKPT_AGENT") or _start(world_size, replicas)
-    return AgentClient(name, load_secret(), rank, world_size)
-
-
-def _start(world_size: int, replicas: int | None) -> str:
-    if world_size > 1:
+    name = os.environ.get("TWINCKPT_AGENT")
+    if name:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return AgentClient(name, load_secret(), rank, world_size)
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigurationError(
-            "several ranks need torchrun --rdzv-backend=twinckpt --rdzv-endpoint=HOST:PORT, "
-            "which starts the agents"
+            "several ranks without a process group: call torch.distributed.init_process_group() "
+            "before Checkpointer(), or launch with torchrun --rdzv-backend=twinckpt"
         )
+    machines = Machines.gather()
+    name, launcher = _start(machines, replicas)
+    client = AgentClient(name, load_secret(), machines.rank, machines.world_size)
+    client.launcher = launcher
+    return client
+
+
+def _start(machines: Machines, replicas: int | None) -> tuple[str, AgentLink | None]:
+    """Have one agent on each machine form the job's next generation; return its socket's name.
+
+    The first rank of each machine stands in for the launcher and keeps that connection.
+    """
     settings = JobSettings.load({} if replicas is None else {"replicas": replicas})
-    port = free_port()
-    start_root_if_local(settings, "127.0.0.1", port)
-    name = start_machine_agent(settings, "127.0.0.1", port, watch_pid=os.getpid())
-    launcher = connect_to_agent(name, load_secret())
-    launcher.send(LauncherJoin("", None, 1, 1))
+    if "TWINCKPT_HOST" not in os.environ:
+        settings.host = address_towards(os.environ.get("MASTER_ADDR", "127.0.0.1"))
+    name = _socket_name()
+    agent = _find(name) if machines.is_first_here else None
+    known = machines.share(lambda: _root_of(agent))
+    root = (
+        next(filter(None, known), "")
+        or machines.share(lambda: _start_root(settings) if machines.rank == 0 else "")[0]
+    )
+    host, port = root.rsplit(":", 1)
+
+    def join() -> str:
+        nonlocal agent
+        if not machines.is_first_here:
+            return ""
+        if agent is None:
+            start_machine_agent(settings, host, int(port), _watched_pid(), name)
+            agent = connect_to_agent(name, load_secret())
+        agent.send(RootMoved(host, int(port)))
+        agent.send(LauncherJoin("", machines.index, machines.count, machines.count))
+        _wait_until_formed(agent)
+        return name
+
+    return machines.share(join)[machines.first_here], agent
+
+
+def _watched_pid() -> int:
+    """The process that the agents end with: torchrun, or this one where there is none."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+
+
+def _socket_name() -> str:
+    return f"twinckpt-{os.environ.get('TORCHELASTIC_RUN_ID', 'job')}-{_watched_pid()}"
+
+
+def _find(name: str) -> AgentLink | None:
+    try:
+        return AgentLink(name, load_secret())
+    except AgentUnavailableError:
+        return None
+
+
+def _root_of(agent: AgentLink | None) -> str:
+    if agent is None:
+        return ""
+    agent.send(RootQuestion())
+    received = agent.receive(FORM_TIMEOUT_S)
+    answer = received[0] if received else None
+    if isinstance(answer, RootAnswer) and answer.is_connected:
+        return f"{answer.host}:{answer.port}"
+    return ""
+
+
+def _start_root(settings: JobSettings) -> str:
+    port = free_port(settings.host)
+    start_root_if_local(settings, settings.host, port, _watched_pid())
+    return f"{settings.host}:{port}"
+
+
+def _wait_until_formed(agent: AgentLink) -> None:
     while True:
-        received = launcher.receive(timeout_s=30.0)
-        if received is None or isinstance(received[0], LauncherFormed):
-            return name
+        received = agent.receive(FORM_TIMEOUT_S)
+        if received is None:
+            raise AgentUnavailableError(
+                f"the job's machines have not come together within {FORM_TIMEOUT_S:.0f} s; do all "
+                "ranks make a Checkpointer?"
+            )
+        message = received[0]
+        if isinstance(message, LauncherFormed):
+            return
+        if isinstance(message, LauncherBroken) and message.is_final:
+            raise AgentUnavailableError(message.reason)

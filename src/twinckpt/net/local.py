@@ -76,6 +76,19 @@ class LauncherJoin:
 
 
 @dataclass(frozen=True, slots=True)
+class RootQuestion:
+    """Which root agent does this machine belong to?"""
+
+
+@dataclass(frozen=True, slots=True)
+class RootMoved:
+    """The job's root agent is a new one, there."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class LauncherStandby:
     """This machine is a warm spare: its parents will join when they are ready."""
 
@@ -201,6 +214,15 @@ class LauncherFormed:
 
 
 @dataclass(frozen=True, slots=True)
+class RootAnswer:
+    """Where the root agent of this machine is, and whether it is connected."""
+
+    host: str
+    port: int
+    is_connected: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LauncherBroken:
     """The generation is over; join again, unless it `is_final`: then the job has failed."""
 
@@ -220,6 +242,7 @@ FromAgent = (
     | Refused
     | LauncherFormed
     | LauncherBroken
+    | RootAnswer
 )
 ToAgent = (
     RankHello
@@ -230,6 +253,8 @@ ToAgent = (
     | Goodbye
     | LauncherJoin
     | LauncherStandby
+    | RootQuestion
+    | RootMoved
     | WarmHello
     | WarmReady
     | ChildLost
