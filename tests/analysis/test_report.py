@@ -86,7 +86,7 @@ def test_without_an_engine_there_is_html_with_the_same_content(
     assert "2,000\u202fms" in text
     assert "not reproduced" in text
     assert "Test &amp; Sons CPU_1" in text
-    assert text.count("data:image/png;base64,") == len(figures.FIGURES)
+    assert text.count("data:image/png;base64,") == len(figures.FIGURES) + 1
     assert "\\" not in text.partition("<h2>Reproduction")[0]
     assert slides.read_text(encoding="utf-8").count('<section class="slide">') == 12
 

@@ -168,6 +168,9 @@ CLAIMS = (
              "a simulated year, 1.5 % of the machines failing a day"),
         )
     ),
+    Claim("kills", "design", "every set of machines that is killed loses what the placement says",
+          "placement_kills_as_predicted", holds,
+          "worker agents with sealed shards, killed for real"),
     *(
         Claim(f"identical_{failure}", "design",
               f"after {words} training ends with the same parameters, bit for bit",

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from twinckpt.analysis import diagrams
 from twinckpt.analysis.claims import read_claims
 from twinckpt.analysis.command import UserError, run_command
 from twinckpt.analysis.dataset import EXPERIMENTS, Dataset
@@ -26,6 +27,7 @@ from twinckpt.analysis.engine import (
     compile_tex,
     find_engine,
 )
+from twinckpt.analysis.figures import save
 from twinckpt.analysis.html import to_html
 from twinckpt.analysis.macros import as_latex, macros
 from twinckpt.analysis.sections import sections
@@ -78,6 +80,7 @@ def build(results: Path, source: Path, output: Path, engine: Engine) -> list[Pat
         shutil.copytree(output / "generated", work / "generated")
         if (results / "figures").is_dir():
             shutil.copytree(results / "figures", work / "figures")
+        save(diagrams.system(), work / "figures", "system")
         try:
             return [
                 _build_one(document, work, output, engine, values, epoch_s(results))

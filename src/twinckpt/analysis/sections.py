@@ -69,7 +69,10 @@ SECTIONS: dict[str, Section] = {
         "Which losses a placement survives",
         r"The paper's Fig.~9: closed form, enumeration, Monte Carlo, and clusters that were really "
         r"killed.",
-        r"Probability that every shard survives in RAM when k machines are lost at once.",
+        r"Probability that every shard survives in RAM when k machines are lost at once. Of 16 "
+        r"machines, 2 lost: \placementGroupKTwoPercent{} (group); 3 lost: "
+        r"\placementGroupKThreePercent{} (group), \placementRingKThreePercent{} (ring). Did every "
+        r"set that was really killed end as computed? \placementKillsAsPredicted{}.",
     ),
     "scaling": Section(
         "How it grows with ranks and state",

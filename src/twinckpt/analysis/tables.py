@@ -14,6 +14,9 @@ from twinckpt.analysis.metrics import BY_NAME, METRICS
 from twinckpt.analysis.summary import by_name
 from twinckpt.core.paper_points import paper_points
 
+# A page holds this many rows of a small font.
+MAX_ROWS = 50
+
 # What the seed's final table gives, and our metrics for the same row.
 SEED_ROWS = (
     ("Checkpoint save", "save_disk_ms", "save_ram_local_ms", "save_local_speedup_x"),
@@ -226,7 +229,12 @@ def evidence(one: Judgement) -> str:
 
 
 def tabular(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with our rules."""
+    """A table with our rules; in several parts, each with the header, if longer than a page."""
+    parts = [rows[at : at + MAX_ROWS] for at in range(0, len(rows), MAX_ROWS)] or [rows]
+    return "\n".join(_part(columns, header, part) for part in parts)
+
+
+def _part(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(header) + r" \\"]
     lines.append(r"\midrule")
     lines += [" & ".join(row) + r" \\" for row in rows]
