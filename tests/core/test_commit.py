@@ -1,7 +1,7 @@
 """Tickets are issued while slots are free, decided once, and committed in order."""
 
 from twinckpt.core.commit import CommitLog
-from twinckpt.core.messages import Recovery
+from twinckpt.core.recovery import Recovery
 
 
 def test_a_new_job_may_checkpoint_at_once():

@@ -3,8 +3,13 @@
 import pytest
 
 from twinckpt.core import messages as m
+from twinckpt.core.recovery import Recovery
 from twinckpt.core.root import Log, Root, RootConfig, Send
 from twinckpt.errors import ConfigurationError
+
+
+def address(machine):
+    return m.Address(machine, "127.0.0.1", 1)
 
 
 class Cluster:
@@ -26,8 +31,7 @@ class Cluster:
         return self.act(self.root.receive(machine, message, self.now_s))
 
     def connect(self, machine, inventory=(), drained_steps=()):
-        address = m.Address(machine, "127.0.0.1", 1)
-        return self.tell(machine, m.Hello(address, 0, inventory, drained_steps))
+        return self.tell(machine, m.Hello(address(machine), 0, inventory, drained_steps))
 
     def join(self, machine):
         size = self.num_machines
@@ -100,7 +104,7 @@ def test_a_sealed_shard_is_fetched_by_its_replica():
     """From the machine that staged it."""
     cluster = Cluster().form().attach_all()
     cluster.hold("a", rank=0, ticket=1, step=5)
-    assert cluster.messages(m.Fetch) == [("b", m.Fetch(1, 0, 1, 10, ("a",)))]
+    assert cluster.messages(m.Fetch) == [("b", m.Fetch(1, 0, 1, 10, (address("a"),)))]
 
 
 def test_a_step_commits_when_the_last_replica_is_sealed():
@@ -153,7 +157,7 @@ def test_after_the_loss_of_a_machine_the_newest_committed_step_is_resumed(lost):
             cluster.join(machine)
     cluster.connect("new").join("new")
     formed = cluster.messages(m.Formed)
-    assert {f.recovery.step for _, f in formed} == {5}
+    assert {f.resume.step for _, f in formed} == {5}
     assert [f.index for to, f in formed if to == "new"] == [index]
     fetches = cluster.messages(m.Fetch)
     assert {to for to, _ in fetches} == {"new"}
@@ -170,7 +174,7 @@ def test_when_a_replica_group_is_gone_the_newest_drained_step_is_resumed():
         cluster.connect(machine, drained_steps=(1, 3)).join(machine)
     assert cluster.messages(m.Formed) == []  # one that was cut off could come back
     cluster.wait(1.1)
-    recoveries = [f.recovery for _, f in cluster.messages(m.Formed)]
+    recoveries = [f.resume for _, f in cluster.messages(m.Formed)]
     assert {(r.step, r.drained) for r in recoveries} == {(3, True)}
 
 
@@ -197,7 +201,7 @@ def test_a_damaged_copy_is_fetched_again_from_its_twin():
     """One good copy is enough."""
     cluster = Cluster().form().attach_all().commit(1, step=5)
     cluster.tell("a", m.Dropped(1, 0, 1, "bits flipped"))
-    assert cluster.messages(m.Fetch) == [("a", m.Fetch(1, 0, 1, 10, ("b",)))]
+    assert cluster.messages(m.Fetch) == [("a", m.Fetch(1, 0, 1, 10, (address("b"),)))]
 
 
 def test_no_ticket_while_draining():
@@ -278,8 +282,8 @@ def test_a_spare_that_waited_since_before_the_drain_resumes_from_it():
     for machine in "abc":
         cluster.act(cluster.root.connection_lost(machine, 0.5))
     cluster.wait(1.6)
-    recoveries = [formed.recovery for _, formed in cluster.messages(m.Formed)]
-    assert recoveries == [m.Recovery(5, drained=True)] * 3
+    recoveries = [formed.resume for _, formed in cluster.messages(m.Formed)]
+    assert recoveries == [m.Resume(5, drained=True)] * 3
 
 
 def test_a_drain_that_failed_on_one_machine_is_not_resumed_from():
@@ -314,7 +318,7 @@ def test_machines_that_were_cut_off_are_given_time_to_come_back():
     copies = tuple(m.Holding(rank, 1, 5, rank, 3, 10, "d") for rank in range(3))
     for machine, inventory in (("a", (copies[0], copies[2])), ("b", copies[:2])):
         cluster.connect(machine, inventory).join(machine)
-    assert {f.recovery.step for _, f in cluster.messages(m.Formed)} == {5}
+    assert {f.resume.step for _, f in cluster.messages(m.Formed)} == {5}
 
 
 def elastic(machine, inventory=(), drained_steps=()):
@@ -338,7 +342,7 @@ def test_fewer_machines_wait_rather_than_begin_again_from_nothing():
     connect_elastic(cluster, "b")
     assert cluster.wait(2.0).sent == []
     connect_elastic(cluster, "c")
-    assert {f.recovery.step for _, f in cluster.messages(m.Formed)} == {5}
+    assert {f.resume.step for _, f in cluster.messages(m.Formed)} == {5}
 
 
 def test_fewer_machines_resume_from_the_newest_drained_step():
@@ -347,7 +351,7 @@ def test_fewer_machines_resume_from_the_newest_drained_step():
     connect_elastic(cluster, "b")
     cluster.wait(2.0)
     assert cluster.root.running
-    assert cluster.root.current.recovery == m.Recovery(4, drained=True)
+    assert cluster.root.current.recovery == Recovery(4, drained=True)
 
 
 def test_a_machine_without_a_place_lends_its_copies():
@@ -364,6 +368,5 @@ def test_a_machine_without_a_place_lends_its_copies():
     for machine in "xyz":
         cluster.join(machine)
     formed = [message for _, message in cluster.messages(m.Formed)]
-    assert {message.recovery.step for message in formed} == {5}
-    assert {message.helpers for message in formed} == {(m.Address("a", "127.0.0.1", 1),)}
-    assert {fetch.sources for _, fetch in cluster.messages(m.Fetch)} == {("a",)}
+    assert {message.resume.step for message in formed} == {5}
+    assert {fetch.sources for _, fetch in cluster.messages(m.Fetch)} == {(address("a"),)}

@@ -7,8 +7,6 @@ from twinckpt.core.worker import GrantSlot, TellRefused, ToRootAgent, Worker
 from twinckpt.errors import OutOfMemoryError
 from twinckpt.simulation.store import BookkeptSlots
 
-ADDRESS = m.Address("a", "127.0.0.1", 1)
-
 
 class SmallMemory(BookkeptSlots):
     """Slots of a machine that has no room for peers."""
@@ -22,7 +20,7 @@ class SmallMemory(BookkeptSlots):
 @pytest.fixture
 def worker():
     worker = Worker(SmallMemory(2))
-    worker.receive(m.Formed(1, 0, (ADDRESS,), "a:1", None))
+    worker.receive(m.Formed(1, 0, 1, "a:1", None))
     worker.attach(0, 1, 10)
     return worker
 

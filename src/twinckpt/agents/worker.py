@@ -131,7 +131,7 @@ class WorkerAgent:
                 local.LauncherFormed(
                     message.generation,
                     message.index,
-                    len(message.machines),
+                    message.num_machines,
                     message.master_endpoint,
                 )
             )
@@ -302,9 +302,6 @@ class WorkerAgent:
 
     def _fetch(self, fetch: core.StartFetch) -> Callable[[], None]:
         """Receive a shard from the first source that has it intact."""
-        formed = self._core.formed
-        known = (*formed.machines, *formed.helpers) if formed else ()
-        addresses = {address.machine: address for address in known}
         reasons, damaged = [], []
 
         def on_progress(seal: Seal, num_bytes: int) -> None:
@@ -314,15 +311,16 @@ class WorkerAgent:
             # A chunk may be damaged on its way: each source gets a second chance.
             for source in sorted(fetch.sources * 2, key=fetch.sources.index):
                 try:
-                    address = addresses[source]
-                    what = (address, fetch.rank, fetch.ticket, slot.buffer)
+                    what = (source, fetch.rank, fetch.ticket, slot.buffer)
                     seal = self._bulk.fetch(*what, on_progress)
                     return lambda: self._on_fetched(fetch, seal)
-                except (TwinckptError, OSError, EOFError, KeyError) as error:
-                    logger.warning("fetch of rank %d from %s: %s", fetch.rank, source, error)
-                    reasons.append(f"{source}: {error}")
+                except (TwinckptError, OSError, EOFError) as error:
+                    logger.warning(
+                        "fetch of rank %d from %s: %s", fetch.rank, source.machine, error
+                    )
+                    reasons.append(f"{source.machine}: {error}")
                     if isinstance(error, DamagedCopyError):
-                        damaged.append(source)
+                        damaged.append(source.machine)
         return lambda: self._on_fetched(fetch, None, "; ".join(reasons), tuple(damaged))
 
     def _on_progress(self, fetch: core.StartFetch, seal: Seal, num_bytes: int) -> None:

@@ -10,7 +10,7 @@ A ticket is issued only while a slot for it is free everywhere, so no rank ever 
 
 from dataclasses import dataclass
 
-from twinckpt.core.messages import Recovery
+from twinckpt.core.recovery import Recovery
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@
 Messages of other generations never come here (`twinckpt.core.root` refuses them).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
@@ -13,6 +13,7 @@ from twinckpt.core.commit import CommitLog
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
 from twinckpt.core.outbox import Outbox
+from twinckpt.core.recovery import Recovery
 from twinckpt.core.reservations import Reservations
 
 
@@ -33,8 +34,9 @@ class Generation:
         number: int,
         places: Sequence[str],
         holders: Sequence[Sequence[int]],
-        recovery: m.Recovery | None,
+        recovery: Recovery | None,
         memory: Memory,
+        address: Callable[[str], m.Address | None],
         outbox: Outbox,
     ) -> None:
         self.number = number
@@ -42,10 +44,9 @@ class Generation:
         self.holders = holders
         self.recovery = recovery
         self._index = {name: index for index, name in enumerate(places)}
-        named = recovery.sources.values() if recovery else ()
-        self._sources = {*places, *(name for names in named for name in names)}
         self._reservations = Reservations(holders)
         self._copies, self._commits, self._drains = memory.copies, memory.commits, memory.drains
+        self._address = address
         self._outbox = outbox
         self._copies.place(self._index, holders)
         self._commits.restart(recovery, number)
@@ -135,7 +136,7 @@ class Generation:
                 lacking.append(source)
         self._log("copy_lost", machine=machine, rank=rank, ticket=ticket, reason=dropped.reason)
         copies = self._copies.of_shard(rank, ticket)
-        sources = tuple(name for name in sorted(copies) if name in self._sources)
+        sources = tuple(name for name in sorted(copies) if self._address(name))
         if sources:
             for name in lacking:
                 self._fetch(name, copies[sources[0]], sources)
@@ -151,7 +152,8 @@ class Generation:
         return is_resumed and rank not in self._reservations.home
 
     def _fetch(self, machine: str, holding: m.Holding, sources: tuple[str, ...]) -> None:
-        fetch = (self.number, holding.rank, holding.ticket, holding.size_bytes, sources)
+        known = tuple(address for name in sources if (address := self._address(name)))
+        fetch = (self.number, holding.rank, holding.ticket, holding.size_bytes, known)
         self._outbox.send(machine, m.Fetch(*fetch))
 
     # Tickets.

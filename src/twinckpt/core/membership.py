@@ -74,6 +74,11 @@ class Membership:
             self._stop_waiting(name)
         return joins
 
+    def address(self, name: str) -> m.Address | None:
+        """Return where a machine serves its slots; None if it is not connected."""
+        machine = self.machines.get(name)
+        return machine.address if machine else None
+
     def connected_places(self) -> list[str]:
         """Return the machines of the generation that are connected."""
         return [name for name in self.places if name in self.machines]

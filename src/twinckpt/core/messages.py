@@ -5,7 +5,7 @@ receiver refuses those of another one (fencing). Checkpoints are named by `ticke
 hands out one number for each checkpoint that the ranks may take, and never reuses it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,31 +165,26 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
-    """The step a generation resumes from: `sources[rank]` names the machines that hold it.
-
-    `ticket` is 0 and `sources` empty where only persistent storage (`drained_step`) is left.
-    """
+class Resume:
+    """The step a generation resumes from; `ticket` is 0 where only persistent storage has it."""
 
     step: int
     ticket: int = 0
-    sources: dict[int, tuple[str, ...]] = field(default_factory=dict)
     drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Formed:
-    """A generation begins: places of all machines, where its ranks meet, where to resume.
+    """A generation begins: the machine's place, where ranks meet, which step to resume.
 
-    `helpers` have no part in it, but hold copies of the step to resume.
+    Whom to copy from is said by `Fetch`: this message must not grow with the cluster.
     """
 
     generation: int
     index: int
-    machines: tuple[Address, ...]
+    num_machines: int
     master_endpoint: str
-    recovery: Recovery | None
-    helpers: tuple[Address, ...] = ()
+    resume: Resume | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +216,7 @@ class Fetch:
     rank: int
     ticket: int
     size_bytes: int
-    sources: tuple[str, ...]
+    sources: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,30 @@ Pure: a table of who holds what goes in, a plan comes out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
 
-from twinckpt.core.messages import Holding, Recovery
+from twinckpt.core.messages import Holding, Resume
 
 Holdings = Mapping[str, Iterable[Holding]]
 _Shards = dict[int, list[tuple[str, Holding]]]  # copies of each rank's shard: machine, copy
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What to resume: `sources[rank]` names the machines that hold the rank's shard, best first.
+
+    `ticket` is 0 and `sources` empty where only persistent storage (`drained`) is left.
+    """
+
+    step: int
+    ticket: int = 0
+    sources: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    drained: bool = False
+
+    @property
+    def resume(self) -> Resume:
+        """Return what every machine is told of it."""
+        return Resume(self.step, self.ticket, self.drained)
 
 
 def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recovery | None:

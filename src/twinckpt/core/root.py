@@ -8,7 +8,6 @@ The life of a generation:
     is lost → broken → machines join again
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
@@ -20,7 +19,7 @@ from twinckpt.core.generation import Generation, Memory
 from twinckpt.core.membership import Machine, Membership
 from twinckpt.core.outbox import Action, Disconnect, Log, Outbox, Send
 from twinckpt.core.placement import check_kind, make_placement
-from twinckpt.core.recovery import plan_recovery
+from twinckpt.core.recovery import Recovery, plan_recovery
 from twinckpt.errors import ConfigurationError
 
 __all__ = ["Action", "Disconnect", "Log", "Root", "RootConfig", "Send"]
@@ -200,15 +199,14 @@ class Root:
             self._holders(size),
             recovery,
             Memory(self.copies, self.commits, self.drains),
+            self.membership.address,
             self._outbox,
         )
         sources = recovery.sources if recovery else {}
-        named = {name for names in sources.values() for name in names}
-        helpers = self._addresses(sorted(named - set(places)))
-        addresses = self._addresses(places)
+        resume = recovery.resume if recovery else None
         meet_at = joins[0].master_endpoint
         for index, name in enumerate(places):
-            formed = m.Formed(self.generation, index, addresses, meet_at, recovery, helpers)
+            formed = m.Formed(self.generation, index, len(places), meet_at, resume)
             self._outbox.send(name, formed)
         self._log(
             "generation_formed",
@@ -224,16 +222,13 @@ class Root:
         kind = "mixed" if self.config.placement == "group" else self.config.placement
         return make_placement(kind, size, min(self.config.replicas, size)).holders
 
-    def _plan(self) -> m.Recovery | None:
+    def _plan(self) -> Recovery | None:
         """Return where to resume: the newest step in memory, or else in persistent storage."""
         holdings = {name: self.copies.of_machine(name) for name in self.membership.machines}
         plan = plan_recovery(holdings, dict(enumerate(self.membership.places)))
         if plan is None and self.drains.newest_step is not None:
-            plan = m.Recovery(step=self.drains.newest_step, drained=True)
+            plan = Recovery(step=self.drains.newest_step, drained=True)
         return plan
-
-    def _addresses(self, names: Sequence[str]) -> tuple[m.Address, ...]:
-        return tuple(self.membership.machines[name].address for name in names)
 
     def _newest_ticket(self, machine: str) -> int:
         return max((holding.ticket for holding in self.copies.of_machine(machine)), default=0)

@@ -74,7 +74,7 @@ class StartFetch:
     rank: int
     ticket: int
     slot: int
-    sources: tuple[str, ...]
+    sources: tuple[m.Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +201,8 @@ class Worker:
     def _on_formed(self, formed: m.Formed) -> None:
         self.generation, self.formed = formed.generation, formed
         self._now = _Incarnation(formed)
-        recovery = formed.recovery
-        self.slots.drop_where(newer_than=recovery.ticket if recovery else 0)
+        resume = formed.resume
+        self.slots.drop_where(newer_than=resume.ticket if resume else 0)
 
     def _on_reserve(self, reserve: m.Reserve) -> None:
         try:
@@ -296,8 +296,8 @@ class Worker:
 
     def awaits(self, rank: int, ticket: int) -> bool:
         """Return whether a local rank waits to restore this version, which is not here yet."""
-        recovery = self.formed.recovery if self.formed else None
-        return rank in self._now.restores and recovery is not None and recovery.ticket == ticket
+        resume = self.formed.resume if self.formed else None
+        return rank in self._now.restores and resume is not None and resume.ticket == ticket
 
     def damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
         """A rank found that its local copy does not match its checksums."""
@@ -325,9 +325,9 @@ class Worker:
             del self._now.fetches[rank, ticket]
             self._tell_root(m.Holds(self.generation, holding))
         elif self.slots.find(rank, ticket) is None:  # else a transfer is under way
-            recovery = self.formed.recovery if self.formed else None
+            resume = self.formed.resume if self.formed else None
             slot = self.slots.begin(rank, ticket)
-            if slot is None and recovery is not None and recovery.ticket == ticket:
+            if slot is None and resume is not None and resume.ticket == ticket:
                 # What is resumed matters more than what came before it.
                 self.slots.drop_oldest(rank, older_than=ticket)
                 slot = self.slots.begin(rank, ticket)
@@ -338,14 +338,14 @@ class Worker:
     def _serve_restores(self) -> None:
         if self.formed is None:
             return
-        recovery = self.formed.recovery
+        resume = self.formed.resume
         for rank in sorted(self._now.restores):
-            if recovery is None:
+            if resume is None:
                 self._do(ServeRestore(rank))
-            elif recovery.drained:
-                self._do(ServeRestore(rank, drained_step=recovery.step))
-            elif self.slots.holding(rank, recovery.ticket) is not None:
-                self._do(ServeRestore(rank, ticket=recovery.ticket))
+            elif resume.drained:
+                self._do(ServeRestore(rank, drained_step=resume.step))
+            elif self.slots.holding(rank, resume.ticket) is not None:
+                self._do(ServeRestore(rank, ticket=resume.ticket))
             else:
                 continue
             self._now.restores.discard(rank)

@@ -6,6 +6,7 @@ The rules speak of what machines really hold and really did, not of what the roo
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
+from twinckpt.core.recovery import Recovery
 from twinckpt.core.root import Log, Root
 from twinckpt.simulation.cluster import SimulatedCluster
 from twinckpt.simulation.machine import SimulatedMachine
@@ -158,7 +159,7 @@ class Invariants:
             self._fail(cluster, "committed step kept", what)
         self.newest_commit_ticket = _newest_ticket_left(cluster, connected)
 
-    def _check_sources(self, cluster: SimulatedCluster, recovery: m.Recovery) -> None:
+    def _check_sources(self, cluster: SimulatedCluster, recovery: Recovery) -> None:
         for rank, names in recovery.sources.items():
             digests = set()
             for name in names:
@@ -185,7 +186,7 @@ class Invariants:
             theirs = other.worker.formed
             if theirs is None or other.connection is None or other.is_frozen:
                 continue
-            if theirs.generation == number and theirs.machines != formed.machines:
+            if theirs.generation == number and _differ(other.name == name, theirs, formed):
                 what = f"{number} has formed differently on {name} and {other.name}"
                 self._fail(cluster, "one generation", what)
         machine = f"{name}/{id(cluster.machines[name])}"
@@ -195,6 +196,14 @@ class Invariants:
 
     def _fail(self, cluster: SimulatedCluster, rule: str, what: str) -> None:
         raise InvariantViolation(rule, what, cluster.time.story())
+
+
+def _differ(is_same_machine: bool, theirs: m.Formed, formed: m.Formed) -> bool:
+    """Return whether two machines cannot be in one and the same generation."""
+    told = (theirs.num_machines, theirs.master_endpoint, theirs.resume)
+    if told != (formed.num_machines, formed.master_endpoint, formed.resume):
+        return True
+    return (theirs.index == formed.index) != is_same_machine
 
 
 def _newest_ticket_left(cluster: SimulatedCluster, connected: list[SimulatedMachine]) -> int:

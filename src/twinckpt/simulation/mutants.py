@@ -64,7 +64,7 @@ _conflicts, _commit = CommitLog.conflicts, CommitLog.commit
 
 def _forget_replicas(
     holdings: recovery.Holdings, home_machine: Mapping[int, str]
-) -> m.Recovery | None:
+) -> recovery.Recovery | None:
     own = {
         name: [holding for holding in held if home_machine.get(holding.home) == name]
         for name, held in holdings.items()
@@ -74,7 +74,7 @@ def _forget_replicas(
 
 def _prefer_the_oldest(
     holdings: recovery.Holdings, home_machine: Mapping[int, str]
-) -> m.Recovery | None:
+) -> recovery.Recovery | None:
     for ticket in sorted({holding.ticket for held in holdings.values() for holding in held}):
         of_ticket = {
             name: [holding for holding in held if holding.ticket == ticket]
@@ -125,7 +125,7 @@ def _start_empty(self: Worker, formed: m.Formed) -> None:
 
 def _plan_with_ranks_missing(
     holdings: recovery.Holdings, home_machine: Mapping[int, str]
-) -> m.Recovery | None:
+) -> recovery.Recovery | None:
     copies = [(name, holding) for name, held in holdings.items() for holding in held]
     if not copies:
         return None
@@ -134,7 +134,7 @@ def _plan_with_ranks_missing(
     for name, holding in copies:
         if holding.ticket == newest.ticket:
             sources[holding.rank] = (*sources.get(holding.rank, ()), name)
-    return m.Recovery(newest.step, newest.ticket, sources)
+    return recovery.Recovery(newest.step, newest.ticket, sources)
 
 
 def _every_drain_succeeds(self: Drains, machine: str, *, ok: bool) -> None:

@@ -19,7 +19,7 @@ class SimulatedTraining:
     """
 
     def __init__(self, cluster: "SimulatedCluster") -> None:
-        self.restores: list[tuple[int, int, m.Recovery | None]] = []
+        self.restores: list[tuple[int, int, m.Resume | None]] = []
         self._cluster = cluster
         self._time = cluster.time
         self._running: set[int] = set()
@@ -58,12 +58,12 @@ class SimulatedTraining:
             return
         holding = machine.slots.holding(rank, ticket) if ticket else None
         process.step = holding.step if holding else (serve.drained_step or 0)
-        self.restores.append((rank, process.step, formed.recovery))
+        self.restores.append((rank, process.step, formed.resume))
         self._cluster.is_touched = True
         self._time.note("rank %d on %s restored step %d", rank, machine.name, process.step)
         if formed.generation not in self._running:
             self._running.add(formed.generation)
-            self._train(formed.generation, len(formed.machines))
+            self._train(formed.generation, formed.num_machines)
 
     def _ask(self, machine: SimulatedMachine, process: SimulatedRank) -> None:
         if machine.ranks.get(process.rank) is process:
@@ -96,7 +96,7 @@ class SimulatedTraining:
         formed = machine.worker.formed
         if formed is None or formed.generation != generation:
             return
-        world_size = len(formed.machines) * self._cluster.job.ranks_per_machine
+        world_size = formed.num_machines * self._cluster.job.ranks_per_machine
         for process in machine.ranks.values():
             if process.step is None:
                 continue

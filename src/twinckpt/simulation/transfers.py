@@ -28,7 +28,7 @@ class Transfers:
         slots.state(rank, fetch.slot).num_pins -= 1
         self._cluster.is_touched = True
         damaged = []
-        for name in fetch.sources:
+        for name in (address.machine for address in fetch.sources):
             source = self._cluster.machines[name]
             if not source.is_reachable or not (machine.is_reachable or source is machine):
                 continue
