@@ -17,7 +17,7 @@ MEASURED_LAYERS = (
     *("errors.py", "run.py"),
 )
 # What an experiment needs beyond those, and the experiments whose samples it reads.
-ALSO_RUNS = {"wasted_time": ("simulation",)}
+ALSO_RUNS = {"wasted_time": ("simulation",), "control_plane": ("simulation",)}
 READS = {"wasted_time": ("save_cost", "recovery_time", "throughput")}
 _KEYS = {"scale": "laptop", "name": "default", "overrides": ""}
 # Settings that the workflow itself decides, and what decides them.

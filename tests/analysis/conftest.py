@@ -143,6 +143,27 @@ def placement() -> Iterator[Sample]:
         yield Sample(**common, **at, metric="rack_recovered", value=value, unit="bool")
 
 
+def control_plane() -> Iterator[Sample]:
+    common = {"experiment": "control_plane", "variant": "default"}
+    for seed in range(10):
+        at = {**common, "method": "simulation", "repeat": seed, "machine": 2 + seed}
+        yield Sample(**at, metric="violated", value=0.0, unit="bool")
+        yield Sample(**at, metric="events", value=1000.0, unit="count")
+        yield Sample(**at, metric="commits", value=50.0, unit="count")
+        yield Sample(**at, metric="healthy_after_s", value=0.5 * jitter(seed), unit="s")
+    for phase, needed in (("a_rule_broken", 3.0), ("another", 1.0)):
+        yield Sample(**common, method="mutant", metric="seeds_until_found", phase=phase,
+                     value=needed, unit="count")  # fmt: skip
+    for repeat in range(3):
+        for size in (100, 1000, 10000):
+            at = {**common, "method": "root", "machine": size, "repeat": repeat}
+            for metric, per_machine_s in (("plan_s", 3e-5), ("commit_s", 5e-5), ("tick_s", 1e-7)):
+                seconds = per_machine_s * size * jitter(repeat)
+                yield Sample(**at, metric=metric, value=seconds, unit="s")
+            yield Sample(**at, metric="told_bytes", value=108.0 * size, unit="bytes")
+            yield Sample(**at, metric="heartbeats_s", value=5e-6 * jitter(repeat), unit="s")
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -151,6 +172,7 @@ EXPERIMENTS = {
     "wasted_time": wasted_time,
     "limits": limits,
     "placement": placement,
+    "control_plane": control_plane,
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.compose import config_directory, load
 from twinckpt.experiments.config import EXPERIMENTS, relevant
+from twinckpt.results.samples import read_samples
 
 SCALES = sorted(path.stem for path in (config_directory() / "scale").glob("*.yaml"))
 IMPOSSIBLE = [
@@ -26,6 +27,7 @@ IMPOSSIBLE = [
     ("failure.kinds=[flood]", "failure.kinds=flood"),
     ("placement.killed_sizes=[3]", "placement.killed_sizes=3 must be more than"),
     ("placement.num_machines=64", "at most 20"),
+    ("control_plane.max_machines=1", "control_plane.max_machines=1 must be at least 2"),
     ("optimization.sharding=zero", "one of fsdp, ddp"),
     ("model.width=7", "multiple of model.heads"),
     ("data.path=/does/not/exist", "no such file"),
@@ -134,3 +136,16 @@ def run_experiment(experiment: str, *overrides: str) -> subprocess.CompletedProc
         env={**os.environ, "HYDRA_FULL_ERROR": "0"},
         check=False,
     )
+
+
+def test_an_experiments_own_settings_need_no_section(tmp_path):
+    """As documented: `clusters=… faults=… seed=…`; the other experiments keep their own names."""
+    out = tmp_path / "control_plane"
+    short = ["clusters=2", "faults=3", "seed=5", "mutant_seeds=1", "repeats=1"]
+    small = ["root_machines=[4]", "connections=[2]", "heartbeats=1000"]
+    command = [sys.executable, "-m", "twinckpt.experiments.control_plane", f"out={out}"]
+    subprocess.run([*command, *short, *small], check=True, timeout=120)
+    samples = read_samples(out / "samples.csv")
+    seeds = {sample.repeat for sample in samples if sample.metric == "violated"}
+    assert seeds == {5, 6}
+    assert {sample.machine for sample in samples if sample.metric == "plan_s"} == {4}

@@ -14,7 +14,7 @@ from twinckpt.experiments.config import EXPERIMENTS
 ROOT = Path(__file__).resolve().parents[2]
 ALL = set(EXPERIMENTS)
 # Experiments with a state of their own; all others depend on the workflow's model.
-OWN_STATE = {"limits", "placement"}
+OWN_STATE = {"limits", "placement", "control_plane"}
 
 
 def snakemake(
@@ -71,6 +71,7 @@ def measured(result: subprocess.CompletedProcess[str]) -> set[str]:
         ("model.layers=97", ALL - OWN_STATE),
         ("limits.num_tensors=97", {"limits"}),
         ("placement.num_samples=97", {"placement"}),
+        ("control_plane.faults=97", {"control_plane"}),
     ],
 )
 def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, expected):
@@ -84,7 +85,7 @@ def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, 
     [
         ("results/samples.py", ALL),
         ("run.py", ALL),
-        ("simulation/goodput.py", {"wasted_time"}),
+        ("simulation/goodput.py", {"wasted_time", "control_plane"}),
         ("analysis/figures.py", set()),
     ],
 )

@@ -24,8 +24,11 @@ def touched(override: str) -> set[str]:
         ("measure.repeats=5", {"save_cost", "limits"}),
         ("measure.steps=33", {"training"}),
         ("goodput.repeats=9", {"wasted_time"}),
-        ("model.layers=3", set(EXPERIMENTS) - {"wasted_time", "limits", "placement"}),
-        ("cluster=two_machines", set(EXPERIMENTS) - {"placement"}),
+        (
+            "model.layers=3",
+            set(EXPERIMENTS) - {"wasted_time", "limits", "placement", "control_plane"},
+        ),
+        ("cluster=two_machines", set(EXPERIMENTS) - {"placement", "control_plane"}),
         ("model.layers=6", set()),
     ],
 )

@@ -16,6 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from twinckpt.analysis import control_plane as control
 from twinckpt.analysis import goodput, statistics, style
 from twinckpt.analysis import placement as placements
 from twinckpt.analysis.command import run_command
@@ -141,6 +142,16 @@ def placement(data: Dataset) -> Figure:
     return figure
 
 
+def control_plane(data: Dataset) -> Figure:
+    """How the root's time grows with the cluster, and how soon simulated clusters heal."""
+    figure, axes = _canvas(2.9, 2)
+    control.draw_decisions(axes[0], data)
+    control.draw_healthy(axes[1], data)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -149,6 +160,7 @@ FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "wasted_time": wasted_time,
     "limits": limits,
     "placement": placement,
+    "control_plane": control_plane,
 }
 
 

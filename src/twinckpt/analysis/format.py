@@ -8,6 +8,9 @@ SYMBOLS = {
     "ms": r"\,ms",
     "it/s": r"\,it/s",
     "bool": "",
+    "count": "",
+    "ratio": "",
+    "per_s": " a second",
     "": "",
 }
 NOT_MEASURED = "not measured"

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from twinckpt.analysis import goodput, placement
+from twinckpt.analysis import control_plane, goodput, placement
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
 Unit = Literal[
     "s", "min", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "MiB", "steps",
-    "iterations",
+    "iterations", "count", "per_s", "ratio",
 ]  # fmt: skip
 
 
@@ -36,6 +36,7 @@ SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput
 WASTED_TIME = goodput.EXPERIMENT
 LIMITS = "limits"
 PLACEMENT = placement.EXPERIMENT
+CONTROL = control_plane.EXPERIMENT
 MS_PER_S = 1000.0
 
 
@@ -269,6 +270,30 @@ METRICS = (
            placement.racks_survived("unaware")),
     Metric("placement_racks_aware_percent", "percent", PLACEMENT,
            "the same with replicas kept out of one rack", placement.racks_survived("aware")),
+    Metric("simulated_clusters", "count", CONTROL,
+           "clusters under random faults in virtual time", control_plane.num_clusters),
+    Metric("simulated_events", "count", CONTROL,
+           "events after each of which the invariants were checked", control_plane.total("events")),
+    Metric("simulated_commits", "count", CONTROL,
+           "checkpoints they committed", control_plane.total("commits")),
+    Metric("invariant_violations", "count", CONTROL,
+           "clusters that broke an invariant", control_plane.num_violations),
+    Metric("mutants_planted", "count", CONTROL,
+           "wrong rules planted to see whether they are found", control_plane.num_mutants),
+    Metric("mutants_missed", "count", CONTROL,
+           "wrong rules that no cluster has found", control_plane.mutants_missed),
+    Metric("plan_10000_machines_s", "s", CONTROL,
+           "root: from the last machine's join until all 10000 are told what to resume",
+           control_plane.decision_s("plan_s", 10000)),
+    Metric("plan_growth_exponent", "ratio", CONTROL,
+           "slope of that against machines, both as logarithms (1 is linear)",
+           control_plane.plan_exponent),
+    Metric("commit_10000_machines_s", "s", CONTROL,
+           "root: all messages of one checkpoint of 10000 machines",
+           control_plane.decision_s("commit_s", 10000)),
+    Metric("root_heartbeats_per_s", "per_s", CONTROL,
+           "heartbeats that a root agent's process takes in over TCP",
+           control_plane.heartbeats_per_s),
     *(
         Metric(f"{experiment}_{method}_identical", "bool", experiment,
                "final parameters equal those of the undisturbed run, bit for bit",

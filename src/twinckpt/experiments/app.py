@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
 from twinckpt.errors import ConfigurationError, TwinckptError
 from twinckpt.experiments.compose import config_directory, load, register_schema, validated
-from twinckpt.experiments.config import ExperimentConfig, relevant
+from twinckpt.experiments.config import ExperimentConfig, own_settings, relevant
 from twinckpt.results.atomic import write_text
 from twinckpt.results.jsonl import read_jsonl
 from twinckpt.results.provenance import collect, write_provenance
@@ -94,9 +94,10 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
     its logs. Wrong settings end with exit status 2 and one line, before anything starts.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    _refuse_wrong_settings(name, sys.argv[1:])
+    arguments = [_in_full(name, argument) for argument in sys.argv[1:]]
+    _refuse_wrong_settings(name, arguments)
     register_schema()
-    sys.argv.insert(1, f"experiment={name}")
+    sys.argv[1:] = [f"experiment={name}", *arguments]
 
     def task(composed: DictConfig) -> None:
         try:
@@ -106,6 +107,12 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
 
     directory = str(config_directory())
     hydra.main(version_base="1.3", config_path=directory, config_name="config")(task)()
+
+
+def _in_full(name: str, argument: str) -> str:
+    """Let an experiment's own settings be given without their section: `clusters=100`."""
+    key, equals, value = argument.partition("=")
+    return own_settings(name).get(key, key) + equals + value
 
 
 def _refuse_wrong_settings(name: str, arguments: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ All experiments share one schema, so any override works with any of them; `relev
 which part of it an experiment depends on.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from twinckpt.core.placement import make_placement
@@ -13,7 +13,7 @@ from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, at
 
 EXPERIMENTS = (
     *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
-    "placement",
+    *("placement", "control_plane"),
 )
 MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
 MAX_KILLED_MACHINES = 12  # worker agents on this machine
@@ -167,6 +167,35 @@ class PlacementSection:
 
 
 @dataclass
+class ControlPlaneSection:
+    """Simulated clusters of 2 to `max_machines`, `faults` each, from `seed` on; the root's load.
+
+    Each mutant is given `mutant_seeds` clusters to be found in. The root plans for clusters of
+    `root_machines`, and takes `heartbeats` over each number of `connections`, `repeats` times.
+    """
+
+    clusters: int = 2000
+    faults: int = 20
+    seed: int = 0
+    max_machines: int = 16
+    mutant_seeds: int = 60
+    root_machines: list[int] = field(default_factory=lambda: [100, 1000, 10000])
+    connections: list[int] = field(default_factory=lambda: [10, 100, 400])
+    heartbeats: int = 200_000
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("clusters", "mutant_seeds", "heartbeats", "repeats"):
+            at_least("control_plane." + name, getattr(self, name), 1)
+        for name in ("faults", "seed"):
+            at_least("control_plane." + name, getattr(self, name), 0)
+        at_least("control_plane.max_machines", self.max_machines, 2)
+        for name in ("root_machines", "connections"):
+            for number in getattr(self, name):
+                at_least("control_plane." + name, number, 2)
+
+
+@dataclass
 class OptimizationSection:
     """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
 
@@ -196,6 +225,7 @@ class ExperimentConfig:
     optimization: OptimizationSection = field(default_factory=OptimizationSection)
     goodput: GoodputSection = field(default_factory=GoodputSection)
     placement: PlacementSection = field(default_factory=PlacementSection)
+    control_plane: ControlPlaneSection = field(default_factory=ControlPlaneSection)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -241,13 +271,28 @@ _IRRELEVANT = {
         *("optimization.batch", "optimization.learning_rate", "optimization.sharding"),
     ),
     "wasted_time": ("model", "data", "checkpoint", "failure", "measure"),
+    "control_plane": (
+        *("cluster", "checkpoint", "failure", "measure", "optimization", "model", "data"),
+    ),
 }
 # Sections that one experiment alone uses.
 _ONLY = {
     "goodput": "wasted_time",
     "limits": "limits",
     "placement": "placement",
+    "control_plane": "control_plane",
 }
+
+
+def own_settings(experiment: str) -> dict[str, str]:
+    """Return the settings that only this experiment has, by their short name: `section.name`."""
+    sections = [section for section, user in _ONLY.items() if user == experiment]
+    known = {f.name: f.default_factory for f in fields(ExperimentConfig)}
+    return {
+        setting.name: f"{section}.{setting.name}"
+        for section in sections
+        for setting in fields(known[section])  # type: ignore[arg-type]
+    }
 
 
 def relevant(config: ExperimentConfig) -> dict[str, Any]:
