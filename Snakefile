@@ -14,6 +14,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/peers.smk"
 
 
 # On a cluster only measurements are worth a job.

@@ -164,6 +164,23 @@ def control_plane() -> Iterator[Sample]:
             yield Sample(**at, metric="heartbeats_s", value=5e-6 * jitter(repeat), unit="s")
 
 
+def peers() -> Iterator[Sample]:
+    common = {"experiment": "peers", "variant": "default"}
+    slower = {"twinckpt": 1.0, "torch_save": 4.0, "dcp_sync": 8.0, "dcp_thread": 3.0,
+              "dcp_process": 3.5, "lm_resiliency": 2.0}  # fmt: skip
+    for repeat in range(7):
+        for rank in RANKS:
+            at = {**common, "rank": rank, "repeat": repeat, "unit": "s"}
+            for method, times in slower.items():
+                for metric in ("stall_s", "done_s", "overlapped_stall_s", "restore_s"):
+                    value = 0.05 * times * jitter(repeat)
+                    yield Sample(**at, method=method, metric=metric, value=value)
+                yield Sample(**at, method=method, metric="step_s", value=1 + 0.1 * times)
+            for method in ("none", "none_again"):
+                yield Sample(**at, method=method, metric="step_s", value=1.0)
+            yield Sample(**at, method="torchft", metric="restore_s", value=0.06)
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -173,6 +190,7 @@ EXPERIMENTS = {
     "limits": limits,
     "placement": placement,
     "control_plane": control_plane,
+    "peers": peers,
 }
 
 

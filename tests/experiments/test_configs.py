@@ -9,7 +9,7 @@ import pytest
 
 from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.compose import config_directory, load
-from twinckpt.experiments.config import EXPERIMENTS, relevant
+from twinckpt.experiments.config import EXPERIMENTS, ON_REQUEST, relevant
 from twinckpt.results.samples import read_samples
 
 SCALES = sorted(path.stem for path in (config_directory() / "scale").glob("*.yaml"))
@@ -27,6 +27,7 @@ IMPOSSIBLE = [
     ("failure.kinds=[flood]", "failure.kinds=flood"),
     ("placement.killed_sizes=[3]", "placement.killed_sizes=3 must be more than"),
     ("placement.num_machines=64", "at most 20"),
+    ("peers.size_mib=0", "peers.size_mib=0 must be at least 1"),
     ("control_plane.max_machines=1", "control_plane.max_machines=1 must be at least 2"),
     ("optimization.sharding=zero", "one of fsdp, ddp"),
     ("model.width=7", "multiple of model.heads"),
@@ -39,7 +40,7 @@ IMPOSSIBLE = [
 def test_every_experiment_has_its_file():
     """conf/experiment/ and the code name the same ones."""
     files = {path.stem for path in (config_directory() / "experiment").glob("*.yaml")}
-    assert files == set(EXPERIMENTS)
+    assert files == set(EXPERIMENTS) | set(ON_REQUEST)
 
 
 @pytest.mark.parametrize("scale", SCALES)

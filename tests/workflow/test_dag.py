@@ -121,3 +121,11 @@ def test_an_unknown_setting_ends_in_one_line():
     result = snakemake("--config", "scales=quick")
     assert result.returncode != 0
     assert "--config knows scale, name, overrides, not scales" in result.stderr
+
+
+def test_peers_are_measured_by_name_only(tmp_path):
+    """They need packages of their own, which the workflow installs first."""
+    result = snakemake("peers", "--config", "scale=quick", "name=of_this_test")
+    assert result.returncode == 0, result.stderr
+    assert measured(result) == {"peers"}
+    assert "peers_packages" in result.stdout

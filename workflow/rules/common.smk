@@ -5,11 +5,15 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from settings import ALSO_RUNS, EXPERIMENTS, MEASURED_LAYERS, READS, Settings, sources
 
 from twinckpt.analysis.engine import document_suffix
+from twinckpt.experiments.config import ON_REQUEST
 
 SETTINGS = Settings(config)
 RESULTS = SETTINGS.results
 LOGS = RESULTS / "logs"
 SUFFIX = document_suffix()
+PEERS = ".peers"
+# What was measured by name belongs to the results from then on.
+MEASURED = (*EXPERIMENTS, *(x for x in ON_REQUEST if (RESULTS / x / "samples.csv").exists()))
 
 
 # Notebooks about all experiments, or about none.
@@ -17,22 +21,22 @@ OVERVIEWS = ("explore", "plan")
 
 
 wildcard_constraints:
-    experiment="|".join(EXPERIMENTS),
+    experiment="|".join((*EXPERIMENTS, *ON_REQUEST)),
     overview="|".join(OVERVIEWS),
 
 
 def samples():
-    return expand(RESULTS / "{experiment}/samples.csv", experiment=EXPERIMENTS)
+    return expand(RESULTS / "{experiment}/samples.csv", experiment=MEASURED)
 
 
 def figures():
     return expand(
-        RESULTS / "figures/{experiment}.{suffix}", experiment=EXPERIMENTS, suffix=["pdf", "png"]
+        RESULTS / "figures/{experiment}.{suffix}", experiment=MEASURED, suffix=["pdf", "png"]
     )
 
 
 def notebooks():
-    return expand(RESULTS / "notebooks/{name}.ipynb", name=(*EXPERIMENTS, *OVERVIEWS))
+    return expand(RESULTS / "notebooks/{name}.ipynb", name=(*MEASURED, *OVERVIEWS))
 
 
 def documents():

@@ -152,6 +152,19 @@ def control_plane(data: Dataset) -> Figure:
     return figure
 
 
+def peers(data: Dataset) -> Figure:
+    """What users could take instead: stall, time until safe, and restore, on the same state."""
+    figure, axes = _canvas(2.6, 3)
+    panels = (
+        ("stall_s", "Stall, blocking"), ("done_s", "Until safe"), ("restore_s", "Restore"),
+    )  # fmt: skip
+    for axis, (metric, title) in zip(axes, panels, strict=True):
+        values = _by_method(data, "peers", metric)
+        _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
+        axis.set(title=title, xlabel="milliseconds")
+    return figure
+
+
 FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -161,6 +174,7 @@ FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "limits": limits,
     "placement": placement,
     "control_plane": control_plane,
+    "peers": peers,
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from twinckpt.analysis import control_plane, goodput, placement
+from twinckpt.analysis import control_plane, goodput, peers, placement
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
@@ -37,6 +37,7 @@ WASTED_TIME = goodput.EXPERIMENT
 LIMITS = "limits"
 PLACEMENT = placement.EXPERIMENT
 CONTROL = control_plane.EXPERIMENT
+PEERS = peers.EXPERIMENT
 MS_PER_S = 1000.0
 
 
@@ -294,6 +295,32 @@ METRICS = (
     Metric("root_heartbeats_per_s", "per_s", CONTROL,
            "heartbeats that a root agent's process takes in over TCP",
            control_plane.heartbeats_per_s),
+    Metric("done_vs_lm_resiliency_x", "x", PEERS,
+           "lm-resiliency: save until replicated in a peer's RAM, over ours",
+           peers.over_ours("done_s", "lm_resiliency")),
+    Metric("restore_vs_lm_resiliency_x", "x", PEERS,
+           "lm-resiliency: restore of a rank that lost everything, over ours",
+           peers.over_ours("restore_s", "lm_resiliency")),
+    Metric("extra_vs_lm_resiliency_x", "x", PEERS,
+           "lm-resiliency: time added to a busy step, over ours",
+           peers.extra_over_ours("lm_resiliency")),
+    Metric("stall_vs_best_peer_x", "x", PEERS,
+           "the least blocking stall of all peers, over ours", peers.best_over_ours("stall_s")),
+    Metric("overlapped_stall_vs_best_peer_x", "x", PEERS,
+           "the same beside a host that waits",
+           peers.best_over_ours("overlapped_stall_s")),
+    Metric("restore_vs_torchft_x", "x", PEERS,
+           "torchft: in-place transfer from a live replica, over our restore from a peer's RAM",
+           peers.over_ours("restore_s", "torchft")),
+    *(
+        Metric(f"done_vs_{method}_x", "x", PEERS,
+               f"{words}: save until durable, over ours until replicated",
+               peers.over_ours("done_s", method))
+        for method, words in (
+            ("torch_save", "torch.save and fsync"), ("dcp_sync", "DCP"),
+            ("dcp_thread", "DCP async, thread"), ("dcp_process", "DCP async, process"),
+        )
+    ),
     *(
         Metric(f"{experiment}_{method}_identical", "bool", experiment,
                "final parameters equal those of the undisturbed run, bit for bit",

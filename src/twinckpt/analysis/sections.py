@@ -94,6 +94,17 @@ SECTIONS: dict[str, Section] = {
         r"racks that fail at once, where a placement that keeps replicas apart makes the "
         r"difference. The curve of twinckpt is a prediction for the paper's hardware.",
     ),
+    "peers": Section(
+        "What users could take instead",
+        r"Beyond the paper: rivals on the same tensors, in turn, in their recommended settings; "
+        r"lm-resiliency is by the paper's author. Files survive more than memory does; torchft "
+        r"needs a live data-parallel replica.",
+        r"Stall of a blocking save, time until the state survives its machine, and restore of a "
+        r"rank that lost everything. lm-resiliency over ours: \doneVsLmResiliencyX{} until "
+        r"replicated, \restoreVsLmResiliencyX{} for the restore, \extraVsLmResiliencyX{} added "
+        r"to a busy step. The least stall of all peers over ours: \stallVsBestPeerX{} blocking, "
+        r"\overlappedStallVsBestPeerX{} beside a host that waits.",
+    ),
     "control_plane": Section(
         "The control plane under simulated faults",
         r"Beyond the paper: clusters, delays and faults drawn from a seed, invariants checked "

@@ -32,6 +32,7 @@ class Experiment:
         self.config = config
         self.out = Path(config.out)
         self.samples: list[Sample] = []
+        self.facts: dict[str, Any] = {}  # what the provenance says beside the usual
 
     def add(self, method: str, metric: str, value: float, unit: str, **place: Any) -> None:
         """Add one sample; `place` names rank, step, repeat or phase where they apply."""
@@ -138,7 +139,7 @@ def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment]
     logger.info("%s (%s) → %s", config.experiment, config.scale, experiment.out)
     measure(experiment)
     write_text(experiment.out / "config.yaml", resolved)
-    write_provenance(experiment.out / "provenance.json", provenance)
+    write_provenance(experiment.out / "provenance.json", provenance | experiment.facts)
     write_samples(experiment.out / "samples.csv", experiment.samples)
     logger.info("%s: %d samples", config.experiment, len(experiment.samples))
 

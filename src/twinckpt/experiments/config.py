@@ -15,6 +15,7 @@ EXPERIMENTS = (
     *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
     *("placement", "control_plane"),
 )
+ON_REQUEST = ("peers",)  # not part of the default workflow
 MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
 MAX_KILLED_MACHINES = 12  # worker agents on this machine
 FAILURES = ("rank_loss", "machine_loss", "group_loss")
@@ -196,6 +197,19 @@ class ControlPlaneSection:
 
 
 @dataclass
+class PeersSection:
+    """A state of `size_mib` a rank, and the directory of the peers' packages."""
+
+    size_mib: int = 64
+    num_tensors: int = 200
+    packages: str = ".peers"
+
+    def __post_init__(self) -> None:
+        at_least("peers.size_mib", self.size_mib, 1)
+        at_least("peers.num_tensors", self.num_tensors, 3)
+
+
+@dataclass
 class OptimizationSection:
     """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
 
@@ -226,11 +240,12 @@ class ExperimentConfig:
     goodput: GoodputSection = field(default_factory=GoodputSection)
     placement: PlacementSection = field(default_factory=PlacementSection)
     control_plane: ControlPlaneSection = field(default_factory=ControlPlaneSection)
+    peers: PeersSection = field(default_factory=PeersSection)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
-        one_of("experiment", self.experiment, EXPERIMENTS)
+        one_of("experiment", self.experiment, EXPERIMENTS + ON_REQUEST)
 
     def training(self, *, method: str, steps: int, disk_directory: str = "") -> TrainingConfig:
         """Return the configuration of one training run."""
@@ -275,12 +290,14 @@ _IRRELEVANT = {
         *("cluster", "checkpoint", "failure", "measure", "optimization", "model", "data"),
     ),
 }
+_IRRELEVANT["peers"] = _IRRELEVANT["limits"]
 # Sections that one experiment alone uses.
 _ONLY = {
     "goodput": "wasted_time",
     "limits": "limits",
     "placement": "placement",
     "control_plane": "control_plane",
+    "peers": "peers",
 }
 
 

@@ -4,7 +4,6 @@ The first generation measures saving. Its ranks are killed, and the next one res
 first saved, again and again, from its own machine's RAM and from a peer's.
 """
 
-import math
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from twinckpt.checkpointer import Checkpointer, SaveHandle, moving
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
+from twinckpt.experiments.ranks.busy_step import BusyStep
 from twinckpt.experiments.ranks.loopback import LoopbackRing
 from twinckpt.memory.slot import Slot
 from twinckpt.results.jsonl import JsonLines
@@ -27,7 +27,6 @@ UNDECIDED_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 120.0
 BLOCK_STEPS = 2
 STEPS_AFTER_A_CONFLICT = 10  # no ticket is valid earlier
-_WORK_SIZE = 256
 
 
 class Blocks(torch.nn.Module):
@@ -111,8 +110,7 @@ class Saving:
         self._ring = LoopbackRing(rank.num_bytes)
         self._step = 0
         self._idle_s = 0.0
-        self._work_units = 1
-        self._work = torch.randn(_WORK_SIZE, _WORK_SIZE)
+        self._busy_step = BusyStep()
 
     def round(self, repeat: int) -> None:
         """Measure everything once, in alternation."""
@@ -127,7 +125,7 @@ class Saving:
         self._blocking(repeat)
         self._beside_waiting_host(repeat)
         if repeat <= 1:
-            self._calibrate()
+            self._busy_step.calibrate(self._idle_s)  # twice as long as a checkpoint takes
         for method in ("none", "every_step", "none_again"):
             self._busy_block(repeat, method)
 
@@ -169,18 +167,6 @@ class Saving:
         require_committed(handle)
         self._log.write("sample", repeat=repeat, metric="stall_s", value=stall_s)
 
-    def _calibrate(self) -> None:
-        """Make a step of work about twice as long as a checkpoint takes, on all ranks alike."""
-        meet()
-        started_s = time.monotonic()
-        units = 200
-        self._compute(units)
-        meet()
-        unit_s = (time.monotonic() - started_s) / units
-        wanted = torch.tensor(max(1.0, self._idle_s / unit_s))
-        dist.all_reduce(wanted, op=dist.ReduceOp.MAX)
-        self._work_units = math.ceil(float(wanted))
-
     def _busy_block(self, repeat: int, method: str) -> None:
         """Steps that keep every core busy, and what a checkpoint in each of them adds."""
         self._settle()
@@ -190,7 +176,7 @@ class Saving:
             if method == "every_step":
                 self._step += 1
                 handles.append(self._checkpointer.save(self._step))
-            self._compute(self._work_units)
+            self._busy_step.run()
             self._checkpointer.fence()
         num_committed = sum(is_committed(handle) for handle in handles)
         meet()
@@ -202,10 +188,6 @@ class Saving:
             self._step += 1
             self._checkpointer.save(self._step, block=True)  # decides what one rank skipped
             self._step += STEPS_AFTER_A_CONFLICT
-
-    def _compute(self, units: int) -> None:
-        for _ in range(units):
-            torch.mm(self._work, self._work)
 
     def _settle(self) -> None:
         """Begin with idle machines and a free slot."""
@@ -227,7 +209,7 @@ def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, ro
         if size > 1:
             values["loopback_one_s"] = clocked(partial(ring.transfer_to, loser))[0]
             if number == loser:
-                values["restore_peer_s"] = _restored(rank, lambda: _lose_and_restore(checkpointer))
+                values["restore_peer_s"] = _restored(rank, lambda: lose_and_restore(checkpointer))
             else:
                 del values["loopback_one_s"]
                 clocked(lambda: None)
@@ -237,7 +219,7 @@ def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, ro
     ring.close()
 
 
-def _lose_and_restore(checkpointer: Checkpointer) -> int | None:
+def lose_and_restore(checkpointer: Checkpointer) -> int | None:
     """Restore as after the loss of the machine's own copy, which is dropped first."""
     ticket = checkpointer.restore_report["ticket"]
     client = checkpointer._client

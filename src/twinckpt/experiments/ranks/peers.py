@@ -1,0 +1,189 @@
+"""One rank of `peers`: what users would take instead, beside us on the same state and clocks.
+
+The first generation measures saving, all rivals in turn. Its ranks are killed, so that the next
+one has something of ours to restore; every other rival saves there once, untimed, and restores.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from twinckpt.checkpointer import Checkpointer
+from twinckpt.experiments.ranks.busy_step import BusyStep
+from twinckpt.experiments.ranks.limits import (
+    KILL_TIMEOUT_S,
+    STEPS_AFTER_A_CONFLICT,
+    Rank,
+    clocked,
+    meet,
+)
+from twinckpt.experiments.ranks.rivals import Rival, Twinckpt, makers
+from twinckpt.results.jsonl import JsonLines
+
+BLOCK_STEPS = 2
+
+
+class Saving:
+    """Stall and time until safe, blocking and beside a waiting host; cost of a busy step."""
+
+    def __init__(self, rivals: Mapping[str, Rival], log: JsonLines) -> None:
+        self._rivals = {name: rival for name, rival in rivals.items() if rival.saves}
+        self._log = log
+        self._step = 0
+        self._longest_s = 0.0
+        self._busy_step = BusyStep()
+
+    def round(self, repeat: int) -> None:
+        """Measure every rival once, in turn."""
+        for name, rival in self._rivals.items():
+            self._blocking(repeat, name, rival)
+        for name, rival in self._rivals.items():
+            self._beside_waiting_host(repeat, name, rival)
+        if repeat <= 1:
+            self._busy_step.calibrate(self._longest_s)
+        self._block(repeat, "none", None)
+        for name, rival in self._rivals.items():
+            self._block(repeat, name, rival)
+        self._block(repeat, "none_again", None)
+
+    def _blocking(self, repeat: int, name: str, rival: Rival) -> None:
+        settle()
+        started_s = time.monotonic()
+        self._save(rival)
+        rival.fence()
+        stalled_s = time.monotonic()
+        rival.finish()
+        done_s = time.monotonic() - started_s
+        self._add(repeat, name, "stall_s", stalled_s - started_s)
+        self._add(repeat, name, "done_s", done_s)
+        if repeat <= 1 and rival.in_memory:
+            self._longest_s = max(self._longest_s, done_s)
+
+    def _beside_waiting_host(self, repeat: int, name: str, rival: Rival) -> None:
+        """The host waits, as for a GPU, as long as a checkpoint to a peer's memory takes."""
+        settle()
+        started_s = time.monotonic()
+        self._save(rival)
+        stall_s = time.monotonic() - started_s
+        time.sleep(self._longest_s)
+        resumed_s = time.monotonic()
+        rival.fence()
+        stall_s += time.monotonic() - resumed_s
+        rival.finish()
+        self._add(repeat, name, "overlapped_stall_s", stall_s)
+
+    def _block(self, repeat: int, name: str, rival: Rival | None) -> None:
+        """Steps that keep every core busy, with a checkpoint in each of them."""
+        settle()
+        started_s = time.monotonic()
+        for _ in range(BLOCK_STEPS):
+            if rival is not None:
+                self._save(rival)
+            self._busy_step.run()
+            if rival is not None:
+                rival.fence()
+        if rival is not None:
+            rival.finish()
+        meet()
+        self._add(repeat, name, "step_s", (time.monotonic() - started_s) / BLOCK_STEPS)
+
+    def _save(self, rival: Rival) -> None:
+        self._step += 1
+        rival.save(self._step)
+
+    def _add(self, repeat: int, method: str, metric: str, value: float) -> None:
+        self._log.write("sample", repeat=repeat, method=method, metric=metric, value=value)
+
+
+def measure_restoring(rank: Rank, rivals: Mapping[str, Rival], log: JsonLines, rounds: int) -> None:
+    """Each rank in turn loses everything; its restored bytes are compared with what was saved."""
+    for name, rival in rivals.items():
+        if not isinstance(rival, Twinckpt):
+            rival.save(1)
+            rival.fence()
+            rank.overwrite()  # what the loop does then must not show in the checkpoint
+            rival.finish()
+            rank.copy_in()
+        log.write("ready", method=name)
+    for repeat in range(rounds):
+        loser = repeat % dist.get_world_size()
+        for name, rival in rivals.items():
+            if dist.get_rank() == loser:
+                rank.overwrite()
+            took_s, _ = clocked(partial(rival.restore, loser))
+            if not rank.is_intact():
+                raise RuntimeError(f"{name}: the restored state differs from the saved one")
+            if dist.get_rank() == loser:
+                log.write("sample", repeat=repeat, method=name, metric="restore_s", value=took_s)
+
+
+def settle() -> None:
+    """Begin with idle machines."""
+    meet()
+    time.sleep(0.02)
+    meet()
+
+
+def start_rivals(
+    made: Mapping[str, Callable[[], Rival]], ours: Twinckpt, log: JsonLines
+) -> dict[str, Rival]:
+    """Make every rival and let it save once; those that fail on any rank are left out."""
+    rivals: dict[str, Rival] = {"twinckpt": ours}
+    for name, make in made.items():
+        rival, reason = None, ""
+        try:
+            rival = make()
+            if rival.saves:
+                rival.save(1)
+                rival.fence()
+            rival.finish()
+        except Exception as error:  # whatever a rival raises is why it is left out
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        failed = torch.tensor(int(rival is None or bool(reason)))
+        dist.all_reduce(failed)
+        if rival is not None and not failed.item():
+            rivals[name] = rival
+        elif reason:
+            log.write("failed", method=name, reason=reason)
+    return rivals
+
+
+def main() -> None:
+    """`peers SIZE_MIB NUM_TENSORS ROUNDS SCRATCH`."""
+    size_mib, num_tensors, rounds = map(int, sys.argv[1:4])
+    scratch = Path(sys.argv[4])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
+    log = JsonLines(run_dir / "ranks" / f"rank-{dist.get_rank()}.jsonl")
+    rank = Rank(size_mib, num_tensors)
+    with Checkpointer(rank.state) as checkpointer:
+        restored = checkpointer.restore()
+        if restored is None:
+            checkpointer.save(0, block=True)
+        rivals = start_rivals(makers(rank, scratch), Twinckpt(checkpointer), log)
+        if restored is None:
+            saving = Saving(rivals, log)
+            for repeat in range(rounds):
+                saving.round(repeat)
+                meet()
+                # Decide a step that one rank has skipped, before the next round.
+                saving._step += STEPS_AFTER_A_CONFLICT
+                checkpointer.save(saving._step, block=True)
+            log.write("saved", bytes=rank.num_bytes)
+            time.sleep(KILL_TIMEOUT_S)  # to be killed
+            raise RuntimeError("nobody killed this rank")
+        measure_restoring(rank, rivals, log, rounds)
+        for rival in rivals.values():
+            rival.close()
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
