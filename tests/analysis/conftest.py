@@ -181,6 +181,35 @@ def peers() -> Iterator[Sample]:
             yield Sample(**at, method="torchft", metric="restore_s", value=0.06)
 
 
+def interleaving() -> Iterator[Sample]:
+    common = {"experiment": "interleaving", "variant": "default"}
+    schemes = {"none": 0.0, "blocking": 0.1, "naive": 0.03, "no_pipeline": 0.04, "full_schedule": 0}
+    for repeat in range(5):
+        for rank in RANKS:
+            at = {"rank": rank, "repeat": repeat}
+            for step in range(3):
+                yield Sample(
+                    **common, **at, method="none", step=step, metric="idle_span_s",
+                    value=(0.1 + step) * jitter(repeat) / 10, unit="s",
+                )  # fmt: skip
+            for scheme, longer_s in schemes.items():
+                took_s = (1 + longer_s) * jitter(repeat)
+                own = common | at | {"method": scheme}
+                yield Sample(**own, metric="iteration_s", value=took_s, unit="s")
+                if scheme != "none":
+                    yield Sample(**own, metric="intact", value=1.0, unit="bool")
+                for step, phase in enumerate(("training", "checkpoint", "compute")):
+                    for metric, value in (("busy_from_s", 0.3 * step), ("busy_until_s", took_s)):
+                        yield Sample(
+                            **own, step=step, phase=phase, metric=metric, value=value, unit="s"
+                        )
+    for scheme, longer_s in schemes.items():
+        own = common | {"method": scheme, "rank": 0}
+        yield Sample(**own, metric="predicted_lengthening_s", value=longer_s, unit="s")
+        needed = 4e6 if scheme == "naive" else 1e6
+        yield Sample(**own, metric="buffer_bytes", value=needed, unit="bytes")
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -191,6 +220,7 @@ EXPERIMENTS = {
     "placement": placement,
     "control_plane": control_plane,
     "peers": peers,
+    "interleaving": interleaving,
 }
 
 

@@ -72,6 +72,7 @@ def measured(result: subprocess.CompletedProcess[str]) -> set[str]:
         ("limits.num_tensors=97", {"limits"}),
         ("placement.num_samples=97", {"placement"}),
         ("control_plane.faults=97", {"control_plane"}),
+        ("interleaving.iterations=97", {"interleaving"}),
     ],
 )
 def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, expected):

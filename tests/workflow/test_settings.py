@@ -28,7 +28,7 @@ def touched(override: str) -> set[str]:
             "model.layers=3",
             set(EXPERIMENTS) - {"wasted_time", "limits", "placement", "control_plane"},
         ),
-        ("cluster=two_machines", set(EXPERIMENTS) - {"placement", "control_plane"}),
+        ("cluster=two_machines", set(EXPERIMENTS) - {"placement", "interleaving", "control_plane"}),
         ("model.layers=6", set()),
     ],
 )

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from twinckpt.analysis import control_plane as control
 from twinckpt.analysis import goodput, statistics, style
+from twinckpt.analysis import interleaving as schemes
 from twinckpt.analysis import placement as placements
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
@@ -162,6 +163,19 @@ def peers(data: Dataset) -> Figure:
         values = _by_method(data, "peers", metric)
         _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
         axis.set(title=title, xlabel="milliseconds")
+    axes[1].set_yticklabels([])  # those of the first panel
+    return figure
+
+
+def interleaving(data: Dataset) -> Figure:
+    """Iterations by scheme over emulated links, and what was busy when in one of each."""
+    figure, axes = _canvas(3.2, 2)
+    values = _by_method(data, "interleaving", "iteration_s")
+    _bars(axes[0], {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
+    axes[0].set(title="Iteration, emulated links", xlabel="milliseconds")
+    schemes.draw_timeline(axes[1], data, list(values))
+    axes[1].set_yticklabels([])
+    figure.legend(handles=schemes.legend(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -175,6 +189,7 @@ FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "placement": placement,
     "control_plane": control_plane,
     "peers": peers,
+    "interleaving": interleaving,
 }
 
 

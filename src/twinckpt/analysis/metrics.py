@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from twinckpt.analysis import control_plane, goodput, peers, placement
+from twinckpt.analysis import control_plane, goodput, interleaving, peers, placement
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
@@ -38,6 +38,7 @@ LIMITS = "limits"
 PLACEMENT = placement.EXPERIMENT
 CONTROL = control_plane.EXPERIMENT
 PEERS = peers.EXPERIMENT
+INTERLEAVING = interleaving.EXPERIMENT
 MS_PER_S = 1000.0
 
 
@@ -321,6 +322,33 @@ METRICS = (
             ("dcp_thread", "DCP async, thread"), ("dcp_process", "DCP async, process"),
         )
     ),
+    Metric("interleaving_none_ms", "ms", INTERLEAVING,
+           "iteration over emulated links without checkpoints", interleaving.iteration_ms("none")),
+    *(
+        Metric(f"interleaving_{scheme}_overhead_percent", "percent", INTERLEAVING,
+               f"longer iterations over emulated links, a checkpoint in each: {words}",
+               interleaving.overhead_percent(scheme), paper_value=published)
+        for scheme, words, published in (
+            ("blocking", "all of it first", 10.1), ("naive", "one chunk a span", None),
+            ("no_pipeline", "many chunks, one buffer", 3.5),
+            ("full_schedule", "many chunks, sub-buffers", 0),
+        )
+    ),
+    *(
+        Metric(f"interleaving_{scheme}_predicted_percent", "percent", INTERLEAVING,
+               f"the same, as the schedule predicts it: {scheme.replace('_', ' ')}",
+               interleaving.predicted_overhead_percent(scheme))
+        for scheme in ("blocking", "naive", "no_pipeline", "full_schedule")
+    ),
+    Metric("interleaving_idle_percent", "percent", INTERLEAVING,
+           "idle share of an emulated link in an iteration", interleaving.idle_percent),
+    Metric("interleaving_span_deviation_percent", "percent", INTERLEAVING,
+           "deviation of the longest idle span over its mean (the paper: below 10)",
+           interleaving.span_deviation_percent),
+    Metric("interleaving_naive_buffer_x", "x", INTERLEAVING,
+           "buffer that naive interleaving needs over the reserved one", interleaving.naive_buffer),
+    Metric("interleaving_intact", "bool", INTERLEAVING,
+           "every copy sent arrived as it was", interleaving.all_intact),
     *(
         Metric(f"{experiment}_{method}_identical", "bool", experiment,
                "final parameters equal those of the undisturbed run, bit for bit",

@@ -33,6 +33,10 @@ METHODS = {
     "dcp_process": ("DCP async, process", _YELLOW),
     "lm_resiliency": ("lm-resiliency", _SKY),
     "torchft": ("torchft", _GREEN),
+    "blocking": ("blocking", _RED),
+    "naive": ("naive", _YELLOW),
+    "no_pipeline": ("no pipeline", _SKY),
+    "full_schedule": ("full schedule", _BLUE),
     "group": ("group", _BLUE),
     "ring": ("ring", _ORANGE),
     "mixed": ("mixed", _GREEN),
@@ -48,6 +52,9 @@ PHASES = {
     "retrieve": _BLUE,
     "first_step": _GREEN,
 }
+
+# what keeps an emulated link or the CPU busy
+BUSY = {"training": _GREY, "checkpoint": _BLUE, "compute": _GREEN}
 
 
 def apply() -> None:

@@ -7,13 +7,14 @@ which part of it an experiment depends on.
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from twinckpt.core.interleaving import Buffer
 from twinckpt.core.placement import make_placement
 from twinckpt.errors import ConfigurationError
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, at_least, one_of
 
 EXPERIMENTS = (
     *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
-    *("placement", "control_plane"),
+    *("placement", "interleaving", "control_plane"),
 )
 ON_REQUEST = ("peers",)  # not part of the default workflow
 MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
@@ -210,6 +211,49 @@ class PeersSection:
 
 
 @dataclass
+class InterleavingSection:
+    """An emulated link of each machine, and how a checkpoint is fitted into its idle spans.
+
+    Sending s bytes takes at least `link_latency_s` + s / `link_bytes_per_s`, and the receiver
+    moves them on at `copy_bytes_per_s` (as a GPU would to its host). After
+    `profile_iterations` to learn the idle spans, every scheme is measured in `iterations`; DDP
+    reduces gradients in buckets of `bucket_bytes`.
+    """
+
+    num_machines: int = 2
+    num_replicas: int = 2
+    link_bytes_per_s: float = 200e6
+    link_latency_s: float = 0.0005
+    copy_bytes_per_s: float = 200e6
+    buffer_bytes: int = 8 << 20
+    num_sub_buffers: int = 4
+    bucket_bytes: int = 4 << 20
+    utilisation: float = 0.9
+    profile_iterations: int = 20
+    iterations: int = 15
+
+    def __post_init__(self) -> None:
+        for name in ("num_machines", "num_replicas", "profile_iterations", "iterations"):
+            at_least("interleaving." + name, getattr(self, name), 2)
+        for name in ("link_bytes_per_s", "copy_bytes_per_s", "bucket_bytes"):
+            at_least("interleaving." + name, getattr(self, name), 1)
+        at_least("interleaving.link_latency_s", self.link_latency_s, 0)
+        if self.num_replicas > self.num_machines:
+            raise ConfigurationError(
+                f"interleaving.num_replicas={self.num_replicas} is more than "
+                f"interleaving.num_machines={self.num_machines}"
+            )
+        if not 0 < self.utilisation < 1:
+            raise ConfigurationError(
+                f"interleaving.utilisation={self.utilisation} must be between 0 and 1"
+            )
+        try:
+            Buffer(self.buffer_bytes, self.num_sub_buffers)
+        except ValueError as error:
+            raise ConfigurationError(f"interleaving: {error}") from error
+
+
+@dataclass
 class OptimizationSection:
     """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
 
@@ -241,6 +285,7 @@ class ExperimentConfig:
     placement: PlacementSection = field(default_factory=PlacementSection)
     control_plane: ControlPlaneSection = field(default_factory=ControlPlaneSection)
     peers: PeersSection = field(default_factory=PeersSection)
+    interleaving: InterleavingSection = field(default_factory=InterleavingSection)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -285,6 +330,7 @@ _IRRELEVANT = {
         *("cluster", "checkpoint", "failure", "measure", "model", "data"),
         *("optimization.batch", "optimization.learning_rate", "optimization.sharding"),
     ),
+    "interleaving": ("cluster", "checkpoint", "failure", "measure", "optimization.sharding"),
     "wasted_time": ("model", "data", "checkpoint", "failure", "measure"),
     "control_plane": (
         *("cluster", "checkpoint", "failure", "measure", "optimization", "model", "data"),
@@ -298,6 +344,7 @@ _ONLY = {
     "placement": "placement",
     "control_plane": "control_plane",
     "peers": "peers",
+    "interleaving": "interleaving",
 }
 
 

@@ -62,6 +62,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     seed: int = 0
     sharding: str = "fsdp"
+    ddp_bucket_bytes: int = 25 << 20
     method: str = "ram"
     checkpoint_every: int = 1
     disk_directory: str = ""
@@ -73,6 +74,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every", "threads"):
             at_least(name, getattr(self, name), 1)
+        at_least("ddp_bucket_bytes", self.ddp_bucket_bytes, 1)
         at_least("fingerprint_every", self.fingerprint_every, 0)
         one_of("sharding", self.sharding, ("fsdp", "ddp"))
         one_of("method", self.method, ("none", "disk", "ram"))

@@ -90,7 +90,10 @@ def build(config: TrainingConfig, device: torch.device) -> Training:
     else:
         # By default DDP regroups gradients after the first step of a process, and so sums them
         # in another order than a process that goes on: equal steps would differ in bits.
-        model = DistributedDataParallel(module, find_unused_parameters=True)
+        bucket_mib = config.ddp_bucket_bytes / 2**20
+        model = DistributedDataParallel(
+            module, find_unused_parameters=True, bucket_cap_mb=bucket_mib
+        )
     seed = config.seed * 1_000_003 + rank
     random.seed(seed)
     np.random.seed(seed % 2**32)

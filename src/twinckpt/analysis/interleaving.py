@@ -1,0 +1,124 @@
+"""What `interleaving` shows: iterations by scheme, and what was busy when in one of them.
+
+In its samples `step` is the number of an idle span or of a busy interval in an iteration, and
+`phase` what was busy: the emulated link with `training` or `checkpoint`, the CPU with `compute`.
+"""
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from twinckpt.analysis import style
+from twinckpt.analysis.dataset import Dataset
+from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
+
+EXPERIMENT = "interleaving"
+MS_PER_S = 1000.0
+
+
+def iterations_s(data: Dataset, scheme: str) -> list[float]:
+    """An iteration's time by repeat: the slowest rank's."""
+    return data.repeats(EXPERIMENT, "iteration_s", method=scheme)
+
+
+def iteration_ms(scheme: str) -> Callable[[Dataset], Estimate]:
+    """The median iteration of a scheme."""
+    return lambda data: median([MS_PER_S * value for value in iterations_s(data, scheme)])
+
+
+def overhead_percent(scheme: str) -> Callable[[Dataset], Estimate]:
+    """By how much iterations of a scheme are longer than those without checkpoints."""
+    return lambda data: percent_more(iterations_s(data, scheme), iterations_s(data, "none"))
+
+
+def predicted_overhead_percent(scheme: str) -> Callable[[Dataset], Estimate]:
+    """What the schedule says of the same: lengthening over the iteration without checkpoints."""
+
+    def compute(data: Dataset) -> Estimate:
+        longer_s = data.select(EXPERIMENT, "predicted_lengthening_s", method=scheme).value.max()
+        return Estimate(100 * float(longer_s) / iteration_s(data), None, None, 1)
+
+    return compute
+
+
+def iteration_s(data: Dataset) -> float:
+    """The median iteration without checkpoints, in seconds."""
+    return median(iterations_s(data, "none")).value
+
+
+def idle_percent(data: Dataset) -> Estimate:
+    """The link's idle share of an iteration without checkpoints, by profiled iteration."""
+    spans = data.select(EXPERIMENT, "idle_span_s")
+    idle_s = spans.groupby(["rank", "repeat"]).value.sum().groupby("repeat").mean()
+    return median([100 * value / iteration_s(data) for value in idle_s])
+
+
+def profile_ms(data: Dataset) -> pd.DataFrame:
+    """Mean and deviation of each rank's idle spans over the profiled iterations."""
+    spans = data.select(EXPERIMENT, "idle_span_s").groupby(["rank", "step"]).value
+    table = spans.agg(["mean", "std"]) * MS_PER_S
+    return table.assign(normalised=table["std"] / table["mean"]).round(3)
+
+
+def span_deviation_percent(data: Dataset) -> Estimate:
+    """The standard deviation of the longest idle span, over its mean; the worst rank's."""
+    spans = data.select(EXPERIMENT, "idle_span_s").groupby(["rank", "step"]).value
+    mean_s, deviation_s = spans.mean(), spans.std(ddof=0)
+    longest = mean_s.groupby("rank").idxmax()
+    worst = max(float(deviation_s[where] / mean_s[where]) for where in longest)
+    return Estimate(100 * worst, None, None, int(spans.size().iloc[0]))
+
+
+def naive_buffer(data: Dataset) -> Estimate:
+    """How many times the reserved buffer naive interleaving would need."""
+    needed, reserved = (
+        list(data.select(EXPERIMENT, "buffer_bytes", method=scheme).value)
+        for scheme in ("naive", "full_schedule")
+    )
+    return ratio([max(needed)], [max(reserved)])
+
+
+def all_intact(data: Dataset) -> Estimate:
+    """Whether every copy that was sent arrived as it was; n is the number of copies."""
+    values = data.select(EXPERIMENT, "intact").value
+    return Estimate(float(values.min()), None, None, len(values))
+
+
+def typical_iteration(data: Dataset, scheme: str) -> pd.DataFrame:
+    """Busy intervals of the lowest rank in the scheme's median iteration, in milliseconds."""
+    times = data.select(EXPERIMENT, "iteration_s", method=scheme)
+    own = times[times["rank"] == times["rank"].min()].sort_values("value")
+    chosen = own.iloc[len(own) // 2]
+    columns = {}
+    for metric in ("busy_from_s", "busy_until_s"):
+        table = data.select(EXPERIMENT, metric, method=scheme)
+        table = table[(table["rank"] == chosen["rank"]) & (table.repeat == chosen.repeat)]
+        columns[metric] = MS_PER_S * table.set_index(["step", "phase"]).value
+    return pd.DataFrame(columns).reset_index()
+
+
+def draw_timeline(axis: Axes, data: Dataset, schemes: list[str]) -> None:
+    """Two rows a scheme: the emulated link above, the CPU below; white is idle."""
+    for row, scheme in enumerate(schemes):
+        busy = typical_iteration(data, scheme)
+        for phase, colour in style.BUSY.items():
+            found = busy[busy.phase == phase]
+            bars = [(a, b - a) for a, b in zip(found.busy_from_s, found.busy_until_s, strict=True)]
+            top = row + (0.02 if phase == "compute" else -0.38)
+            axis.broken_barh(bars, (top, 0.36), color=colour, edgecolor="white", linewidth=0.4)
+    axis.set_yticks(range(len(schemes)), [style.label(scheme) for scheme in schemes])
+    axis.set_ylim(len(schemes) - 0.5, -0.5)
+    axis.set(title="One iteration: link, CPU", xlabel="milliseconds")
+    axis.grid(visible=False, axis="y")
+
+
+def legend() -> list[Patch]:
+    """Handles that say what was busy."""
+    words = {
+        "training": "link: training",
+        "checkpoint": "link: checkpoint",
+        "compute": "CPU: training",
+    }
+    return [Patch(color=style.BUSY[phase], label=label) for phase, label in words.items()]
