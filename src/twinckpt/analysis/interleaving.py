@@ -94,7 +94,7 @@ def typical_iteration(data: Dataset, scheme: str) -> pd.DataFrame:
     columns = {}
     for metric in ("busy_from_s", "busy_until_s"):
         table = data.select(EXPERIMENT, metric, method=scheme)
-        table = table[(table["rank"] == chosen["rank"]) & (table.repeat == chosen.repeat)]
+        table = table[(table["rank"] == chosen["rank"]) & (table["repeat"] == chosen["repeat"])]
         columns[metric] = MS_PER_S * table.set_index(["step", "phase"]).value
     return pd.DataFrame(columns).reset_index()
 
