@@ -233,3 +233,12 @@ def test_bytes_that_are_no_checkpoint_are_refused(damage):
     """Whatever they are, the error is ours."""
     with pytest.raises(DamagedCopyError):
         parse(memoryview(bytearray(damage)))
+
+
+def test_dictionaries_and_lists_are_filled_in_place():
+    """Whoever holds them sees the restored values."""
+    saved = {"progress": {"step": 3, "seen": [1, 2]}, "history": [0.5, 0.25]}
+    progress, history = {"step": 0, "extra": True}, []
+    restore(stage(saved), {"progress": progress, "history": history})
+    assert progress == {"step": 3, "seen": [1, 2]}
+    assert history == [0.5, 0.25]

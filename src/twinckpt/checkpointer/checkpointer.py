@@ -8,6 +8,7 @@ of this machine's worker agent during the next forward and backward passes. A fe
 import logging
 import time
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from twinckpt.checkpointer.agent_client import (
     Grant,
     RestoreAnswer,
 )
+from twinckpt.checkpointer.assemble import resharded
 from twinckpt.checkpointer.connect import connect
 from twinckpt.checkpointer.handle import SaveHandle
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
@@ -27,7 +29,7 @@ from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
-from twinckpt.memory.drained import load_drained
+from twinckpt.memory.drained import load_drained, read_seal
 from twinckpt.memory.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -289,13 +291,14 @@ class Checkpointer:
                     "start the process anew to begin at the beginning"
                 ) from damage
             return None
-        seal, buffer = load_drained(answer.directory, answer.step, self._client.rank)
-        if seal.world_size != self._client.world_size:
-            raise RestoreError(
-                f"step {answer.step} in {answer.directory} was written by {seal.world_size} "
-                f"ranks, this job has {self._client.world_size}: start as many"
-            )
-        self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+        directory, step, rank = Path(answer.directory), answer.step, self._client.rank
+        seal = read_seal(directory, step, 0)
+        if seal is not None and seal.world_size != self._client.world_size:
+            # Another number of ranks wrote it: every rank reads all shards, and keeps its part.
+            self._state.restore(*resharded(directory, step, rank, self._state.counterparts()))
+        else:
+            seal, buffer = load_drained(answer.directory, step, rank)
+            self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
         self._report("disk", seal, asked_at_s, asked_at_s)
         return seal.step
 

@@ -4,7 +4,7 @@
 and shape receives the bytes, whatever else is handed to `load_state_dict`.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -63,6 +63,17 @@ class TrainingState:
                 found.update(f"{name}.{parameter}" for parameter, _ in parameters)
         return frozenset(found & tensors.keys())
 
+    def counterparts(self) -> Callable[[str], torch.Tensor | None]:
+        """Return what gives a name's live tensor; for an optimizer's state to come its parameter."""
+        live = self.capture().originals
+
+        def counterpart(name: str) -> torch.Tensor | None:
+            if name in live:
+                return live[name]
+            return _parameters(self.parts.get(name.partition(".")[0])).get(_state_index(name))
+
+        return counterpart
+
     def restore(self, json: dict[str, Any], saved: SavedTensors) -> None:
         """Write a captured state back into the user's objects.
 
@@ -87,6 +98,11 @@ class TrainingState:
                 part.load_state_dict(value)
         elif _is_stateful(part):
             part.load_state_dict(value)
+        elif isinstance(part, dict) and isinstance(value, dict):
+            part.clear()
+            part.update(value)
+        elif isinstance(part, list) and isinstance(value, list):
+            part[:] = value
         elif not isinstance(part, torch.Tensor):
             self.parts[name] = value
 
@@ -127,11 +143,7 @@ class _InPlace:
     def _make(self, node: dict[str, Any], name: str, source: torch.Tensor) -> torch.Tensor:
         """Return a new tensor; one of an optimizer's state is placed like its parameter."""
         owner = self._parameters.get(_state_index(name))
-        if "global_shape" in node:
-            if not isinstance(owner, DTensor):
-                raise RestoreError(
-                    f"{name} is a DTensor and has no live counterpart; create it before restore()"
-                )
+        if "global_shape" in node and isinstance(owner, DTensor):
             local = torch.empty_like(source, device=local_tensor(owner).device).copy_(source)
             return DTensor.from_local(
                 local,
@@ -140,6 +152,10 @@ class _InPlace:
                 run_check=False,
                 shape=owner.shape,
                 stride=owner.stride(),
+            )
+        if list(source.shape) != node.get("global_shape", list(source.shape)):
+            raise RestoreError(
+                f"{name} is a DTensor and has no live counterpart; create it before restore()"
             )
         made = source.clone()
         return torch.nn.Parameter(made, node["parameter"]) if "parameter" in node else made

@@ -1,0 +1,172 @@
+"""A drained checkpoint as one state: all ranks' shards read, sharded tensors put together.
+
+The meshes of sharded tensors must cover all ranks in order, as those of FSDP, HSDP and tensor
+parallelism over the whole job do. A value that is not sharded is taken from rank 0; where the
+ranks differ (random states, positions in the data) the report says so.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from twinckpt.checkpointer import layout
+from twinckpt.checkpointer.reading import SavedTensors
+from twinckpt.checkpointer.tree import unflatten
+from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
+from twinckpt.memory.drained import load_drained, read_seal
+
+_SHARD = re.compile(r"(?:Shard\(dim=|S\()(\d+)\)")
+_REPLICATE = ("R", "Replicate()")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One rank's part: its metadata, and where its tensors lie."""
+
+    metadata: dict[str, Any]
+    regions: dict[str, layout.Region]
+    buffer: memoryview
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor of this rank, without a copy."""
+        if name not in self.regions:
+            raise UnsupportedStateError(f"{name} is not on every rank: it cannot be put together")
+        return layout.view(self.buffer, self.regions[name])
+
+
+@dataclass(frozen=True, slots=True)
+class FullState:
+    """The state of the whole job; `differing` names the parts of which rank 0's was taken."""
+
+    step: int
+    world_size: int
+    state: dict[str, Any]
+    differing: tuple[str, ...]
+
+
+def read_shard(directory: Path, step: int, rank: int) -> Shard:
+    """Read and verify one rank's shard; raises DamagedCopyError if it is not intact."""
+    _, buffer = load_drained(str(directory), step, rank)
+    metadata, regions = layout.parse(buffer)
+    return Shard(metadata, regions, buffer)
+
+
+def full_state(directory: Path, step: int) -> FullState:
+    """Return a drained step with all tensors whole.
+
+    Raises DamagedCopyError for damage, UnsupportedStateError for a sharding that it cannot undo.
+    """
+    seal = read_seal(directory, step, 0)
+    if seal is None:
+        raise DamagedCopyError(f"no complete shard of rank 0 at step {step} in {directory}")
+    shards = [read_shard(directory, step, rank) for rank in range(seal.world_size)]
+    state = unflatten(shards[0].metadata["state"], lambda node: _whole(node, shards))
+    differing = [name for name in state if _differs(name, shards)]
+    return FullState(step, seal.world_size, state, tuple(differing))
+
+
+def resharded(
+    directory: Path, step: int, rank: int, counterpart: Callable[[str], torch.Tensor | None]
+) -> tuple[dict[str, Any], SavedTensors]:
+    """Return a drained step's state for a rank of a job of another size, and its tensors.
+
+    Args:
+        counterpart: the live tensor that a name belongs to: a sharded one gives the placement.
+
+    What is not sharded comes from rank `rank` modulo the number of ranks that wrote it. Raises
+    RestoreError for a sharded tensor without counterpart, and as `full_state` does.
+    """
+    seal = read_seal(directory, step, 0)
+    if seal is None:
+        raise DamagedCopyError(f"no complete shard of rank 0 at step {step} in {directory}")
+    shards = [read_shard(directory, step, number) for number in range(seal.world_size)]
+    own = shards[rank % len(shards)]
+    sharded = {node["tensor"]: node for node in _nodes(own.metadata["state"]) if _is_sharded(node)}
+    tensors = {}
+    for name in own.regions:
+        if name not in sharded:
+            tensors[name] = own.tensor(name)
+            continue
+        whole, live = _whole(sharded[name], shards), counterpart(name)
+        if live is None:
+            raise RestoreError(f"{name} is sharded and has no live counterpart to be placed like")
+        if isinstance(live, DTensor):
+            placed = distribute_tensor(whole, live.device_mesh, live.placements, src_data_rank=None)
+            whole = placed.to_local().contiguous()
+        tensors[name] = whole
+    return own.metadata["state"], SavedTensors(tensors)
+
+
+def _whole(node: dict[str, Any], shards: Sequence[Shard]) -> torch.Tensor:
+    name = node["tensor"]
+    if not _is_sharded(node):
+        return shards[0].tensor(name)
+    mesh = node["mesh"]
+    if math.prod(mesh) != len(shards):
+        raise UnsupportedStateError(
+            f"{name} is sharded over a mesh of {math.prod(mesh)} of {len(shards)} ranks: only "
+            "meshes of all ranks can be put together"
+        )
+    locals_ = [shard.tensor(name) for shard in shards]
+    whole = _combine(name, locals_, mesh, node["placements"])
+    if list(whole.shape) != node["global_shape"]:
+        raise UnsupportedStateError(
+            f"{name}: its parts make {list(whole.shape)}, not {node['global_shape']}"
+        )
+    return whole
+
+
+def _combine(
+    name: str, parts: Sequence[torch.Tensor], mesh: Sequence[int], placements: Sequence[str]
+) -> torch.Tensor:
+    """Undo the placements, those of the innermost mesh dimension first."""
+    if not mesh:
+        return parts[0]
+    inner = math.prod(mesh[1:])
+    rows = [
+        _combine(name, parts[row * inner : (row + 1) * inner], mesh[1:], placements[1:])
+        for row in range(mesh[0])
+    ]
+    if placements[0] in _REPLICATE:
+        return rows[0]
+    found = _SHARD.fullmatch(placements[0])
+    if found is None:
+        raise UnsupportedStateError(f"{name} is placed {placements[0]}: only shards and replicas")
+    return torch.cat(rows, dim=int(found[1]))
+
+
+def _differs(part: str, shards: Sequence[Shard]) -> bool:
+    """Return whether what is not sharded of a part differs between ranks."""
+    first = shards[0]
+    tree = first.metadata["state"][part]
+    if any(shard.metadata["state"].get(part) != tree for shard in shards[1:]):
+        return True
+    names = {node["tensor"] for node in _nodes(tree) if not _is_sharded(node)}
+    return any(_bytes(first, name) != _bytes(shard, name) for shard in shards[1:] for name in names)
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield the references to tensors in a state's JSON."""
+    if isinstance(tree, dict):
+        if "$" in tree and isinstance(tree.get("tensor"), str):
+            yield tree
+        else:
+            tree = list(tree.values())
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _nodes(item)
+
+
+def _is_sharded(node: dict[str, Any]) -> bool:
+    return "placements" in node
+
+
+def _bytes(shard: Shard, name: str) -> memoryview:
+    region = shard.regions[name]
+    return shard.buffer[region.start : region.end]

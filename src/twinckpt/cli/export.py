@@ -1,0 +1,51 @@
+"""`twinckpt export`: a drained checkpoint as one `torch.load` file, or as a DCP checkpoint.
+
+Sharded tensors are put together, so that any number of ranks can load either of them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from twinckpt.cli import drained
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser("export", help="make a torch.load file, or a DCP checkpoint")
+    drained.add_arguments(parser)
+    parser.add_argument("output", type=Path, help="file (torch) or directory (dcp) to make")
+    parser.add_argument("--format", choices=("torch", "dcp"), default="torch")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export one step; 1 if it is damaged or cannot be put together, 2 for wrong arguments."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    from twinckpt.checkpointer.assemble import full_state
+    from twinckpt.errors import TwinckptError
+
+    step = drained.chosen_step(args)
+    if step is None:
+        return 2
+    if args.output.exists():
+        print(f"twinckpt: {args.output} exists; name another output", file=sys.stderr)
+        return 2
+    try:
+        full = full_state(args.directory, step)
+    except TwinckptError as error:
+        print(f"twinckpt: {error}", file=sys.stderr)
+        return 1
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.format == "torch":
+        draft = args.output.with_name(f".{args.output.name}.draft")
+        torch.save(full.state, draft)
+        draft.rename(args.output)
+    else:
+        dcp.save(full.state, checkpoint_id=args.output, no_dist=True)
+    print(f"step {step} of {full.world_size} ranks → {args.output}")
+    for name in full.differing:
+        print(f"{name}: the ranks differ in what is not sharded; rank 0's was taken")
+    return 0

@@ -1,0 +1,47 @@
+"""`twinckpt verify`: every checksum of a drained checkpoint; names the chunks that are damaged."""
+
+import argparse
+
+from twinckpt.cli import drained
+from twinckpt.memory.drained import read_seal, shard_path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser("verify", help="check every byte of a drained checkpoint")
+    drained.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check all shards of one step; 0 if all are intact, 1 if not, 2 if there is none."""
+    from twinckpt.errors import DamagedCopyError
+
+    step = drained.chosen_step(args)
+    if step is None:
+        return 2
+    first = read_seal(args.directory, step, 0)
+    num_damaged, world_size = 0, first.world_size if first else 1
+    for rank in range(world_size):
+        seal = read_seal(args.directory, step, rank)
+        path = shard_path(args.directory, step, rank)
+        if seal is None or not path.is_file():
+            print(f"rank {rank}: missing")
+            num_damaged += 1
+            continue
+        content = memoryview(path.read_bytes())
+        found = 0
+        if len(content) != seal.size_bytes:
+            print(f"rank {rank}: {len(content)} bytes, {seal.size_bytes} were sealed")
+            found += 1
+        for index in range(seal.num_chunks):
+            try:
+                seal.verify_chunk(content, index)
+            except DamagedCopyError as error:
+                print(f"rank {rank}: {error}")
+                found += 1
+        num_damaged += bool(found)
+        if not found:
+            print(f"rank {rank}: {seal.size_bytes} bytes, {seal.num_chunks} chunks intact")
+    print(f"step {step}: {world_size - num_damaged} of {world_size} shards intact")
+    return int(num_damaged > 0)

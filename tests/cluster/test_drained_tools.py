@@ -1,0 +1,118 @@
+"""`twinckpt inspect`, `verify` and `export` on what a real FSDP2 job has drained."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed.checkpoint as dcp
+
+from twinckpt.agents.launch import free_port
+from twinckpt.cli import main
+from twinckpt.memory.drained import drained_steps, shard_path
+
+SCRIPT = Path(__file__).parent / "scripts" / "sharded.py"
+pytestmark = pytest.mark.cluster
+
+
+def train(folder: Path, num_ranks: int) -> None:
+    """Run the script, which resumes where the directory says."""
+    options = [f"--nproc-per-node={num_ranks}", f"--master-port={free_port()}"]
+    settings = {"DRAIN_DIRECTORY": str(folder / "drained"), "DRAIN_EVERY_COMMITS": "1"}
+    env = {f"TWINCKPT_{name}": value for name, value in settings.items()}
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, str(SCRIPT), str(folder)],
+        check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four ranks of an FSDP2 training that drained every step."""
+    folder = tmp_path_factory.mktemp("job")
+    train(folder, 4)
+    return folder
+
+
+def test_an_intact_checkpoint_is_verified(job, capsys):
+    """Every shard is named."""
+    assert main(["verify", str(job / "drained")]) == 0
+    assert "4 of 4 shards intact" in capsys.readouterr().out
+
+
+def test_a_flipped_bit_is_found_and_named(job, capsys):
+    """Which rank, which chunk; the exit status says so."""
+    step = drained_steps(job / "drained")[0]
+    path = shard_path(job / "drained", step, 2)
+    right = path.read_bytes()
+    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    try:
+        assert main(["verify", str(job / "drained"), "--step", str(step)]) == 1
+        assert "shard of rank 2" in capsys.readouterr().out
+        output = str(job / "damaged.pt")
+        assert main(["export", str(job / "drained"), output, "--step", str(step)]) == 1
+        assert "does not match its checksum" in capsys.readouterr().err
+        assert not Path(output).exists()
+    finally:
+        path.write_bytes(right)
+
+
+def test_inspect_lists_the_tensors_of_a_rank(job, capsys):
+    """Names, types and shapes of the local shards: of 7 rows over 4 ranks rank 3 has one."""
+    assert main(["inspect", str(job / "drained"), "--rank", "3"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "model.0.weight" in x)
+    assert line.split()[1:] == ["float32", "[1,", "5]", "20"]
+
+
+def test_a_drained_shard_opens_with_plain_safetensors(job):
+    """Without this library."""
+    step = drained_steps(job / "drained")[-1]
+    tensors = safetensors.torch.load_file(shard_path(job / "drained", step, 0))
+    assert tensors["model.0.weight"].shape == (2, 5)
+
+
+@pytest.mark.parametrize("form", ["torch", "dcp"])
+def test_the_exported_state_equals_torchs_own_full_state(job, tmp_path, form, capsys):
+    """Bit for bit, from shards of different sizes; what ranks do not share is said."""
+    step = drained_steps(job / "drained")[-1]
+    output = tmp_path / "exported"
+    assert main(["export", str(job / "drained"), str(output), "--format", form]) == 0
+    assert "progress: the ranks differ" in capsys.readouterr().out
+    expected, _ = torch.load(job / f"full-{step}.pt", weights_only=False)
+    if form == "torch":
+        state = torch.load(output, weights_only=True)
+        assert state["progress"] == {"step": step, "rank": 0}
+        model = state["model"]
+    else:
+        model = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+        dcp.load({"model": model}, checkpoint_id=output, no_dist=True)
+    assert model.keys() == expected.keys()
+    assert all(torch.equal(model[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3, 6])
+def test_another_number_of_ranks_resumes_the_same_state(job, num_ranks):
+    """Parameters and optimizer state bit for bit; the rest comes from rank r modulo 4."""
+    train(job, num_ranks)
+    begun = torch.load(job / f"begun-{num_ranks}.pt", weights_only=False)
+    model, optimizer = torch.load(job / f"full-{begun['step']}.pt", weights_only=False)
+    assert begun["step"] > 0
+    restored_model, restored_optimizer = begun["state"]
+    assert all(torch.equal(restored_model[name], tensor) for name, tensor in model.items())
+    for name, moments in optimizer["state"].items():
+        for key, tensor in moments.items():
+            assert torch.equal(restored_optimizer["state"][name][key], tensor)
+    for rank in range(num_ranks):
+        progress = (job / f"progress-{num_ranks}-{rank}").read_text()
+        assert progress == str({"step": begun["step"], "rank": rank % 4})
+
+
+def test_where_nothing_is_drained_one_line_says_so(tmp_path, capsys):
+    """Exit status 2."""
+    for command in (["verify"], ["inspect"], ["export"]):
+        extra = [str(tmp_path / "out")] if command == ["export"] else []
+        assert main([*command, str(tmp_path), *extra]) == 2
+        assert "holds no complete checkpoint" in capsys.readouterr().err
