@@ -64,7 +64,7 @@ class TrainingState:
         return frozenset(found & tensors.keys())
 
     def counterparts(self) -> Callable[[str], torch.Tensor | None]:
-        """Return what gives a name's live tensor; for an optimizer's state to come its parameter."""
+        """Return a function: name to live tensor, or for optimizer state to come its parameter."""
         live = self.capture().originals
 
         def counterpart(name: str) -> torch.Tensor | None:
