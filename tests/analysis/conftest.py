@@ -210,6 +210,18 @@ def interleaving() -> Iterator[Sample]:
         yield Sample(**own, metric="buffer_bytes", value=needed, unit="bytes")
 
 
+def scaling() -> Iterator[Sample]:
+    """Times that grow exactly with the state, and with the root of the ranks."""
+    for num_ranks, size_mib in ((2, 16), (4, 8), (4, 16), (4, 32), (8, 16)):
+        for metric in ("stall_s", "done_s", "restore_local_s", "restore_peer_s"):
+            for repeat in range(5):
+                yield Sample(
+                    experiment="scaling", variant="default", rank=0, repeat=repeat, unit="s",
+                    method=f"ranks{num_ranks}_mib{size_mib}", metric=metric,
+                    value=0.01 * size_mib * num_ranks**0.5 * jitter(repeat),
+                )  # fmt: skip
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -221,6 +233,7 @@ EXPERIMENTS = {
     "control_plane": control_plane,
     "peers": peers,
     "interleaving": interleaving,
+    "scaling": scaling,
 }
 
 

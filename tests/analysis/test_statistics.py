@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from twinckpt.analysis.statistics import median, percent_more, ratio
+from twinckpt.analysis.statistics import median, percent_more, power_law, ratio
 
 
 def test_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
@@ -39,3 +39,16 @@ def test_no_samples_is_an_error() -> None:
     """An estimate from nothing is refused."""
     with pytest.raises(ValueError, match="no samples"):
         median([])
+
+
+def test_a_power_law_is_found_again() -> None:
+    """Exponent and factor of y = 3 * x ** 2; one repeat each gives no interval."""
+    exponent, factor = power_law({x: [3.0 * x**2] for x in (1.0, 2.0, 4.0)})
+    assert (exponent.value, factor) == (pytest.approx(2.0), pytest.approx(3.0))
+    assert exponent.low is None
+
+
+def test_two_points_are_no_power_law() -> None:
+    """A line through two points always fits."""
+    with pytest.raises(ValueError, match="three points"):
+        power_law({1.0: [1.0], 2.0: [2.0]})

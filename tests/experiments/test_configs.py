@@ -32,6 +32,7 @@ IMPOSSIBLE = [
     ("interleaving.num_replicas=3", "more than interleaving.num_machines=2"),
     ("interleaving.utilisation=1", "between 0 and 1"),
     ("interleaving.num_sub_buffers=0", "num_sub_buffers=0: must be at least 1"),
+    ("scaling.sizes_mib=[8,16]", "three points"),
     ("optimization.sharding=zero", "one of fsdp, ddp"),
     ("model.width=7", "multiple of model.heads"),
     ("data.path=/does/not/exist", "no such file"),
@@ -72,6 +73,12 @@ def test_impossible_setting_is_refused(override, says):
     message = str(caught.value)
     assert says in message
     assert "\n" not in message
+
+
+def test_scaling_needs_a_place_for_every_replica():
+    """Checked for all of its clusters before the first one starts."""
+    with pytest.raises(ConfigurationError, match=r"scaling\.num_machines=2 must be at least 3"):
+        load("scaling", ["cluster.replicas=3"])
 
 
 def test_overrides_win_over_scale():

@@ -20,6 +20,7 @@ from twinckpt.analysis import control_plane as control
 from twinckpt.analysis import goodput, statistics, style
 from twinckpt.analysis import interleaving as schemes
 from twinckpt.analysis import placement as placements
+from twinckpt.analysis import scaling as growth
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 from twinckpt.analysis.metrics import METRICS
@@ -179,6 +180,18 @@ def interleaving(data: Dataset) -> Figure:
     return figure
 
 
+def scaling(data: Dataset) -> Figure:
+    """Times against state and against ranks, with fitted power laws and their exponents."""
+    figure, axes = _canvas(3.0, 2)
+    growth.draw(axes[0], data, "mib")
+    growth.draw(axes[1], data, "ranks")
+    axes[0].set(title="With the state", xlabel="MiB a rank", ylabel="milliseconds")
+    axes[1].set(title="With the ranks", xlabel="ranks")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -190,6 +203,7 @@ FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "control_plane": control_plane,
     "peers": peers,
     "interleaving": interleaving,
+    "scaling": scaling,
 }
 
 

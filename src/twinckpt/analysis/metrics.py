@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from twinckpt.analysis import control_plane, goodput, interleaving, peers, placement
+from twinckpt.analysis import control_plane, goodput, interleaving, peers, placement, scaling
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
@@ -39,6 +39,7 @@ PLACEMENT = placement.EXPERIMENT
 CONTROL = control_plane.EXPERIMENT
 PEERS = peers.EXPERIMENT
 INTERLEAVING = interleaving.EXPERIMENT
+SCALING = scaling.EXPERIMENT
 MS_PER_S = 1000.0
 
 
@@ -349,6 +350,13 @@ METRICS = (
            "buffer that naive interleaving needs over the reserved one", interleaving.naive_buffer),
     Metric("interleaving_intact", "bool", INTERLEAVING,
            "every copy sent arrived as it was", interleaving.all_intact),
+    *(
+        Metric(f"scaling_{metric.removesuffix('_s')}_{along}_exponent", "ratio", SCALING,
+               f"exponent of the power law fitted to {words}, by {varied}",
+               scaling.exponent(metric, along))
+        for metric, (words, _) in scaling.TIMES.items()
+        for along, varied in scaling.VARIED.items()
+    ),
     *(
         Metric(f"{experiment}_{method}_identical", "bool", experiment,
                "final parameters equal those of the undisturbed run, bit for bit",

@@ -4,7 +4,7 @@ Percentile bootstrap, seeded: the same samples give the same interval. Samples a
 independent repeats; one sample has a value but no interval.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,25 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
 def percent_more(first: Sequence[float], second: Sequence[float]) -> Estimate:
     """By how many percent the first median exceeds the second (negative: falls short)."""
     return combine(first, second, lambda a, b: 100 * (a / b - 1))
+
+
+def power_law(samples: Mapping[float, Sequence[float]]) -> tuple[Estimate, float]:
+    """Fit y = c * x ** k to the medians at each x; return k with its interval, and c.
+
+    Least squares of log y on log x. The interval resamples repeats within each x: it says how
+    sure the exponent of these points is, not whether a power law holds beyond them.
+    """
+    if len(samples) < 3:
+        raise ValueError(f"a power law needs three points or more, not {len(samples)}")
+    xs = sorted(samples)
+    values = [_checked(samples[x]) for x in xs]
+    log_x = np.log(xs)
+    exponent, intercept = np.polyfit(log_x, np.log([np.median(ys) for ys in values]), 1)
+    resampled = [_resampled_medians(ys, SEED + index) for index, ys in enumerate(values)]
+    known = [medians for medians in resampled if medians is not None]
+    exponents = np.polyfit(log_x, np.log(known), 1)[0] if len(known) == len(xs) else None
+    estimate = Estimate(float(exponent), *_interval(exponents), min(map(len, values)))
+    return estimate, float(np.exp(intercept))
 
 
 def _checked(samples: Sequence[float]) -> Array:

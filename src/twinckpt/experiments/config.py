@@ -16,7 +16,7 @@ EXPERIMENTS = (
     *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
     *("placement", "interleaving", "control_plane"),
 )
-ON_REQUEST = ("peers",)  # not part of the default workflow
+ON_REQUEST = ("peers", "scaling")  # not part of the default workflow
 MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
 MAX_KILLED_MACHINES = 12  # worker agents on this machine
 FAILURES = ("rank_loss", "machine_loss", "group_loss")
@@ -211,6 +211,36 @@ class PeersSection:
 
 
 @dataclass
+class ScalingSection:
+    """States of `sizes_mib` a rank at one number of machines; `base_mib` on each of the others."""
+
+    sizes_mib: list[int] = field(default_factory=lambda: [8, 16, 32, 64])
+    num_machines: list[int] = field(default_factory=lambda: [2, 3, 4, 6])
+    base_mib: int = 16
+    num_tensors: int = 200
+
+    def __post_init__(self) -> None:
+        at_least("scaling.base_mib", self.base_mib, 1)
+        at_least("scaling.num_tensors", self.num_tensors, 3)
+        for size in self.sizes_mib:
+            at_least("scaling.sizes_mib", size, 1)
+        for name in ("sizes_mib", "num_machines"):
+            if len(set(getattr(self, name))) < 3:
+                raise ConfigurationError(
+                    f"scaling.{name}={getattr(self, name)}: a power law needs three points or more"
+                )
+
+    def check(self, cluster: ClusterSection) -> None:
+        """Refuse numbers of machines that have no place for the replicas."""
+        for num_machines in self.num_machines:
+            at_least("scaling.num_machines", num_machines, max(2, cluster.replicas))
+            try:
+                make_placement(cluster.placement, num_machines, cluster.replicas)
+            except ValueError as error:
+                raise ConfigurationError(f"scaling.num_machines={num_machines}: {error}") from error
+
+
+@dataclass
 class InterleavingSection:
     """An emulated link of each machine, and how a checkpoint is fitted into its idle spans.
 
@@ -286,11 +316,14 @@ class ExperimentConfig:
     control_plane: ControlPlaneSection = field(default_factory=ControlPlaneSection)
     peers: PeersSection = field(default_factory=PeersSection)
     interleaving: InterleavingSection = field(default_factory=InterleavingSection)
+    scaling: ScalingSection = field(default_factory=ScalingSection)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         one_of("experiment", self.experiment, EXPERIMENTS + ON_REQUEST)
+        if self.experiment == "scaling":
+            self.scaling.check(self.cluster)
 
     def training(self, *, method: str, steps: int, disk_directory: str = "") -> TrainingConfig:
         """Return the configuration of one training run."""
@@ -336,7 +369,7 @@ _IRRELEVANT = {
         *("cluster", "checkpoint", "failure", "measure", "optimization", "model", "data"),
     ),
 }
-_IRRELEVANT["peers"] = _IRRELEVANT["limits"]
+_IRRELEVANT["peers"] = _IRRELEVANT["scaling"] = _IRRELEVANT["limits"]
 # Sections that one experiment alone uses.
 _ONLY = {
     "goodput": "wasted_time",
@@ -345,6 +378,7 @@ _ONLY = {
     "control_plane": "control_plane",
     "peers": "peers",
     "interleaving": "interleaving",
+    "scaling": "scaling",
 }
 
 

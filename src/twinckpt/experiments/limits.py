@@ -20,15 +20,18 @@ def measure(experiment: Experiment) -> None:
     limits = experiment.config.limits
     cases = [(experiment.config.cluster.num_machines, size) for size in limits.sizes_mib]
     for num_machines, size_mib in cases + [(1, size) for size in limits.single_sizes_mib]:
-        _measure_case(experiment, num_machines, size_mib)
+        measure_case(experiment, num_machines, size_mib, limits.num_tensors)
 
 
-def _measure_case(experiment: Experiment, num_machines: int, size_mib: int) -> None:
+def measure_case(
+    experiment: Experiment, num_machines: int, size_mib: int, num_tensors: int
+) -> None:
+    """Run one cluster, a rank a machine, and add its samples as `ranks<N>_mib<SIZE>`."""
     config = experiment.config
     method = f"ranks{num_machines}_mib{size_mib}"
     rounds = config.measure.warmup + config.measure.repeats
     program = ["-m", "twinckpt.experiments.ranks.limits"]
-    arguments = [str(size_mib), str(config.limits.num_tensors), str(rounds)]
+    arguments = [str(size_mib), str(num_tensors), str(rounds)]
     with experiment.cluster(
         method,
         program + arguments,
