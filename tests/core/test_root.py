@@ -370,3 +370,22 @@ def test_a_machine_without_a_place_lends_its_copies():
     formed = [message for _, message in cluster.messages(m.Formed)]
     assert {message.resume.step for message in formed} == {5}
     assert {fetch.sources for _, fetch in cluster.messages(m.Fetch)} == {(address("a"),)}
+
+
+def test_replicas_are_kept_in_different_failure_domains():
+    """Machines next to each other share a rack; their shards go to the other one."""
+    root = Root(RootConfig())
+    for machine, domain in zip("abcd", ("r1", "r1", "r2", "r2"), strict=True):
+        root.receive(machine, m.Hello(address(machine), 0, domain=domain), 0.0)
+        root.receive(machine, m.Join(0, f"{machine}:1", None, 4, 4), 0.0)
+    racks = [0, 0, 1, 1]
+    assert all(racks[home] != racks[replica] for home, replica in root.current.holders)
+
+
+def test_one_machine_of_unknown_domain_makes_all_unknown():
+    """Nothing is promised about domains that nobody named: the plain ring."""
+    root = Root(RootConfig())
+    for machine, domain in zip("abcd", ("r1", "r1", "r2", ""), strict=True):
+        root.receive(machine, m.Hello(address(machine), 0, domain=domain), 0.0)
+        root.receive(machine, m.Join(0, f"{machine}:1", None, 4, 4), 0.0)
+    assert [tuple(row) for row in root.current.holders] == [(0, 1), (1, 2), (2, 3), (3, 0)]

@@ -41,6 +41,7 @@ class WorkerAgentConfig:
     drain_keep: int = 2
     watch_pid: int = 0
     log_file: str = ""
+    failure_domain: str = ""
 
 
 def to_json(config: RootAgentConfig | WorkerAgentConfig) -> str:

@@ -38,6 +38,7 @@ class JobSettings:
     agent_log: str = ""
     capacity_mib: int = 0
     machine: str = ""
+    failure_domain: str = ""
     warm_spare: int = 0
     host: str = "127.0.0.1"
 
@@ -134,6 +135,7 @@ def start_machine_agent(
         drain_keep=settings.drain_keep,
         watch_pid=watch_pid,
         log_file=settings.agent_log,
+        failure_domain=settings.failure_domain,
     )
     start_worker_agent(config)
     return config.socket_name

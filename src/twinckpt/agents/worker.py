@@ -91,7 +91,8 @@ class WorkerAgent:
         steps = drained.drained_steps(Path(directory)) if directory else ()
         ticket = drained.newest_ticket(Path(directory)) if directory else 0
         inventory = tuple(self._checkpoints.holdings())
-        yield m.Hello(self._address, self._core.generation, inventory, steps, ticket)
+        domain = self._config.failure_domain
+        yield m.Hello(self._address, self._core.generation, inventory, steps, ticket, domain)
         if self._join is not None:
             yield self._join
 

@@ -13,7 +13,7 @@ class Machine:
 
     address: m.Address
     last_heard_s: float
-    drained_steps: tuple[int, ...] = ()
+    domain: str = ""
 
 
 class Membership:

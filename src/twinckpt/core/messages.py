@@ -42,7 +42,8 @@ class Hello:
     """First message of a connection: who is calling, and what its memory holds.
 
     `drained_steps` are complete in persistent storage; `drained_ticket` is the newest of which
-    anything is there, complete or not.
+    anything is there, complete or not. `domain` is the failure domain (a rack, say) that the
+    machine is in, empty if nobody has said.
     """
 
     address: Address
@@ -50,6 +51,7 @@ class Hello:
     inventory: tuple[Holding, ...] = ()
     drained_steps: tuple[int, ...] = ()
     drained_ticket: int = 0
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)

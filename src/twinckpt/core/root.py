@@ -125,7 +125,7 @@ class Root:
             # Another root went further. Whoever is of that generation would ignore this one.
             self._break(f"{machine} comes from a later generation, {generation}")
             self.generation = generation
-        self.membership.add(machine, Machine(hello.address, now_s))
+        self.membership.add(machine, Machine(hello.address, now_s, hello.domain))
         self.copies.add_machine(machine, hello.inventory)
         self.drains.found(hello.drained_steps)
         for ticket in (hello.drained_ticket, *(holding.ticket for holding in hello.inventory)):
@@ -218,9 +218,14 @@ class Root:
         self.current.fetch_missing()
 
     def _holders(self, size: int) -> tuple[tuple[int, ...], ...]:
-        """Return who holds whose shards; groups that do not come out even end in a ring."""
+        """Return who holds whose shards, replicas in different failure domains if all are known.
+
+        Groups that do not come out even end in a ring.
+        """
         kind = "mixed" if self.config.placement == "group" else self.config.placement
-        return make_placement(kind, size, min(self.config.replicas, size)).holders
+        domains = [self.membership.machines[name].domain for name in self.membership.places]
+        known = domains if all(domains) else None
+        return make_placement(kind, size, min(self.config.replicas, size), known).holders
 
     def _plan(self) -> Recovery | None:
         """Return where to resume: the newest step in memory, or else in persistent storage."""

@@ -23,12 +23,16 @@ HEARTBEAT_S, TICK_S, RECONNECT_S, REJOIN_S = 0.15, 0.1, 0.1, 0.03
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is simulated. With fewer than `min_machines` machines the job waits."""
+    """What is simulated. With fewer than `min_machines` machines the job waits.
+
+    Machines are in one of `num_racks` failure domains; 0: nobody knows in which.
+    """
 
     num_machines: int
     root: RootConfig
     min_machines: int = 0
     ranks_per_machine: int = 1
+    num_racks: int = 0
 
 
 class SimulatedCluster:
@@ -82,7 +86,13 @@ class SimulatedCluster:
         """A machine starts: its agent connects, its launcher joins; its clock has its own rate."""
         self._num_started += 1
         rate = self.time.random.uniform(0.8, 1.25)
-        machine = SimulatedMachine(name or f"m{self._num_started}", self.job.root.num_slots, rate)
+        rack = self._num_started % self.job.num_racks if self.job.num_racks else None
+        machine = SimulatedMachine(
+            name or f"m{self._num_started}",
+            self.job.root.num_slots,
+            rate,
+            "" if rack is None else f"rack-{rack}",
+        )
         machine.born_after_commits = self.num_commits
         self.machines[machine.name] = machine
         self.is_touched = True
@@ -121,6 +131,7 @@ class SimulatedCluster:
             tuple(machine.slots.holdings()),
             self.storage.complete_steps(),
             self.storage.newest_ticket(),
+            machine.domain,
         )
         self.tell_root(machine, hello)
         if machine.pending_join is not None:

@@ -26,8 +26,9 @@ class SimulatedRank:
 class SimulatedMachine:
     """A failure domain. What happens to it while it is frozen waits until it thaws."""
 
-    def __init__(self, name: str, num_slots: int, clock_rate: float) -> None:
+    def __init__(self, name: str, num_slots: int, clock_rate: float, domain: str = "") -> None:
         self.name = name
+        self.domain = domain
         self.address = m.Address(name, name, 0)
         self.slots = BookkeptSlots(num_slots)
         self.worker = Worker(self.slots)

@@ -41,6 +41,7 @@ def draw_job(draw: random.Random, max_machines: int) -> Job:
         config,
         min_machines=num_machines - 1 if is_elastic else num_machines,
         ranks_per_machine=draw.choice([1, 1, 1, 2]),
+        num_racks=draw.choice([0, 0, 2, 4]),
     )
 
 
