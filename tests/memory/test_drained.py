@@ -27,7 +27,7 @@ def entry():
     target = torch.frombuffer(slot.buffer[region.start : region.end], dtype=torch.float32)
     target.copy_(flat.tensors["weight"].reshape(-1))
     data = slot.buffer[: layout.size_bytes]
-    return store.seal(Seal.of(data, rank=0, ticket=1, step=7, home=0, world_size=2))
+    return store.seal(Seal.of(data, rank=0, ticket=1, step=7, home=0, world_size=1))
 
 
 def test_a_step_without_all_shards_does_not_exist(tmp_path, entry):
@@ -57,6 +57,7 @@ def test_anyone_can_open_a_shard_with_safetensors(tmp_path, entry):
 def test_damage_on_disk_is_found(tmp_path, entry):
     """One flipped bit in a file."""
     drained.write_shard(tmp_path, entry)
+    drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
     path = drained.shard_path(tmp_path, 7, 0)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -70,7 +71,8 @@ def test_old_steps_are_deleted(tmp_path, entry):
     for step in (1, 2, 3):
         folder = drained.step_directory(tmp_path, step)
         folder.mkdir()
-        (folder / "manifest.json").write_text("{}")
+        manifest = f'{{"step": {step}, "ticket": {step}, "world_size": 1}}'
+        (folder / "manifest.json").write_text(manifest)
     drained.keep_newest(tmp_path, keep=2)
     assert drained.drained_steps(tmp_path) == (2, 3)
 
@@ -80,3 +82,59 @@ def test_the_newest_ticket_is_known_before_its_step_is_complete(tmp_path, entry)
     assert drained.newest_ticket(tmp_path) == 0
     drained.write_shard(tmp_path, entry)
     assert drained.newest_ticket(tmp_path) == 1
+
+
+@pytest.fixture
+def complete(tmp_path, entry):
+    """A directory with one complete step of one rank."""
+    drained.write_shard(tmp_path, entry)
+    assert drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
+    return tmp_path
+
+
+def test_a_flipped_bit_anywhere_in_a_seal_is_found(complete):
+    """A seal proves the shard only if something proves the seal."""
+    path = drained.shard_path(complete, 7, 0).with_suffix(".seal")
+    right = path.read_bytes()
+    for bit in range(8 * len(right)):
+        wrong = bytearray(right)
+        wrong[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(wrong)
+        with pytest.raises(DamagedCopyError):
+            drained.load_drained(str(complete), 7, 0)
+    path.write_bytes(right)
+    drained.load_drained(str(complete), 7, 0)
+
+
+def test_the_files_of_another_rank_or_step_are_refused(complete):
+    """Intact, but not what was asked for."""
+    for step, rank in ((7, 1), (8, 0)):
+        for suffix in (".safetensors", ".seal"):
+            other = drained.shard_path(complete, step, rank).with_suffix(suffix)
+            other.parent.mkdir(exist_ok=True)
+            own = drained.shard_path(complete, 7, 0).with_suffix(suffix)
+            other.write_bytes(own.read_bytes())
+        drained.finish_step(complete, step=step, ticket=1, world_size=1)
+        with pytest.raises(DamagedCopyError):
+            drained.load_drained(str(complete), step, rank)
+
+
+def test_a_missing_shard_is_damage(complete):
+    """Not a crash, even where its seal is still there."""
+    drained.shard_path(complete, 7, 0).unlink()
+    with pytest.raises(DamagedCopyError, match="rank 0 at step 7"):
+        drained.load_drained(str(complete), 7, 0)
+
+
+def test_a_damaged_manifest_makes_a_step_incomplete(complete):
+    """It does not exist then; older ones do."""
+    (drained.step_directory(complete, 7) / "manifest.json").write_text("{garbage")
+    assert drained.drained_steps(complete) == ()
+
+
+def test_shards_of_another_ticket_are_refused(complete):
+    """A manifest names the one checkpoint whose shards belong together."""
+    manifest = drained.step_directory(complete, 7) / "manifest.json"
+    manifest.write_text('{"step": 7, "ticket": 2, "world_size": 1}')
+    with pytest.raises(DamagedCopyError, match="of another checkpoint"):
+        drained.load_drained(str(complete), 7, 0)

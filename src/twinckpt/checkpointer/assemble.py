@@ -19,7 +19,7 @@ from twinckpt.checkpointer import layout
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import unflatten
 from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
-from twinckpt.memory.drained import load_drained, read_seal
+from twinckpt.memory.drained import load_drained, read_manifest
 
 _SHARD = re.compile(r"(?:Shard\(dim=|S\()(\d+)\)")
 _REPLICATE = ("R", "Replicate()")
@@ -62,13 +62,10 @@ def full_state(directory: Path, step: int) -> FullState:
 
     Raises DamagedCopyError for damage, UnsupportedStateError for a sharding that it cannot undo.
     """
-    seal = read_seal(directory, step, 0)
-    if seal is None:
-        raise DamagedCopyError(f"no complete shard of rank 0 at step {step} in {directory}")
-    shards = [read_shard(directory, step, rank) for rank in range(seal.world_size)]
+    shards = _all_shards(directory, step)
     state = unflatten(shards[0].metadata["state"], lambda node: _whole(node, shards))
     differing = [name for name in state if _differs(name, shards)]
-    return FullState(step, seal.world_size, state, tuple(differing))
+    return FullState(step, len(shards), state, tuple(differing))
 
 
 def resharded(
@@ -82,10 +79,7 @@ def resharded(
     What is not sharded comes from rank `rank` modulo the number of ranks that wrote it. Raises
     RestoreError for a sharded tensor without counterpart, and as `full_state` does.
     """
-    seal = read_seal(directory, step, 0)
-    if seal is None:
-        raise DamagedCopyError(f"no complete shard of rank 0 at step {step} in {directory}")
-    shards = [read_shard(directory, step, number) for number in range(seal.world_size)]
+    shards = _all_shards(directory, step)
     own = shards[rank % len(shards)]
     sharded = {node["tensor"]: node for node in _nodes(own.metadata["state"]) if _is_sharded(node)}
     tensors = {}
@@ -101,6 +95,13 @@ def resharded(
             whole = placed.to_local().contiguous()
         tensors[name] = whole
     return own.metadata["state"], SavedTensors(tensors)
+
+
+def _all_shards(directory: Path, step: int) -> list[Shard]:
+    manifest = read_manifest(directory, step)
+    if manifest is None:
+        raise DamagedCopyError(f"step {step} in {directory} is not complete")
+    return [read_shard(directory, step, rank) for rank in range(manifest.world_size)]
 
 
 def _whole(node: dict[str, Any], shards: Sequence[Shard]) -> torch.Tensor:

@@ -29,7 +29,7 @@ from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
-from twinckpt.memory.drained import load_drained, read_seal
+from twinckpt.memory.drained import load_drained, read_manifest, step_directory
 from twinckpt.memory.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -291,16 +291,26 @@ class Checkpointer:
                     "start the process anew to begin at the beginning"
                 ) from damage
             return None
-        directory, step, rank = Path(answer.directory), answer.step, self._client.rank
-        seal = read_seal(directory, step, 0)
-        if seal is not None and seal.world_size != self._client.world_size:
-            # Another number of ranks wrote it: every rank reads all shards, and keeps its part.
-            self._state.restore(*resharded(directory, step, rank, self._state.counterparts()))
-        else:
-            seal, buffer = load_drained(answer.directory, step, rank)
-            self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+        return self._load_drained(Path(answer.directory), answer.step, asked_at_s)
+
+    def _load_drained(self, directory: Path, step: int, asked_at_s: float) -> int:
+        """Write a drained step into the state; all ranks were told the same one."""
+        rank, world_size = self._client.rank, self._client.world_size
+        manifest = read_manifest(directory, step)
+        try:
+            if manifest is None or manifest.world_size == world_size:
+                seal, buffer = load_drained(str(directory), step, rank)
+                self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+            else:
+                # Another number of ranks wrote it: each reads all shards, and keeps its part.
+                seal, _ = load_drained(str(directory), step, rank % manifest.world_size)
+                self._state.restore(*resharded(directory, step, rank, self._state.counterparts()))
+        except DamagedCopyError as error:
+            raise RestoreError(
+                f"{error}: delete {step_directory(directory, step)} to resume the step before it"
+            ) from error
         self._report("disk", seal, asked_at_s, asked_at_s)
-        return seal.step
+        return step
 
     def _load(self, copy: Copy) -> None:
         """Write a copy into the state; one that still arrives chunk by chunk, as it comes."""

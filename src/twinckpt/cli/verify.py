@@ -3,7 +3,7 @@
 import argparse
 
 from twinckpt.cli import drained
-from twinckpt.memory.drained import read_seal, shard_path
+from twinckpt.memory.drained import read_manifest, read_seal, shard_path
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,13 +20,18 @@ def run(args: argparse.Namespace) -> int:
     step = drained.chosen_step(args)
     if step is None:
         return 2
-    first = read_seal(args.directory, step, 0)
-    num_damaged, world_size = 0, first.world_size if first else 1
+    manifest = read_manifest(args.directory, step)
+    assert manifest is not None  # or the step would not be complete
+    num_damaged, world_size = 0, manifest.world_size
     for rank in range(world_size):
         seal = read_seal(args.directory, step, rank)
         path = shard_path(args.directory, step, rank)
         if seal is None or not path.is_file():
-            print(f"rank {rank}: missing")
+            print(f"rank {rank}: missing, or its seal is damaged")
+            num_damaged += 1
+            continue
+        if (seal.ticket, seal.world_size) != (manifest.ticket, world_size):
+            print(f"rank {rank}: the shard is of another checkpoint")
             num_damaged += 1
             continue
         content = memoryview(path.read_bytes())

@@ -1,22 +1,33 @@
 """Draining: committed shards as files in persistent storage, the manifest last.
 
 `<directory>/step-<step>/rank-<rank>.safetensors` is a byte copy of a slot, with its seal in
-`rank-<rank>.seal`. The step counts once `manifest.json` is there: whoever finds all
-the job's seals in place writes it, atomically; a step without it does not exist.
+`rank-<rank>.seal` (a format number and a checksum before it: the seal proves the shard, and this
+proves the seal). The step counts once `manifest.json` is there: whoever finds all the job's seals
+in place writes it, atomically; a step without it does not exist.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import msgspec
+import xxhash
 
 from twinckpt.errors import DamagedCopyError
 from twinckpt.memory.in_memory import CheckpointEntry
 from twinckpt.memory.seal import Seal
 
 _MANIFEST = "manifest.json"
+_SEAL_FORMAT = b"twinckpt seal 1\n"
+_SEAL_DIGEST_BYTES = 16
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What makes a step complete: its ticket, and how many ranks wrote it."""
+
+    step: int
+    ticket: int
+    world_size: int
 
 
 def step_directory(directory: Path, step: int) -> Path:
@@ -34,7 +45,7 @@ def write_shard(directory: Path, entry: CheckpointEntry) -> None:
     path = shard_path(directory, entry.seal.step, entry.seal.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     _publish(path, entry.data)
-    _publish(path.with_suffix(".seal"), msgspec.msgpack.encode(entry.seal))
+    _publish(path.with_suffix(".seal"), _pack_seal(entry.seal))
 
 
 def finish_step(directory: Path, step: int, ticket: int, world_size: int) -> bool:
@@ -44,28 +55,33 @@ def finish_step(directory: Path, step: int, ticket: int, world_size: int) -> boo
         seal = read_seal(directory, step, rank)
         if seal is None or seal.ticket != ticket:
             return False
-    manifest = {"step": step, "ticket": ticket, "world_size": world_size}
-    _publish(folder / _MANIFEST, json.dumps(manifest).encode())
+    _publish(folder / _MANIFEST, msgspec.json.encode(Manifest(step, ticket, world_size)))
     return True
 
 
-def read_seal(directory: Path, step: int, rank: int) -> Seal | None:
-    """Return the seal of a drained shard, or None if the shard is not complete."""
-    path = shard_path(directory, step, rank).with_suffix(".seal")
+def read_manifest(directory: Path, step: int) -> Manifest | None:
+    """Return what makes a step complete; None if nothing does."""
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=Seal)
-    except (FileNotFoundError, msgspec.DecodeError):
+        content = (step_directory(directory, step) / _MANIFEST).read_bytes()
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (OSError, msgspec.DecodeError):
         return None
+    return manifest if manifest.step == step else None
+
+
+def read_seal(directory: Path, step: int, rank: int) -> Seal | None:
+    """Return the seal of a drained shard; None if it is missing, damaged, or another's."""
+    seal = _read_seal(shard_path(directory, step, rank).with_suffix(".seal"))
+    return seal if seal is not None and (seal.rank, seal.step) == (rank, step) else None
 
 
 def drained_steps(directory: Path) -> tuple[int, ...]:
     """Return the complete steps in a directory, oldest first."""
-    return tuple(
-        sorted(
-            int(manifest.parent.name.removeprefix("step-"))
-            for manifest in directory.glob(f"step-*/{_MANIFEST}")
-        )
+    names = (
+        path.parent.name.removeprefix("step-") for path in directory.glob(f"step-*/{_MANIFEST}")
     )
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    return tuple(step for step in steps if read_manifest(directory, step))
 
 
 def newest_ticket(directory: Path) -> int:
@@ -75,12 +91,8 @@ def newest_ticket(directory: Path) -> int:
     """
     tickets = [0]
     for folder in directory.glob("step-*"):
-        for path in folder.glob("rank-*.seal"):
-            try:
-                tickets.append(msgspec.msgpack.decode(path.read_bytes(), type=Seal).ticket)
-            except (OSError, msgspec.DecodeError):
-                continue
-            break
+        seals = map(_read_seal, folder.glob("rank-*.seal"))
+        tickets += [seal.ticket for seal in seals if seal is not None][:1]
     return max(tickets)
 
 
@@ -113,11 +125,33 @@ def _publish(path: Path, data: bytes | memoryview) -> None:
 def load_drained(directory: str, step: int, rank: int) -> tuple[Seal, memoryview]:
     """Read a drained shard and verify it; raises DamagedCopyError if it is not intact."""
     folder = Path(directory)
-    seal = read_seal(folder, step, rank)
-    if seal is None:
+    manifest, seal = read_manifest(folder, step), read_seal(folder, step, rank)
+    if manifest is None or seal is None:
         raise DamagedCopyError(f"no complete shard of rank {rank} at step {step} in {directory}")
-    with shard_path(folder, step, rank).open("rb") as file:
-        buffer = memoryview(bytearray(seal.size_bytes))
-        file.readinto(buffer)
+    if (seal.ticket, seal.world_size) != (manifest.ticket, manifest.world_size):
+        raise DamagedCopyError(f"shard of rank {rank} at step {step} is of another checkpoint")
+    try:
+        with shard_path(folder, step, rank).open("rb") as file:
+            buffer = memoryview(bytearray(seal.size_bytes))
+            file.readinto(buffer)
+    except OSError as error:
+        raise DamagedCopyError(f"shard of rank {rank} at step {step}: {error}") from error
     seal.verify(buffer)
     return seal, buffer
+
+
+def _pack_seal(seal: Seal) -> bytes:
+    content = msgspec.msgpack.encode(seal)
+    return _SEAL_FORMAT + xxhash.xxh3_128_digest(content) + content
+
+
+def _read_seal(path: Path) -> Seal | None:
+    try:
+        found = path.read_bytes()
+        start = len(_SEAL_FORMAT) + _SEAL_DIGEST_BYTES
+        content = found[start:]
+        if found[:start] != _SEAL_FORMAT + xxhash.xxh3_128_digest(content):
+            return None
+        return msgspec.msgpack.decode(content, type=Seal)
+    except (OSError, msgspec.DecodeError, DamagedCopyError):
+        return None
