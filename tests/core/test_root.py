@@ -389,3 +389,31 @@ def test_one_machine_of_unknown_domain_makes_all_unknown():
         root.receive(machine, m.Hello(address(machine), 0, domain=domain), 0.0)
         root.receive(machine, m.Join(0, f"{machine}:1", None, 4, 4), 0.0)
     assert [tuple(row) for row in root.current.holders] == [(0, 1), (1, 2), (2, 3), (3, 0)]
+
+
+def test_a_copy_sealed_after_its_generation_has_ended_is_one_to_resume_from():
+    """It was asked for; its sources die meanwhile, and nobody else has it."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    cluster.act(cluster.root.connection_lost("c", 0.0))
+    for machine in "ab":
+        cluster.join(machine)
+    cluster.connect("d").join("d")
+    fetches = {(to, fetch.rank) for to, fetch in cluster.messages(m.Fetch)}
+    assert fetches == {("d", 1), ("d", 2)}
+    cluster.act(cluster.root.connection_lost("b", 0.0))
+    assert "generation_broken" in cluster.events
+    holding = m.Holding(1, 1, 5, 1, 3, 10, "d")
+    cluster.tell("d", m.Holds(2, holding))
+    assert (cluster.root.copies.has("d", 1, 1), cluster.root.copies.has("b", 1, 1)) == (True, False)
+    for machine in "ad":
+        cluster.join(machine)
+    cluster.connect("e").join("e")
+    assert {f.resume and f.resume.step for _, f in cluster.messages(m.Formed)} == {5}
+
+
+def test_a_copy_that_nobody_asked_for_is_not_believed_after_the_end():
+    """It may be told a second time, long after it was dropped."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    cluster.act(cluster.root.connection_lost("c", 0.0))
+    cluster.tell("a", m.Holds(1, m.Holding(1, 1, 5, 1, 3, 10, "d")))
+    assert not cluster.root.copies.has("a", 1, 1)

@@ -44,6 +44,7 @@ class Generation:
         self.holders = holders
         self.recovery = recovery
         self._index = {name: index for index, name in enumerate(places)}
+        self.fetches: set[tuple[str, int, int]] = set()  # under way: machine, rank, ticket
         self._reservations = Reservations(holders)
         self._copies, self._commits, self._drains = memory.copies, memory.commits, memory.drains
         self._address = address
@@ -115,6 +116,7 @@ class Generation:
     # Copies.
 
     def _on_holds(self, machine: str, holding: m.Holding) -> None:
+        self.fetches.discard((machine, holding.rank, holding.ticket))
         if self._commits.is_abandoned(holding.ticket):
             return
         self._copies.add(machine, holding)
@@ -127,6 +129,7 @@ class Generation:
     def _on_dropped(self, machine: str, dropped: m.Dropped) -> str | None:
         """A copy is as good as lost: fetch it again, or give the ticket up."""
         rank, ticket = dropped.rank, dropped.ticket
+        self.fetches.discard((machine, rank, ticket))
         lacking = [machine]
         self._copies.remove(machine, rank, ticket)
         for source in dropped.damaged_sources:
@@ -154,6 +157,7 @@ class Generation:
     def _fetch(self, machine: str, holding: m.Holding, sources: tuple[str, ...]) -> None:
         known = tuple(address for name in sources if (address := self._address(name)))
         fetch = (self.number, holding.rank, holding.ticket, holding.size_bytes, known)
+        self.fetches.add((machine, holding.rank, holding.ticket))
         self._outbox.send(machine, m.Fetch(*fetch))
 
     # Tickets.

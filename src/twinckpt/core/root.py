@@ -63,6 +63,7 @@ class Root:
         self.commits = CommitLog(window=config.num_slots - 1)
         self.drains = Drains(config.drain_every_commits)
         self._outbox = Outbox()
+        self._awaited: set[tuple[str, int, int]] = set()
         self._now_s = 0.0
         self._num_failures = 0
         self._failed_at_step: int | None = None
@@ -77,10 +78,21 @@ class Root:
         """Return the machines of the newest generation, in order."""
         return self.membership.places
 
+    def awaits(self, machine: str, message: m.ToRoot) -> bool:
+        """Return whether this is the answer to a fetch of the generation that ended last."""
+        if not isinstance(message, m.Holds) or self.current is not None:
+            return False
+        copy = (machine, message.holding.rank, message.holding.ticket)
+        return message.generation == self.generation and copy in self._awaited
+
     # Events.
 
     def receive(self, machine: str, message: m.ToRoot, now_s: float) -> list[Action]:
-        """Handle one message; messages of another generation change nothing but liveness."""
+        """Handle one message; those of another generation change only liveness.
+
+        Except for a copy that the generation which ended last had asked for: it was sealed
+        meanwhile, and is one more to resume from.
+        """
         self._now_s = now_s
         known = self.membership.machines.get(machine)
         if isinstance(message, m.Hello):
@@ -96,6 +108,9 @@ class Root:
                     self._on_leave(machine)
                 case _ if self.current and message.generation == self.current.number:
                     self._on_current(machine, message, self.current)
+                case m.Holds() if self.awaits(machine, message):
+                    self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
+                    self.copies.add(machine, message.holding)
         return self._outbox.take()
 
     def connection_lost(self, machine: str, now_s: float) -> list[Action]:
@@ -151,6 +166,7 @@ class Root:
 
     def _forget(self, machine: str) -> bool:
         self.copies.remove_machine(machine)
+        self._awaited = {copy for copy in self._awaited if copy[0] != machine}
         return self.membership.remove(machine) is not None
 
     def _lose(self, machine: str, reason: str) -> None:
@@ -166,6 +182,7 @@ class Root:
         if self.current is None:
             return
         broken = m.Broken(self.current.number, reason, is_final)
+        self._awaited = self.current.fetches
         self.current = None
         self.membership.last_change_s = self._now_s
         self._log("generation_broken", reason=reason)

@@ -1,7 +1,7 @@
 """`control_plane`: thousands of simulated clusters under faults, mutants, and the root's speed.
 
 The state machines are those of the library; the simulator gives them virtual time, faults and
-an invariant checker. A seed that breaks a rule is written to `logs/seed-<seed>.txt`, and played
+an invariant checker. A seed that breaks a rule tells its story in `logs/violations/`, and is played
 again by `clusters=1 seed=<seed>`. What the numbers mean is described in docs/results-schema.md.
 """
 
@@ -35,8 +35,8 @@ def measure(experiment: Experiment) -> None:
     _load_root(experiment)
     if violations:
         raise TwinckptError(
-            f"seeds {violations} break a rule; see {experiment.out}/logs/seed-<seed>.txt and play "
-            "one again with clusters=1 seed=<seed>"
+            f"seeds {violations} break a rule; see {experiment.out}/logs/violations/ and play one "
+            "again with clusters=1 seed=<seed>"
         )
 
 
@@ -75,6 +75,7 @@ def _play(experiment: Experiment) -> list[int]:
 
 def _play_seeds(seeds: Sequence[int], num_faults: int, max_machines: int) -> list[Outcome | str]:
     """Return what each seed amounted to, or the story of its violation."""
+    _be_quiet()
     outcomes: list[Outcome | str] = []
     for seed in seeds:
         try:
@@ -96,7 +97,13 @@ def _hunt(experiment: Experiment) -> None:
     logger.info("%d mutants hunted", len(MUTANTS))
 
 
+def _be_quiet() -> None:
+    """Small clusters of few racks cannot keep replicas apart: no news in thousands of them."""
+    logging.getLogger("twinckpt.core.placement").setLevel(logging.ERROR)
+
+
 def _seeds_until_found(index: int, num_seeds: int) -> int:
+    _be_quiet()
     for seed in range(num_seeds):
         if first_violation(MUTANTS[index], [seed]) is not None:
             return seed + 1

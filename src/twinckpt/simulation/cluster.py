@@ -213,15 +213,19 @@ class SimulatedCluster:
             self._connections[name] = connection
         elif self._connections.get(name) is not connection:
             return
-        if _is_stale(message, root.current.number if root.current else None):
+        if self._is_stale_at(root, name, message):
             self._ghost_at_root(name, message)
         else:
             self._act_root(root, root.receive(name, message, self.root_now_s()))
 
+    def _is_stale_at(self, root: Root, name: str, message: m.ToRoot) -> bool:
+        number = root.current.number if root.current else None
+        return _is_stale(message, number) and not root.awaits(name, message)
+
     def _ghost_at_root(self, name: str, message: m.ToRoot) -> None:
         """A message reaches the root late: one of another generation must change nothing."""
         root = self.root
-        if root is None or not _is_stale(message, root.current.number if root.current else None):
+        if root is None or not self._is_stale_at(root, name, message):
             return
         before = list(root.copies.of_machine(name))
         actions = root.receive(name, message, self.root_now_s())

@@ -138,6 +138,10 @@ class Invariants:
         resumed = recovery.ticket if recovery else 0
         if self._committed is not None and resumed < self._committed.ticket:
             self._check_lost(cluster, root, self._committed, resumed)
+        elif not resumed:
+            # Who knew of an earlier commit may have died since it was given up.
+            left = _newest_ticket_left(cluster, _connected(cluster, root))
+            self.newest_commit_ticket = min(self.newest_commit_ticket, left)
         if self._committed is None or resumed != self._committed.ticket:
             sources = recovery.sources if recovery else {}
             holders = tuple(sources[rank] for rank in sorted(sources))
@@ -147,7 +151,7 @@ class Invariants:
         self, cluster: SimulatedCluster, root: Root, committed: Committed, resumed: int
     ) -> None:
         """A commit is given up: so no copy of some shard may be left within reach."""
-        connected = [cluster.machines[name] for name in root.membership.machines]
+        connected = _connected(cluster, root)
         survives = all(
             any(machine.is_alive and machine.slots.intact(rank, committed.ticket)
                 for machine in connected)
@@ -204,6 +208,10 @@ def _differ(is_same_machine: bool, theirs: m.Formed, formed: m.Formed) -> bool:
     if told != (formed.num_machines, formed.master_endpoint, formed.resume):
         return True
     return (theirs.index == formed.index) != is_same_machine
+
+
+def _connected(cluster: SimulatedCluster, root: Root) -> list[SimulatedMachine]:
+    return [cluster.machines[name] for name in root.membership.machines]
 
 
 def _newest_ticket_left(cluster: SimulatedCluster, connected: list[SimulatedMachine]) -> int:

@@ -72,17 +72,14 @@ def _forget_replicas(
     return _plan(own, home_machine)
 
 
-def _prefer_the_oldest(
+def _pass_over_the_newest(
     holdings: recovery.Holdings, home_machine: Mapping[int, str]
 ) -> recovery.Recovery | None:
-    for ticket in sorted({holding.ticket for held in holdings.values() for holding in held}):
-        of_ticket = {
-            name: [holding for holding in held if holding.ticket == ticket]
-            for name, held in holdings.items()
-        }
-        if (plan := _plan(of_ticket, home_machine)) is not None:
-            return plan
-    return None
+    newest = max((copy.ticket for held in holdings.values() for copy in held), default=0)
+    older = {
+        name: [copy for copy in held if copy.ticket != newest] for name, held in holdings.items()
+    }
+    return _plan(older, home_machine)
 
 
 def _root_accepts_any(
@@ -176,7 +173,7 @@ INTACT, MONOTONIC, REAL = "plan names intact copies", "commit monotonic", "commi
 
 MUTANTS = (
     Mutant("only home copies are planned with", KEPT, root, "plan_recovery", _forget_replicas),
-    Mutant("the oldest step is resumed", KEPT, root, "plan_recovery", _prefer_the_oldest),
+    Mutant("the newest is passed over", KEPT, root, "plan_recovery", _pass_over_the_newest),
     Mutant("the root accepts any generation", ONE, root.Root, "receive", _root_accepts_any),
     Mutant("workers accept any generation", ONE, Worker, "receive", _worker_accepts_any),
     Mutant("workers go back a generation", ONE, Worker, "receive", _worker_goes_back),
