@@ -38,6 +38,7 @@ def main() -> None:
             if rank == 1 and step == 6 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
                 os.kill(os.getpid(), signal.SIGKILL)
     torch.save({"model": model.state_dict(), "progress": progress}, folder / f"end-{rank}.pt")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

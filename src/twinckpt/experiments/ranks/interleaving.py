@@ -214,6 +214,7 @@ def main() -> None:
                 late_chunks=sum(b.is_late for b in busy if b.what == "checkpoint"),
             )
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

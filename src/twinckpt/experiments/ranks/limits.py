@@ -283,6 +283,7 @@ def main() -> None:
             raise RuntimeError("nobody killed this rank")
         measure_restoring(rank, checkpointer, log, rounds)
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -183,6 +183,7 @@ def main() -> None:
         for rival in rivals.values():
             rival.close()
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

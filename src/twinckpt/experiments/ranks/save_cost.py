@@ -68,6 +68,7 @@ def main() -> None:
                 # The next method starts on machines that have nothing left to do.
                 meet(training)
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

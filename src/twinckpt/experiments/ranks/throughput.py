@@ -58,6 +58,7 @@ def main() -> None:
                     committed_share=committed / len(handles) if handles else None,
                 )
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
