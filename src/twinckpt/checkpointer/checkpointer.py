@@ -5,6 +5,7 @@ of this machine's worker agent during the next forward and backward passes. A fe
 `optimizer.step()` waits for what is left of the copy. The agent does the rest.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, MutableMapping
@@ -21,6 +22,7 @@ from twinckpt.checkpointer.agent_client import (
 )
 from twinckpt.checkpointer.assemble import resharded
 from twinckpt.checkpointer.connect import connect
+from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
 from twinckpt.checkpointer.handle import SaveHandle
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
 from twinckpt.checkpointer.reading import SlotReader
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 120.0
+DECISION_TIMEOUT_S = 30.0
 
 
 class Checkpointer:
@@ -47,8 +50,8 @@ class Checkpointer:
             values (nested containers too); all ranks use the same names.
         replicas: machines that hold each shard, this one included; None takes the job's
             setting. Only used where this process starts the agents itself.
-        strict: raise what goes wrong in a save; by default it is logged and counted, and
-            training goes on.
+        strict: raise what goes wrong in a save, at the next fence or save where it went wrong
+            in the background; by default it is logged and counted, and training goes on.
 
     Every rank makes one, after its process group; all ranks call `save` for the same steps.
     `stall_s` adds up how long `save` and the fence have kept the training loop waiting.
@@ -65,14 +68,20 @@ class Checkpointer:
         self._strict = strict
         self._client: AgentClient = connect(replicas)
         self._stager = Stager()
+        self._pinned = PinnedSlots()
+        self._device = DeviceCopies()
+        self._writer: SlotWriter | None = None
         self._layout: Layout | None = None
         self._slot_bytes = 0
         self._targets: dict[int, SlotTarget] = {}
         self._handles: dict[int, SaveHandle] = {}
+        self._unused: list[Grant] = []
         self._attached = False
         self.num_saves = 0
         self.num_skipped = 0
         self.num_failed = 0
+        self._unraised: Exception | None = None
+        self._is_first = True
         self.stall_s = 0.0
         self.restore_report: dict[str, Any] = {}
         self._hooks = [
@@ -97,6 +106,7 @@ class Checkpointer:
             hook.remove()
         self._hooks = []
         self._stager.close()
+        self._pinned.close()
         if not failed:
             self._client.close()
 
@@ -117,12 +127,14 @@ class Checkpointer:
 
         Without a free slot the step is skipped: the previous one is still being replicated.
         The first call also reserves the slots, which takes as long as the machine needs to
-        hand out the memory. With `block`, on all ranks alike, the step is never skipped, and
-        committed on return.
+        hand out the memory; it raises what makes checkpoints impossible (UnsupportedStateError,
+        OutOfMemoryError, AgentUnavailableError). A later failure is counted. With `block`, on
+        all ranks alike, the step is never skipped, and committed on return.
         """
         self.num_saves += 1
         self.fence()
         started_s = time.monotonic()
+        self._stager.wait()
         handle = self._save_once(step, block)
         while block and handle.wait(timeout_s=COMMIT_TIMEOUT_S) == "abandoned":
             handle = self._save_once(step, block)
@@ -135,13 +147,33 @@ class Checkpointer:
             grant = self._next_grant(step, block)
             return self._skip(step) if grant is None else self._begin(step, grant)
         except TwinckptError as error:
+            if not self._attached:
+                raise  # it never worked: unsupported state, too little memory, no agent
             return self._fail(SaveHandle(step, "staging", self._advance), error)
 
     def fence(self) -> None:
-        """Wait until no tensor is being copied; runs by itself before `optimizer.step()`."""
+        """Wait until no tensor is being copied; runs by itself before `optimizer.step()`.
+
+        Where a GPU copies, its stream waits, and the host goes on.
+        """
         started_s = time.monotonic()
-        self._stager.wait()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            if not writer.is_on_device:
+                self._stager.wait()
+            self._copy_at_once(writer.fence())
         self.stall_s += time.monotonic() - started_s
+        self._raise_if_strict()
+
+    def _copy_at_once(self, names: list[str]) -> None:
+        """From now on, copy these before `save` returns: they changed between it and the fence."""
+        if names and self._state.distrust(names):
+            logger.warning(
+                "%s (and %d more) changed after save() and before optimizer.step(): from now on "
+                "save() copies them before it returns, which takes longer",
+                names[0],
+                len(names) - 1,
+            )
 
     def _next_grant(self, step: int, block: bool) -> Grant | None:
         if not self._attached:
@@ -149,12 +181,20 @@ class Checkpointer:
             self._attach(Layout(flat))
             self._client.wait_for_grant(GRANT_TIMEOUT_S)
             self._attached = True
-        elif block:
+        self._take_back_unused()
+        if block:
             self._client.wait_for_grant(GRANT_TIMEOUT_S)
         grants = self._client.grants
         if grants and (block or grants[0].not_before_step <= step):
-            return grants.pop(0)
+            return grants[0]
         return None
+
+    def _take_back_unused(self) -> None:
+        """Use the slot of a save that failed for the next one, unless that ticket is decided."""
+        while self._unused:
+            grant = self._unused.pop()
+            if self._handles.pop(grant.ticket, None) is not None:
+                self._client.grants.insert(0, grant)
 
     def _attach(self, layout: Layout) -> None:
         self._layout = layout
@@ -169,14 +209,17 @@ class Checkpointer:
             logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
             self._attach(layout)
             return self._skip(step)
-        writer = SlotWriter(self._target(layout, grant), flat.tensors, header)
+        writer = SlotWriter(self._target(layout, grant), flat.tensors, header, self._device)
         steady = self._state.steady_names(flat.tensors)
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, "staging", self._advance)
+        self._client.grants.remove(grant)
         self._handles[grant.ticket] = handle
+        self._writer = writer
         self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
-        if not steady:
-            self._stager.wait()
+        if not steady or self._is_first:
+            self._stager.wait()  # the first fence shows which tensors others write to
+            self._is_first = False
         return handle
 
     def _copy_job(
@@ -202,13 +245,15 @@ class Checkpointer:
                 handle.status = "staged"
                 client.staged(seal)
             except Exception as error:
-                self._fail(handle, error)
+                self._note(handle, error)
+                self._unused.append(grant)
 
         return copy
 
     def _target(self, layout: Layout, grant: Grant) -> SlotTarget:
         target = self._targets.get(grant.slot.fd)
         if target is None or target.layout is not layout:
+            self._pinned.pin(grant.slot.buffer)
             target = self._targets[grant.slot.fd] = SlotTarget(layout, grant.slot.buffer)
         return target
 
@@ -230,13 +275,23 @@ class Checkpointer:
         return SaveHandle(step, "skipped", self._advance)
 
     def _fail(self, handle: SaveHandle, error: Exception) -> SaveHandle:
+        self._note(handle, error)
+        self._raise_if_strict()
+        return handle
+
+    def _note(self, handle: SaveHandle, error: Exception) -> None:
+        """Count a failed save; called from any thread."""
         handle.status, handle.error = "failed", error
         self.num_failed += 1
         if self._strict:
-            raise error
-        if self.num_failed == 1:
+            self._unraised = error
+        elif self.num_failed == 1:
             logger.warning("step %d was not checkpointed, training goes on: %s", handle.step, error)
-        return handle
+
+    def _raise_if_strict(self) -> None:
+        error, self._unraised = self._unraised, None
+        if error is not None:
+            raise error
 
     def _poll(self, timeout_s: float = 0.0) -> bool:
         anything = self._client.poll(timeout_s)
@@ -262,7 +317,14 @@ class Checkpointer:
         Every byte is verified before it is used. A damaged copy is replaced by the next one:
         another machine's, then persistent storage. Raises RestoreError if the checkpoint is of
         another state than this one, or if no copy is intact.
+
+        Called again later, on all ranks alike, it goes back to the newest committed step; it
+        waits until the steps saved last are decided, so that all ranks go back to the same.
         """
+        self.fence()
+        for handle in list(self._handles.values()):
+            with contextlib.suppress(TimeoutError):  # another rank did not save that step
+                handle.wait(timeout_s=DECISION_TIMEOUT_S)
         return self._restore_from(self._client.request_restore)
 
     def _restore_from(self, ask: Callable[[float], RestoreAnswer]) -> int | None:
@@ -315,6 +377,7 @@ class Checkpointer:
     def _load(self, copy: Copy) -> None:
         """Write a copy into the state; one that still arrives chunk by chunk, as it comes."""
         seal, buffer = copy.seal, copy.slot.buffer
+        self._pinned.pin(buffer)
         if not copy.is_arriving:
             self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
             return

@@ -55,6 +55,7 @@ class SlotReader(SavedTensors):
         self._chunk_bytes = chunk_bytes
         self._verify = verify
         self._arrive = arrive
+        self._devices: set[torch.device] = set()
         self._unverified = set(range(-(-len(buffer) // chunk_bytes)))
         self._check(0, 1)
         self._check(0, header_bytes(buffer))
@@ -76,7 +77,8 @@ class SlotReader(SavedTensors):
         """Copy a tensor and verify it, chunk by chunk: hashing what was just read is cheap."""
         address = moving.address_of(target)
         if not address:
-            target.copy_(self.tensor(name))
+            target.copy_(self.tensor(name), non_blocking=True)
+            self._devices.add(target.device)
             return
         region = self._regions[name]
         position = region.start
@@ -94,8 +96,11 @@ class SlotReader(SavedTensors):
         torch.autograd.graph.increment_version(target)
 
     def verify_rest(self) -> None:
-        """Verify the chunks that nobody has used."""
+        """Verify the chunks that nobody has used; return once GPUs have all they were given."""
         self._check(0, len(self._buffer))
+        for device in self._devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     def _check(self, start: int, end: int) -> None:
         for index in range(start // self._chunk_bytes, -(-end // self._chunk_bytes)):

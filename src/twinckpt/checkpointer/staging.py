@@ -3,13 +3,17 @@
 The copy goes through the slot in order, a chunk at a time, so that the checksum reads bytes
 that are still in the core's cache. Tensors whose version counter moved during the copy were
 written to by the training loop: the copy is torn and must not be used.
+
+Tensors on a GPU are copied by the GPU, in the order of its streams (see `device`).
 """
 
+import threading
 from dataclasses import dataclass
 
 import torch
 
 from twinckpt.checkpointer import moving
+from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout
 from twinckpt.errors import TwinckptError
 from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunks
@@ -46,22 +50,61 @@ class SlotTarget:
 class SlotWriter:
     """Fills one slot with one version of a rank's state."""
 
-    def __init__(self, target: SlotTarget, tensors: dict[str, torch.Tensor], header: bytes) -> None:
+    def __init__(
+        self,
+        target: SlotTarget,
+        tensors: dict[str, torch.Tensor],
+        header: bytes,
+        device: DeviceCopies,
+    ) -> None:
         self._target = target
         self._tensors = tensors
         self._target.buffer[: len(header)] = header
+        self._device = device
+        self._on_device = frozenset(name for name, tensor in tensors.items() if tensor.is_cuda)
         self._versions: dict[str, int] = {}
         self._done: frozenset[str] = frozenset()
+        self._deciding = threading.Lock()
+        self._is_fenced = False
+        self._torn: list[str] = []
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether a GPU copies, so that the host need not wait at the fence."""
+        return bool(self._on_device)
 
     @torch.no_grad()
     def copy_now(self, names: frozenset[str]) -> None:
-        """Copy the tensors that may change at any time; watch the others for changes."""
-        for name in names:
-            moving.copy(self._target.tensors[name], self._tensors[name])
+        """Copy the tensors that may change at any time; watch the others for changes.
+
+        Of a state on a GPU, what lies in CPU memory is copied now as well. All its copies
+        are queued now; they are of the state as it is here.
+        """
+        watched = self._tensors.keys() - names
         self._done = names
-        self._versions = {
-            name: _version(tensor) for name, tensor in self._tensors.items() if name not in names
-        }
+        if self._on_device:
+            self._done = frozenset(self._tensors)
+            self._start_on_device(names & self._on_device)
+            self._device.fence()
+            self._start_on_device(self._on_device - names)
+        for name in self._done - self._on_device:
+            moving.copy(self._target.tensors[name], self._tensors[name])
+        self._versions = {name: _version(self._tensors[name]) for name in watched}
+
+    def _start_on_device(self, names: frozenset[str]) -> None:
+        self._device.start((self._target.tensors[n], self._tensors[n]) for n in names)
+
+    def fence(self) -> list[str]:
+        """Return what the loop has written to too early; from here on it may.
+
+        What a GPU still copies, its stream waits for.
+        """
+        with self._deciding:
+            self._is_fenced = True
+            changed = self._changed()
+            self._torn = self._torn or changed
+        self._device.fence()
+        return changed
 
     @torch.no_grad()
     def copy_rest(self) -> bytes:
@@ -69,6 +112,7 @@ class SlotWriter:
 
         Raises TornCopyError if one of them was written to since `copy_now`.
         """
+        self._device.wait()
         sources = [self._source(name) for name in self._target.layout.regions]
         digests = []
         for pieces, chunk in self._target.chunks:
@@ -77,13 +121,20 @@ class SlotWriter:
                 if source:
                     moving.move(piece.address, source + piece.skip, piece.size)
             digests.append(chunk_digest(chunk))
-        torn = [n for n, version in self._versions.items() if _version(self._tensors[n]) != version]
-        if torn:
+        with self._deciding:
+            if not self._is_fenced:
+                self._torn = self._changed()
+        if self._torn:
             raise TornCopyError(
-                f"{torn[0]} (and {len(torn) - 1} more) changed while it was copied; change the "
-                "state only inside optimizer.step(), or call checkpointer.fence() before it"
+                f"{self._torn[0]} (and {len(self._torn) - 1} more) changed while it was copied; "
+                "change the state only inside optimizer.step(), or call checkpointer.fence() "
+                "before it"
             )
         return b"".join(digests)
+
+    def _changed(self) -> list[str]:
+        versions = self._versions.items()
+        return [name for name, version in versions if _version(self._tensors[name]) != version]
 
     def _source(self, name: str) -> int:
         """Return where to copy a tensor from; 0 if that is done."""

@@ -4,7 +4,7 @@
 and shape receives the bytes, whatever else is handed to `load_state_dict`.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class TrainingState:
         self.parts = parts
         self._capture = Capture()
         self._steady: tuple[set[str], frozenset[str]] | None = None
+        self._distrusted: set[str] = set()
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -61,7 +62,14 @@ class TrainingState:
             elif isinstance(part, torch.nn.Module):
                 parameters = part.named_parameters(remove_duplicate=False)
                 found.update(f"{name}.{parameter}" for parameter, _ in parameters)
-        return frozenset(found & tensors.keys())
+        return frozenset((found & tensors.keys()) - self._distrusted)
+
+    def distrust(self, names: Iterable[str]) -> bool:
+        """Count these tensors as steady no more; return whether any did until now."""
+        new = set(names) - self._distrusted
+        self._distrusted |= new
+        self._steady = None
+        return bool(new)
 
     def counterparts(self) -> Callable[[str], torch.Tensor | None]:
         """Return a function: name to live tensor, or for optimizer state to come its parameter."""

@@ -289,15 +289,14 @@ class Worker:
         return self._flush()
 
     def restore(self, rank: int) -> list[Action]:
-        """A local rank wants its state of the step this generation resumes from."""
+        """A local rank wants its state: of the newest commit or the step resumed."""
         self._now.restores.add(rank)
         self._retry()
         return self._flush()
 
     def awaits(self, rank: int, ticket: int) -> bool:
         """Return whether a local rank waits to restore this version, which is not here yet."""
-        resume = self.formed.resume if self.formed else None
-        return rank in self._now.restores and resume is not None and resume.ticket == ticket
+        return rank in self._now.restores and ticket == self._ticket_to_restore()
 
     def damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
         """A rank found that its local copy does not match its checksums."""
@@ -338,17 +337,24 @@ class Worker:
     def _serve_restores(self) -> None:
         if self.formed is None:
             return
-        resume = self.formed.resume
+        resume, ticket = self.formed.resume, self._ticket_to_restore()
         for rank in sorted(self._now.restores):
-            if resume is None:
-                self._do(ServeRestore(rank))
-            elif resume.drained:
+            if ticket:
+                if self.slots.holding(rank, ticket) is None:
+                    continue
+                self._do(ServeRestore(rank, ticket=ticket))
+            elif resume is not None:
                 self._do(ServeRestore(rank, drained_step=resume.step))
-            elif self.slots.holding(rank, resume.ticket) is not None:
-                self._do(ServeRestore(rank, ticket=resume.ticket))
             else:
-                continue
+                self._do(ServeRestore(rank))
             self._now.restores.discard(rank)
+
+    def _ticket_to_restore(self) -> int:
+        """Return the newest recoverable version that machines hold; 0 if there is none."""
+        resume = self.formed.resume if self.formed else None
+        if self._now.committed_ticket or resume is None or resume.drained:
+            return self._now.committed_ticket
+        return resume.ticket
 
     def _tell_root(self, message: m.ToRoot) -> None:
         self._do(ToRootAgent(message))

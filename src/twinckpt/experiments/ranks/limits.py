@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from twinckpt.checkpointer import Checkpointer, SaveHandle, moving
+from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
@@ -79,7 +80,7 @@ class Rank:
         flat = self._training_state.capture()
         header = self._layout.header(metadata_of(flat, self._layout, step=0))
         assert header is not None
-        writer = SlotWriter(self._target, flat.tensors, header)
+        writer = SlotWriter(self._target, flat.tensors, header, DeviceCopies())
         writer.copy_now(frozenset())
         writer.copy_rest()
 

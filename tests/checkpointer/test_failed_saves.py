@@ -1,0 +1,83 @@
+"""A save that fails: by default counted, training goes on; `strict` raises it."""
+
+import pytest
+import torch
+
+from twinckpt import Checkpointer
+from twinckpt.checkpointer.staging import TornCopyError
+from twinckpt.errors import UnsupportedStateError
+
+
+@pytest.fixture
+def optimizer():
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(16 << 20))], lr=0.1)
+
+
+@pytest.fixture
+def state(optimizer):
+    parameters = optimizer.param_groups[0]["params"]
+    return {"model": torch.nn.ParameterList(parameters), "optimizer": optimizer}
+
+
+@torch.no_grad()
+def torn_save(checkpointer, state):
+    """Save, and write to the parameter again and again while it is copied, before any fence."""
+    (parameter,) = state["model"].parameters()
+    handle = checkpointer.save(2)
+    while handle.status == "staging":
+        parameter[:8].add_(1)
+    return handle
+
+
+def test_a_torn_copy_is_counted_and_training_goes_on(state):
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        assert torn_save(checkpointer, state).wait(timeout_s=30) == "failed"
+        assert checkpointer.num_failed == 1
+        assert checkpointer.save(3, block=True).status == "committed"
+
+
+def test_strict_raises_at_the_fence_and_the_next_save_works(state):
+    with Checkpointer(state, strict=True) as checkpointer:
+        checkpointer.save(1, block=True)
+        torn_save(checkpointer, state)
+        with pytest.raises(TornCopyError, match="changed while it was copied"):
+            checkpointer.fence()
+        assert checkpointer.save(3, block=True).status == "committed"
+
+
+def test_a_state_that_cannot_be_carried_ends_the_job_at_its_first_save():
+    with (
+        Checkpointer({"model": torch.nn.Linear(2, 2), "odd": {"object": object()}}) as checkpointer,
+        pytest.raises(UnsupportedStateError, match="odd"),
+    ):
+        checkpointer.save(1)
+
+
+def test_a_state_that_turns_bad_later_is_counted():
+    state = {"plain": {"x": 1}}
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        state["plain"]["x"] = object()
+        assert checkpointer.save(2).status == "failed"
+        state["plain"]["x"] = 2
+        assert checkpointer.save(3, block=True).status == "committed"
+
+
+@torch.no_grad()
+def test_what_is_written_to_before_the_fence_is_copied_at_once_from_then_on(state, caplog):
+    (parameter,) = state["model"].parameters()
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        parameter.add_(1)
+        checkpointer.fence()
+        assert "changed after save() and before optimizer.step()" in caplog.text
+        for step in range(2, 6):
+            parameter.fill_(step)
+            handle = checkpointer.save(step)
+            parameter.fill_(-1)
+            checkpointer.fence()
+            assert handle.wait(timeout_s=30) == "committed"
+            checkpointer.restore()
+            assert bool((parameter == step).all())
+    assert caplog.text.count("changed after save()") == 1
