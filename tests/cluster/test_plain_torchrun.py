@@ -18,11 +18,13 @@ TIMEOUT_S = 180
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def torchrun(folder: Path, *options: str, **env: str) -> subprocess.Popen[str]:
-    """Start a torchrun of the script."""
+def torchrun(
+    folder: Path, *options: str, script: Path = SCRIPT, **env: str
+) -> subprocess.Popen[str]:
+    """Start a torchrun of a script."""
     command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts=3", *options]
     return subprocess.Popen(
-        [*command, str(SCRIPT), str(folder)],
+        [*command, str(script), str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -80,6 +82,16 @@ def test_two_machines_find_each_other_under_any_rendezvous(tmp_path: Path) -> No
     options += (f"--rdzv-endpoint={endpoint}",)
     finish(*(torchrun(tmp_path, *options, **OWN_STORE) for _ in range(2)))
     assert_recovered(tmp_path, 2, "local")
+
+
+@pytest.mark.cluster
+def test_every_kind_of_state_survives_a_kill_at_a_random_moment(tmp_path: Path) -> None:
+    """All of the catalogue in one checkpoint, saved as fast as it goes."""
+    script = SCRIPT.with_name("carry_catalogue.py")
+    options = ("--standalone", "--nproc-per-node=2")
+    finish(torchrun(tmp_path, *options, script=script, **OWN_STORE))
+    steps = {(tmp_path / f"restored-{rank}").read_text() for rank in range(2)}
+    assert len(steps) == 1
 
 
 def test_several_ranks_without_a_process_group_are_told_what_to_do(monkeypatch) -> None:

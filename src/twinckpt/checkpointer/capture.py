@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor
+from twinckpt.checkpointer.tree import FlatState, flatten, is_dense, local_tensor
 
 Path = tuple[str, ...]
 
@@ -99,7 +99,10 @@ def _is_split(value: Any) -> bool:
 
 def _identity(value: Any) -> _Identity:
     identity = _Identity()
-    identity.is_certain = _identify(value, identity.marks, identity.held)
+    try:
+        identity.is_certain = _identify(value, identity.marks, identity.held)
+    except RecursionError:
+        identity.is_certain = False  # it is refused elsewhere, by name
     return identity
 
 
@@ -107,9 +110,11 @@ def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
     """Mark everything below `value`; return False if something may change without a trace."""
     kind = type(value)
     if isinstance(value, torch.Tensor):
-        local = local_tensor(value)
-        marks += (id(value), id(local), local.data_ptr(), value.requires_grad)
         held.append(value)
+        local = local_tensor(value)
+        if not is_dense(local):
+            return False  # it is refused elsewhere, by name
+        marks += (id(value), id(local), local.data_ptr(), value.requires_grad)
         return True
     if kind is dict or kind is OrderedDict:
         kinds = tuple(map(type, value))

@@ -39,6 +39,13 @@ def move(destination: int, source: int, size_bytes: int) -> None:
         _move_large(destination, source, size_bytes)
 
 
+def has_own_memory(tensor: torch.Tensor) -> bool:
+    """Return whether each element can be written; of an expanded tensor they share memory."""
+    return not any(
+        n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+
+
 def copy(target: torch.Tensor, source: torch.Tensor) -> None:
     """Copy a tensor into another one of the same type and shape; under `torch.no_grad`."""
     to, from_ = address_of(target), address_of(source)

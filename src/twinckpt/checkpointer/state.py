@@ -4,27 +4,27 @@
 and shape receives the bytes, whatever else is handed to `load_state_dict`.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.capture import Capture
+from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor, unflatten
-from twinckpt.errors import ConfigurationError, RestoreError
+from twinckpt.errors import RestoreError
 
 
 class TrainingState:
     """The user's mapping, with what the library must know of its parts."""
 
     def __init__(self, parts: MutableMapping[str, Any]) -> None:
-        if not parts:
-            raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
-        if not all(type(name) is str and name != "$" for name in parts):
-            raise ConfigurationError("the names of the state's parts must be strings, and not '$'")
-        self.parts = parts
+        self._parts = Parts(parts)
+        self._parts.items()
         self._capture = Capture()
         self._steady: tuple[set[str], frozenset[str]] | None = None
         self._distrusted: set[str] = set()
@@ -32,7 +32,7 @@ class TrainingState:
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers: between their steps, what they own and update does not change."""
-        return [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
+        return [part for _, part in self._parts.items() if isinstance(part, torch.optim.Optimizer)]
 
     @torch.no_grad()
     def capture(self) -> FlatState:
@@ -40,7 +40,7 @@ class TrainingState:
 
         Raises UnsupportedStateError for what cannot be carried, by name.
         """
-        return self._capture({name: _state_of(part) for name, part in self.parts.items()})
+        return self._capture({name: _state_of(part) for name, part in self._parts.items()})
 
     def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Return the names of the tensors that change only inside `optimizer.step()`.
@@ -56,7 +56,7 @@ class TrainingState:
         if not self.optimizers:
             return frozenset()
         found: set[str] = set()
-        for name, part in self.parts.items():
+        for name, part in self._parts.items():
             if isinstance(part, torch.optim.Optimizer):
                 found.update(key for key in tensors if key.startswith(f"{name}.state."))
             elif isinstance(part, torch.nn.Module):
@@ -74,11 +74,13 @@ class TrainingState:
     def counterparts(self) -> Callable[[str], torch.Tensor | None]:
         """Return a function: name to live tensor, or for optimizer state to come its parameter."""
         live = self.capture().originals
+        parts = self._parts.items()
 
         def counterpart(name: str) -> torch.Tensor | None:
             if name in live:
                 return live[name]
-            return _parameters(self.parts.get(name.partition(".")[0])).get(_state_index(name))
+            owners = (_owner(name, part_name, part) for part_name, part in parts)
+            return next((owner for owner in owners if owner is not None), None)
 
         return counterpart
 
@@ -87,13 +89,14 @@ class TrainingState:
 
         Raises RestoreError if the checkpoint is of other parts than these.
         """
-        missing = sorted(self.parts.keys() ^ json.keys())
+        parts = dict(self._parts.items())
+        missing = sorted(parts.keys() ^ json.keys())
         if missing:
             raise RestoreError(
                 f"the checkpoint and the state differ in {', '.join(missing)}: restore into the "
                 f"same names ({', '.join(sorted(json))})"
             )
-        for name, part in self.parts.items():
+        for name, part in parts.items():
             self._restore_part(name, part, json[name], saved)
 
     def _restore_part(self, name: str, part: Any, json: Any, saved: SavedTensors) -> None:
@@ -102,17 +105,21 @@ class TrainingState:
         with torch.no_grad():
             value = unflatten(json, writer.tensor)
         if isinstance(part, torch.nn.Module):
-            if not writer.is_complete:
-                part.load_state_dict(value)
-        elif _is_stateful(part):
+            # Tensors that are filled are passed as themselves: loading them copies nothing.
+            whole = OrderedDict(value)
+            whole._metadata = getattr(live, "_metadata", None)  # type: ignore[attr-defined]
+            part.load_state_dict(whole)
+        elif is_stateful(part):
             part.load_state_dict(value)
+        elif isinstance(part, torch.Generator):
+            part.set_state(value)
         elif isinstance(part, dict) and isinstance(value, dict):
             part.clear()
             part.update(value)
         elif isinstance(part, list) and isinstance(value, list):
             part[:] = value
         elif not isinstance(part, torch.Tensor):
-            self.parts[name] = value
+            self._parts.replace(name, value)
 
 
 class _InPlace:
@@ -120,18 +127,13 @@ class _InPlace:
 
     def __init__(self, live: Any, name: str, part: Any, saved: SavedTensors) -> None:
         self._part = part
+        self._name = name
         self._saved = saved
         known = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
-        reuse = known or not _is_stateful(part)
+        reuse = known or not is_stateful(part)
         self._live = flatten(live, name)[0].originals if reuse else {}
-        self._parameters = _parameters(part)
         self._made: dict[str, torch.Tensor] = {}
         self._used: set[str] = set()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all live tensors were filled, and no others were made."""
-        return not self._made and self._used == self._live.keys()
 
     def tensor(self, node: dict[str, Any]) -> torch.Tensor:
         """Return the tensor that a node of the saved tree refers to."""
@@ -139,7 +141,8 @@ class _InPlace:
         live = self._live.get(name)
         if live is not None:
             target = local_tensor(live)
-            if (target.dtype, tuple(target.shape)) == self._saved.kind(name):
+            fits = (target.dtype, tuple(target.shape)) == self._saved.kind(name)
+            if fits and moving.has_own_memory(target):
                 if name not in self._used:
                     self._saved.copy_into(target, name)
                     self._used.add(name)
@@ -150,7 +153,7 @@ class _InPlace:
 
     def _make(self, node: dict[str, Any], name: str, source: torch.Tensor) -> torch.Tensor:
         """Return a new tensor; one of an optimizer's state is placed like its parameter."""
-        owner = self._parameters.get(_state_index(name))
+        owner = _owner(name, self._name, self._part)
         if "global_shape" in node and isinstance(owner, DTensor):
             local = torch.empty_like(source, device=local_tensor(owner).device).copy_(source)
             return DTensor.from_local(
@@ -166,21 +169,20 @@ class _InPlace:
                 f"{name} is a DTensor and has no live counterpart; create it before restore()"
             )
         made = source.clone()
-        return torch.nn.Parameter(made, node["parameter"]) if "parameter" in node else made
+        if "parameter" in node:
+            return torch.nn.Parameter(made, node["parameter"])
+        return made.requires_grad_("requires_grad" in node)
 
 
-def _parameters(part: Any) -> dict[int | None, torch.Tensor]:
-    if not isinstance(part, torch.optim.Optimizer):
-        return {}
-    params = [p for group in part.param_groups for p in group["params"]]
-    return dict(enumerate(params))
-
-
-def _state_index(name: str) -> int | None:
-    """Return the parameter's number in a name like `optimizer.state.3.exp_avg`."""
-    parts = name.split(".")
-    if len(parts) >= 4 and parts[1] == "state" and parts[2].isdecimal():
-        return int(parts[2])
+def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
+    """Return the parameter that a tensor called like `optimizer.state.3.exp_avg` belongs to."""
+    prefix = f"{part_name}.state."
+    if not isinstance(part, torch.optim.Optimizer) or not name.startswith(prefix):
+        return None
+    index, _, rest = name.removeprefix(prefix).partition(".")
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    if rest and index.isdecimal() and int(index) < len(parameters):
+        return parameters[int(index)]
     return None
 
 
@@ -188,10 +190,6 @@ def _state_of(part: Any) -> Any:
     """Return a part's state; of a module the live parameters themselves, which is cheaper."""
     if isinstance(part, torch.nn.Module):
         return part.state_dict(keep_vars=True)
-    return part.state_dict() if _is_stateful(part) else part
-
-
-def _is_stateful(part: Any) -> bool:
-    return callable(getattr(part, "state_dict", None)) and callable(
-        getattr(part, "load_state_dict", None)
-    )
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if is_stateful(part) else part

@@ -42,6 +42,11 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is plain memory with a shape and strides."""
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
+
+
 @torch.no_grad()
 def flatten(
     state: Any, name: str = "", known: FlatState | None = None
@@ -52,7 +57,12 @@ def flatten(
     second value returned.
     """
     flattener = _Flattener(known or FlatState())
-    flattener.flat.text = json.dumps(flattener.visit(state, name), separators=(",", ":"))
+    try:
+        flattener.flat.text = json.dumps(flattener.visit(state, name), separators=(",", ":"))
+    except RecursionError:
+        raise UnsupportedStateError(
+            f"{name or 'the state'} contains itself, or is nested too deeply; make it flatter"
+        ) from None
     return flattener.flat, frozenset(flattener.borrowed)
 
 
@@ -73,7 +83,8 @@ class _Flattener:
                 return self._numpy(value, path)
             case int():
                 self._refuse_subclass(value, int, path)
-                return value
+                # JSON readers limit the digits of decimal numbers, not of hexadecimal text.
+                return value if value.bit_length() <= 64 else {_KIND: "int", "hex": hex(value)}
             case float():
                 return {_KIND: "float", "hex": value.hex()} if value - value != 0 else value
             case complex():
@@ -146,11 +157,16 @@ class _Flattener:
         return {_KIND: kind, "tensor": name, "dtype": value.dtype.str, "shape": list(value.shape)}
 
     def _tensor(self, value: torch.Tensor, path: str) -> Any:
-        if value.layout is not torch.strided or value.is_quantized:
-            raise UnsupportedStateError(
-                f"{path} is a {value.layout} tensor; store its dense parts instead"
-            )
         local = local_tensor(value)
+        if not is_dense(local):
+            raise UnsupportedStateError(
+                f"{path} is a sparse, nested or quantized tensor; store its dense parts instead"
+            )
+        if local.is_meta:
+            raise UnsupportedStateError(
+                f"{path} is on the meta device and has no data; materialize the module first "
+                "(module.to_empty(device=...))"
+            )
         node: dict[str, Any] = {_KIND: "tensor", "tensor": self._store(local, path, value)}
         if isinstance(value, DTensor):
             node["global_shape"] = list(value.shape)
@@ -158,10 +174,13 @@ class _Flattener:
             node["mesh"] = list(value.device_mesh.shape)
         if isinstance(value, torch.nn.Parameter):
             node["parameter"] = value.requires_grad
+        elif value.requires_grad and value.is_leaf:
+            node["requires_grad"] = True
         return node
 
     def _store(self, tensor: torch.Tensor, path: str, original: torch.Tensor) -> str:
-        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        place = (tensor.device, tensor.data_ptr(), tensor.is_neg(), tensor.is_conj())
+        key = (*place, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel():
             if key in self.flat.places:
                 return self.flat.places[key]
@@ -197,6 +216,8 @@ def unflatten(tree: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> An
                 return array if node[_KIND] == "ndarray" else array[()]
             case "float":
                 return float.fromhex(node["hex"])
+            case "int":
+                return int(node["hex"], 16)
             case "complex":
                 return complex(*(build(part) for part in node["parts"]))
             case "bytes":

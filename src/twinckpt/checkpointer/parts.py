@@ -1,0 +1,80 @@
+"""The parts of a user's state: what has a state of its own, found in nested containers.
+
+    {"model": model, "optimizers": [first, second], "progress": {"samples": 0}}
+
+has the parts `model`, `optimizers.0`, `optimizers.1` and `progress`: a container is taken
+apart only if something in it has a `state_dict` or is a generator of random numbers.
+"""
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import torch
+
+from twinckpt.errors import ConfigurationError
+
+
+class Parts:
+    """The parts by name, as they are in the user's containers at the time of each call."""
+
+    def __init__(self, state: MutableMapping[str, Any]) -> None:
+        if not state:
+            raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
+        if not all(type(name) is str and name != "$" for name in state):
+            raise ConfigurationError("the names of the state's parts must be strings, and not '$'")
+        self._state = state
+        self._shape: list[tuple[Any, list[Any]]] = []
+        self._homes: dict[str, tuple[Any, Any]] = {}
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return names and parts; raises ConfigurationError if two have the same name."""
+        if not self._shape or any(_keys(container) != keys for container, keys in self._shape):
+            self._find()
+        return [(name, container[key]) for name, (container, key) in self._homes.items()]
+
+    def replace(self, name: str, value: Any) -> None:
+        """Put a restored plain value where the old one was."""
+        container, key = self._homes[name]
+        if isinstance(container, tuple):
+            raise ConfigurationError(f"{name} cannot be replaced in a tuple: use a list")
+        container[key] = value
+
+    def _find(self) -> None:
+        self._shape, self._homes = [], {}
+        for name, container, key in self._walk(self._state, ""):
+            if name in self._homes:
+                raise ConfigurationError(f"two parts of the state are called {name}: rename one")
+            self._homes[name] = container, key
+
+    def _walk(self, container: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+        self._shape.append((container, _keys(container)))
+        for key in _keys(container):
+            name = f"{prefix}{key}"
+            if _holds_stateful(container[key]):
+                yield from self._walk(container[key], f"{name}.")
+            else:
+                yield name, container, key
+
+
+def is_stateful(part: Any) -> bool:
+    """Return whether a part gives and takes its state by itself."""
+    return callable(getattr(part, "state_dict", None)) and callable(
+        getattr(part, "load_state_dict", None)
+    )
+
+
+def _holds_stateful(value: Any, depth: int = 0) -> bool:
+    """Return whether a plain container has a part in it, at any depth."""
+    if depth > 100:
+        return False  # it contains itself, perhaps; that is refused elsewhere, by name
+    if type(value) not in (dict, list, tuple):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return any(
+        is_stateful(item) or isinstance(item, torch.Generator) or _holds_stateful(item, depth + 1)
+        for item in items
+    )
+
+
+def _keys(container: Any) -> list[Any]:
+    return list(container) if isinstance(container, MutableMapping) else [*range(len(container))]

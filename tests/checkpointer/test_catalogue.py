@@ -1,0 +1,82 @@
+"""Every kind of state comes back bit for bit, or is refused by name."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from catalogue import CARRIED, REFUSED, assert_same
+
+from twinckpt.checkpointer.device import DeviceCopies
+from twinckpt.checkpointer.layout import Layout, metadata_of
+from twinckpt.checkpointer.reading import SlotReader
+from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
+from twinckpt.checkpointer.state import TrainingState
+from twinckpt.errors import ConfigurationError, UnsupportedStateError
+from twinckpt.memory.checksums import CHUNK_BYTES
+
+
+def seeded(seed, build):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    return build()
+
+
+def slot_of(state):
+    """The bytes that `save` makes of a state."""
+    flat = TrainingState(state).capture()
+    layout = Layout(flat)
+    slot = memoryview(bytearray(layout.size_bytes))
+    header = layout.header(metadata_of(flat, layout, step=1))
+    SlotWriter(SlotTarget(layout, slot), flat.tensors, header, DeviceCopies()).copy_rest()
+    return slot
+
+
+def restored(slot, into):
+    reader = SlotReader(slot, CHUNK_BYTES)
+    TrainingState(into).restore(reader.metadata["state"], reader)
+    return into
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_state_comes_back_bit_for_bit_into_a_fresh_one(name):
+    state = seeded(1, CARRIED[name])
+    fresh = seeded(2, CARRIED[name])
+    assert_same(state, restored(slot_of(state), fresh))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_carried_is_refused_by_name(name):
+    with pytest.raises(UnsupportedStateError, match=r"x\.odd"):
+        TrainingState(REFUSED[name]()).capture()
+
+
+def test_values_are_restored_where_the_fresh_state_has_others():
+    """Tensors of another shape, more and fewer keys."""
+    state = {"x": {"a": torch.rand(3), "b": [1, torch.rand(2, requires_grad=True)]}}
+    fresh = {"x": {"a": torch.rand(5), "c": 1}}
+    assert_same(state, restored(slot_of(state), fresh))
+
+
+def test_memory_that_is_shared_is_stored_once_and_stays_shared():
+    weight = torch.rand(1000)
+    slot = slot_of({"x": {"a": weight}, "y": {"b": weight, "c": [weight]}})
+    assert len(slot) < 2 * weight.nbytes + 8192
+    fresh = {"x": {"a": torch.zeros(1)}, "y": {}}
+    restored(slot, fresh)
+    assert fresh["y"]["b"] is fresh["y"]["c"][0]
+
+
+def test_two_parts_that_end_up_with_one_name_are_refused():
+    linear = torch.nn.Linear
+    with pytest.raises(ConfigurationError, match=r"a\.b"):
+        TrainingState({"a.b": linear(1, 1), "a": {"b": linear(1, 1)}})
+
+
+def test_a_part_that_joins_a_nested_container_later_is_saved_too():
+    state = {"models": [torch.nn.Linear(1, 1)]}
+    training = TrainingState(state)
+    before = training.capture().tensors.keys()
+    state["models"].append(torch.nn.Linear(1, 1))
+    assert training.capture().tensors.keys() - before == {"models.1.weight", "models.1.bias"}
