@@ -14,6 +14,7 @@ import asyncio
 import hmac
 import secrets
 import socket
+import time
 from collections.abc import Generator
 
 from twinckpt.errors import AuthenticationError
@@ -49,12 +50,16 @@ def client_exchange(secret: bytes) -> Exchange:
 
 
 def authenticate(sock: socket.socket, exchange: Exchange) -> None:
-    """Drive an exchange over a blocking socket that has a timeout."""
+    """Drive an exchange over a socket; sets its timeout.
+
+    All of it takes at most `HANDSHAKE_TIMEOUT_S`, however slowly the peer dribbles.
+    """
+    deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
     try:
         step = next(exchange)
         while True:
             if isinstance(step, int):
-                step = exchange.send(_receive(sock, step))
+                step = exchange.send(_receive(sock, step, deadline_s))
             else:
                 sock.sendall(step)
                 step = next(exchange)
@@ -87,9 +92,13 @@ def _proof(secret: bytes, side: bytes, nonces: bytes) -> bytes:
     return hmac.digest(secret, b"twinckpt 1 " + side + nonces, "sha256")
 
 
-def _receive(sock: socket.socket, num_bytes: int) -> bytes:
+def _receive(sock: socket.socket, num_bytes: int, deadline_s: float) -> bytes:
     received = b""
     while len(received) < num_bytes:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"no proof within {HANDSHAKE_TIMEOUT_S:.0f} s")
+        sock.settimeout(left_s)
         part = sock.recv(num_bytes - len(received))
         if not part:
             raise EOFError("connection closed")

@@ -10,6 +10,7 @@ import logging
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -29,6 +30,9 @@ _MAX_SEAL_BYTES = 16 << 20
 _SEND_BYTES = 1 << 20
 _MIN_REPORT_BYTES = 4 << 20
 _MAX_REPORTS = 64
+# Callers that have not proved yet that they belong here; each has a thread for some seconds.
+_MAX_STRANGERS = 256
+_ACCEPT_RETRY_S = 0.1
 TRANSFER_TIMEOUT_S = 30.0
 
 
@@ -39,6 +43,7 @@ class BulkServer:
         self._checkpoints = checkpoints
         self._secret = secret
         self._listener = socket.create_server((host, 0), backlog=64)
+        self._strangers = threading.BoundedSemaphore(_MAX_STRANGERS)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="bulk-accept", daemon=True).start()
 
@@ -50,15 +55,24 @@ class BulkServer:
         while True:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(sock,), name="bulk", daemon=True).start()
+            except OSError as error:
+                if self._listener.fileno() < 0:
+                    return
+                logger.warning("no connection can be accepted: %s", error)
+                time.sleep(_ACCEPT_RETRY_S)  # too many open files: some will be closed
+                continue
+            if self._strangers.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            else:
+                sock.close()  # the caller tries again
 
     def _serve(self, sock: socket.socket) -> None:
         with sock:
             try:
-                sock.settimeout(HANDSHAKE_TIMEOUT_S)
-                authenticate(sock, server_exchange(self._secret))
+                try:
+                    authenticate(sock, server_exchange(self._secret))
+                finally:
+                    self._strangers.release()
                 _block(sock, socket.SO_SNDTIMEO)
                 while True:
                     self._send(sock, *_REQUEST.unpack(_receive_exactly(sock, _REQUEST.size)))

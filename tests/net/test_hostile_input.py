@@ -1,0 +1,153 @@
+"""Random bytes, floods and wrong secrets at every open port and socket of a real job."""
+
+import contextlib
+import os
+import random
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+import psutil
+import pytest
+import torch
+
+from twinckpt import Checkpointer
+from twinckpt.core.messages import Address
+from twinckpt.errors import AuthenticationError
+from twinckpt.net.auth import authenticate, client_exchange
+from twinckpt.net.bulk import BulkClient
+from twinckpt.net.local import AgentLink
+from twinckpt.net.secret import load_secret
+
+MAX_GROWTH_BYTES = 48 << 20
+
+
+@dataclass
+class Job:
+    """A Checkpointer of this process with the agents that it started."""
+
+    checkpointer: Checkpointer
+    agents: list[psutil.Process]
+    step: int = 1
+
+    @property
+    def ports(self) -> list[int]:
+        """All TCP ports on which the agents listen."""
+        connections = [c for agent in self.agents for c in agent.net_connections("tcp")]
+        return sorted({c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN})
+
+    @property
+    def sockets(self) -> list[str]:
+        """The abstract Unix sockets on which they listen."""
+        with open("/proc/net/unix") as lines:
+            names = {line.split("@")[1].strip() for line in lines if "@twinckpt-" in line}
+        return sorted(name for name in names if str(os.getpid()) in name)
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(agent.memory_info().rss for agent in self.agents)
+
+    def connections(self):
+        """One new connection to each door."""
+        for port in self.ports:
+            yield socket.create_connection(("127.0.0.1", port), timeout=5)
+        for name in self.sockets:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            sock.settimeout(5)
+            sock.connect("\0" + name)
+            yield sock
+
+    def assert_it_goes_on(self) -> None:
+        self.step += 1
+        assert self.checkpointer.save(self.step, block=True).status == "committed"
+        assert all(agent.is_running() for agent in self.agents)
+
+
+@pytest.fixture(scope="module")
+def job():
+    with Checkpointer({"weight": torch.rand(100_000)}) as checkpointer:
+        checkpointer.save(1, block=True)
+        children = psutil.Process().children(recursive=True)
+        agents = [p for p in children if "twinckpt.agents" in " ".join(p.cmdline())]
+        found = Job(checkpointer, agents)
+        assert len(found.ports) == 2  # the root's, and the worker's for shards
+        assert found.sockets
+        yield found
+
+
+def test_random_bytes_at_every_door_are_refused_and_the_job_goes_on(job):
+    randomly = random.Random(0)
+    before_bytes = job.memory_bytes
+    for _ in range(40):
+        for sock in job.connections():
+            with sock, contextlib.suppress(OSError):
+                size = randomly.choice([1, 31, 32, 64, 65, 1000, 100_000])
+                sock.sendall(randomly.randbytes(size))
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(4096):
+                    pass
+    job.assert_it_goes_on()
+    assert job.memory_bytes - before_bytes < MAX_GROWTH_BYTES
+
+
+def test_hundreds_of_silent_callers_keep_nobody_out(job):
+    silent = [sock for _ in range(100) for sock in job.connections()]
+    try:
+        job.assert_it_goes_on()
+        assert len(silent) == 300
+    finally:
+        for sock in silent:
+            sock.close()
+    job.assert_it_goes_on()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        struct.pack(">I", 2**32 - 1),
+        struct.pack(">I", 100) + os.urandom(100),
+        struct.pack(">QQ", 2**64 - 1, 2**64 - 1),
+        os.urandom(1000),
+        b"\x00" * 1000,
+    ],
+)
+def test_a_caller_that_knows_the_secret_but_talks_nonsense_is_cut_off(job, payload):
+    before_bytes = job.memory_bytes
+    for sock in job.connections():
+        with sock, contextlib.suppress(OSError):
+            authenticate(sock, client_exchange(load_secret()))
+            sock.sendall(payload)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 16):
+                pass
+    job.assert_it_goes_on()
+    assert job.memory_bytes - before_bytes < MAX_GROWTH_BYTES
+
+
+def test_who_has_a_wrong_secret_is_told_so(job):
+    wrong = b"not the secret of this job at all"
+    for name in job.sockets:
+        with pytest.raises(AuthenticationError):
+            AgentLink(name, wrong)
+    for port in job.ports:
+        with pytest.raises(AuthenticationError):
+            BulkClient(wrong).fetch(Address("m", "127.0.0.1", port), 0, 1, memoryview(b""))
+    job.assert_it_goes_on()
+
+
+def test_a_caller_that_dribbles_is_cut_off_in_time(job):
+    for sock in job.connections():
+        if sock.family == socket.AF_UNIX:
+            continue
+        with sock:
+            sock.settimeout(1)
+            started_s = time.monotonic()
+            with contextlib.suppress(OSError):
+                while time.monotonic() - started_s < 60:
+                    sock.sendall(b"x")
+                    with contextlib.suppress(TimeoutError):
+                        while sock.recv(64):
+                            pass
+                        break
+            assert time.monotonic() - started_s < 30
