@@ -115,6 +115,36 @@ def test_machine_of_two_ranks_lost_under_ddp(tmp_path):
         assert run.fingerprints() == expected
 
 
+def test_a_rank_that_hangs_is_killed_and_comes_back(tmp_path, expected):
+    """SIGSTOP: it neither ends nor makes progress; all others wait for it."""
+    with training_cluster(tmp_path, "ram", hang_timeout_s=10) as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(6)
+        frozen_s = cluster.freeze_rank(2)
+        assert cluster.wait_for_event("rank_lost", after_s=frozen_s)["exit_code"] == -9
+        cluster.wait(TIMEOUT_S)
+        assert run.fingerprints() == expected
+
+
+@pytest.mark.parametrize("what", ["freeze_machine", "freeze_agent"])
+def test_what_was_frozen_longer_than_the_timeout_is_fenced_and_joins_again(
+    tmp_path, expected, what
+):
+    """It missed the end of its generation, and learns of it when it is thawed."""
+    with training_cluster(tmp_path, "ram") as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(6)
+        frozen_s, frozen = getattr(cluster, what)(1)
+        lost = cluster.wait_for_event("machine_lost", after_s=frozen_s)
+        assert lost["index"] == 1
+        for process in frozen if isinstance(frozen, list) else [frozen]:
+            process.resume()
+        formed = cluster.wait_for_event("generation_formed", after_s=lost["monotonic_s"])
+        assert formed["recover_step"] >= 4
+        cluster.wait(TIMEOUT_S)
+        assert run.fingerprints() == expected
+
+
 @pytest.mark.parametrize("kill", ["kill_agent", "kill_launched", "kill_root"])
 def test_supporting_process_lost(tmp_path, expected, kill):
     """A worker agent, a warm parent, or the root: training goes on from what is left in RAM."""

@@ -26,7 +26,8 @@ class WorkerAgentConfig:
     """Settings of one machine's worker agent.
 
     `host` is the address that peers use to reach this machine's slots; `capacity_bytes`
-    limits the arena (None: what the machine has).
+    limits the arena (None: what the machine has); ranks silent for `hang_timeout_s` are
+    killed (0: never).
     """
 
     machine: str
@@ -37,6 +38,7 @@ class WorkerAgentConfig:
     num_slots: int = 2
     capacity_bytes: int | None = None
     heartbeat_interval_s: float = 0.1
+    hang_timeout_s: float = 0.0
     drain_directory: str = ""
     drain_keep: int = 2
     watch_pid: int = 0

@@ -30,6 +30,7 @@ class JobSettings:
     num_slots: int = 2
     heartbeat_interval_s: float = 0.1
     heartbeat_timeout_s: float = 1.0
+    hang_timeout_s: float = 0.0
     last_call_s: float = 5.0
     drain_every_commits: int = 0
     drain_directory: str = ""
@@ -54,6 +55,8 @@ class JobSettings:
                 f"heartbeat_timeout_s={self.heartbeat_timeout_s} is too short for "
                 f"heartbeat_interval_s={self.heartbeat_interval_s}: make it at least three times"
             )
+        if self.hang_timeout_s < 0:
+            raise ConfigurationError(f"hang_timeout_s={self.hang_timeout_s}: 0 (off) or more")
         if self.drain_every_commits and not self.drain_directory:
             raise ConfigurationError("drain_every_commits needs drain_directory, where to drain to")
 
@@ -131,6 +134,7 @@ def start_machine_agent(
         num_slots=settings.num_slots,
         capacity_bytes=settings.capacity_mib << 20 if settings.capacity_mib else None,
         heartbeat_interval_s=settings.heartbeat_interval_s,
+        hang_timeout_s=settings.hang_timeout_s,
         drain_directory=settings.drain_directory,
         drain_keep=settings.drain_keep,
         watch_pid=watch_pid,

@@ -53,6 +53,7 @@ class ClusterConfig:
     num_slots: int = 2
     heartbeat_interval_s: float = 0.1
     heartbeat_timeout_s: float = 1.0
+    hang_timeout_s: float = 0.0
     max_restarts: int = 20
     drain_every_commits: int = 0
     num_spares: int = 0
@@ -119,6 +120,7 @@ class LocalCluster:
                 "num_slots": self.config.num_slots,
                 "heartbeat_interval_s": self.config.heartbeat_interval_s,
                 "heartbeat_timeout_s": self.config.heartbeat_timeout_s,
+                "hang_timeout_s": self.config.hang_timeout_s,
                 "drain_every_commits": self.config.drain_every_commits,
                 "drain_directory": self.run_dir / "drained",
                 "event_log": self._events_path,
@@ -315,11 +317,15 @@ class LocalCluster:
 
     def kill_agent(self, index: int) -> float:
         """SIGKILL a machine's worker agent, and with it the machine's memory, but no rank."""
+        process = self._agent_of(index)
+        now_s = time.monotonic()
+        process.kill()
+        return now_s
+
+    def _agent_of(self, index: int) -> psutil.Process:
         for process in self.processes(self.places[index]):
             if "twinckpt.agents.worker" in process.cmdline():
-                now_s = time.monotonic()
-                process.kill()
-                return now_s
+                return process
         raise ClusterFailed(f"machine {index} has no worker agent")
 
     def kill_launched(self, rank: int) -> float:
@@ -354,6 +360,28 @@ class LocalCluster:
             for _ in names:
                 self.add_machine()
         return now_s
+
+    def freeze_rank(self, rank: int) -> float:
+        """SIGSTOP one training process: alive, but without progress."""
+        pid = self._pid_of(rank)
+        now_s = time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        return now_s
+
+    def freeze_agent(self, index: int) -> tuple[float, psutil.Process]:
+        """SIGSTOP a machine's worker agent; `resume()` of what is returned thaws it."""
+        process = self._agent_of(index)
+        now_s = time.monotonic()
+        process.suspend()
+        return now_s, process
+
+    def freeze_machine(self, index: int) -> tuple[float, list[psutil.Process]]:
+        """SIGSTOP everything of a machine, as a host that is paused; return the processes."""
+        processes = self.processes(self.places[index])
+        now_s = time.monotonic()
+        for process in processes:
+            process.suspend()
+        return now_s, processes
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Return all processes of a machine: torchrun, its agent, its ranks."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable
 
 from twinckpt.errors import AuthenticationError
@@ -27,6 +28,8 @@ class LocalPeer:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.rank: int | None = None
+        self.pid = 0
+        self.heard_at_s = time.monotonic()
         self.world_size = 0
 
     def close(self) -> None:
@@ -81,6 +84,7 @@ class LocalServer:
             peer = LocalPeer(sock)
             try:
                 while payload := await loop.sock_recv(sock, MAX_MESSAGE_BYTES):
+                    peer.heard_at_s = time.monotonic()
                     self._on_message(peer, TO_AGENT.decode(payload))
             except (ProtocolError, OSError) as error:
                 logger.warning("rank %s: %s", peer.rank, error)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from twinckpt.agents.config import WorkerAgentConfig, worker_config
+from twinckpt.agents.hang_watch import watch_for_hangs
 from twinckpt.agents.local_server import LocalPeer, LocalServer
 from twinckpt.agents.process import when_process_ends
 from twinckpt.agents.root_link import RootLink
@@ -75,6 +76,9 @@ class WorkerAgent:
             when_process_ends(self._config.watch_pid, self._done.set)
         launcher_ended = asyncio.create_task(self._done.wait())
         serving = [asyncio.create_task(self._local.run()), asyncio.create_task(self._root.run())]
+        if self._config.hang_timeout_s:
+            watch = watch_for_hangs(lambda: dict(self._ranks), self._config.hang_timeout_s)
+            serving.append(asyncio.create_task(watch))
         await asyncio.wait([launcher_ended, *serving], return_when=asyncio.FIRST_COMPLETED)
         for task in serving:
             if task.done():
@@ -189,7 +193,7 @@ class WorkerAgent:
                 self._limits = (message.min_machines, message.max_machines)
                 self._root.send(self._join)
             case local.RankHello():
-                peer.rank, peer.world_size = message.rank, message.world_size
+                peer.rank, peer.world_size, peer.pid = message.rank, message.world_size, message.pid
                 self._ranks[message.rank] = peer
                 # Its connection may live on in a process that it forked.
                 with contextlib.suppress(OSError):
