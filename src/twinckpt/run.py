@@ -7,17 +7,22 @@ touches CUDA; torchrun sees a healthy process and keeps deciding when the job be
 """
 
 import argparse
+import builtins
+import contextlib
 import ctypes
 import importlib
 import logging
 import os
+import resource
 import runpy
 import select
 import signal
 import sys
 import threading
 import time
-from typing import NoReturn
+import tokenize
+import types
+from typing import Any, NoReturn
 
 from twinckpt.agents.launch import free_port
 from twinckpt.errors import AgentUnavailableError
@@ -45,6 +50,15 @@ _PRELOADED = (
 )
 _FIRST_BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.5, 30.0
 _PR_SET_PDEATHSIG = 1
+# Signals that are meant for the training process, with what it does by default.
+_FORWARDED: dict[signal.Signals, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+    signal.SIGUSR2: signal.SIG_DFL,
+}
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class WarmParent:
@@ -58,9 +72,12 @@ class WarmParent:
         self._max_restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
         self._num_own_failures = 0
         self._child = 0
+        self._ending_signal = 0
 
     def run(self) -> int:
-        """Return the exit status that torchrun should see."""
+        """Return the exit code that torchrun should see; below 0: end by that signal."""
+        for number in _FORWARDED:
+            signal.signal(number, self._on_signal)
         self._link.send(WarmHello(self._local_rank, self._local_world_size))
         if os.environ.pop("TWINCKPT_STANDBY", ""):
             self._become_member_of_next_generation()
@@ -71,11 +88,11 @@ class WarmParent:
                 return 0
             if exit_code is not None:
                 self._num_own_failures += 1
-                if self._num_own_failures > self._max_restarts:
-                    return _shell_status(exit_code)
+                if self._ending_signal or self._num_own_failures > self._max_restarts:
+                    return exit_code
                 self._link.send(ChildLost(int(os.environ["RANK"]), exit_code))
                 if not self._wait_for_break():
-                    return _shell_status(exit_code)
+                    return exit_code
                 if exit_code > 0:
                     time.sleep(self._back_off_s())
             elif self._given_up:
@@ -89,8 +106,12 @@ class WarmParent:
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork()
+        with contextlib.suppress(OSError):
+            os.setpgid(child, child)  # whichever of the two comes first
         if child:
             return child
+        for number, handler in _FORWARDED.items():
+            signal.signal(number, handler)
         self._link.close()
         _die_with_parent(parent)
         _run_script(self._arguments)
@@ -106,18 +127,37 @@ class WarmParent:
             while True:
                 ready = {fd for fd, _ in poll.poll()}
                 if child_fd in ready:
-                    return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+                    return self._reap_child()
                 received = self._link.receive(0.0)
                 if received is not None and isinstance(received[0], LauncherBroken):
                     self._given_up = received[0].is_final
-                    self._stop_child()
-                    return None
+                    if not self._ending_signal:  # else it is given the time that it was told
+                        self._kill_child_group()
+                        self._reap_child()
+                        return None
         finally:
             os.close(child_fd)
 
-    def _stop_child(self) -> None:
-        os.kill(self._child, signal.SIGKILL)
-        os.waitpid(self._child, 0)
+    def _reap_child(self) -> int:
+        child, self._child = self._child, 0
+        status = os.waitpid(child, 0)[1]
+        if status:
+            with contextlib.suppress(OSError):
+                os.killpg(child, signal.SIGKILL)  # data loaders that it has left behind
+        return os.waitstatus_to_exitcode(status)
+
+    def _kill_child_group(self) -> None:
+        os.killpg(self._child, signal.SIGKILL)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        """Pass on what torchrun sends; then the child's end is the end."""
+        if number in _ENDING:
+            self._ending_signal = number
+        if self._child:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child, number)
+        else:
+            _end_by(number)
 
     # The generation.
 
@@ -174,10 +214,14 @@ def main() -> int:
         logger.warning("a preloaded module started threads: a failed rank restarts anew")
         _run_script(arguments)
     try:
-        return WarmParent(AgentLink(os.environ["TWINCKPT_AGENT"], load_secret()), arguments).run()
+        link = AgentLink(os.environ["TWINCKPT_AGENT"], load_secret())
+        exit_code = WarmParent(link, arguments).run()
     except AgentUnavailableError as error:
         logger.error("%s", error)
         return 1
+    if exit_code < 0:
+        _end_by(-exit_code)
+    return exit_code
 
 
 def _why_not_fork() -> str:
@@ -191,12 +235,36 @@ def _why_not_fork() -> str:
 def _run_script(arguments: argparse.Namespace) -> NoReturn:
     """Run the user's program as `__main__`, and end this process as the interpreter would."""
     sys.argv = [arguments.program, *arguments.arguments]
-    if arguments.module:
-        runpy.run_module(arguments.program, run_name="__main__", alter_sys=True)
-    else:
-        sys.path[0] = os.path.dirname(os.path.abspath(arguments.program))
-        runpy.run_path(arguments.program, run_name="__main__")
+    try:
+        if arguments.module:
+            runpy.run_module(arguments.program, run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = os.path.dirname(os.path.abspath(arguments.program))
+            _run_file(arguments.program)
+    except Exception as error:
+        error = error.with_traceback(_traceback_of_user(error))
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(1)
     sys.exit(0)
+
+
+def _run_file(path: str) -> None:
+    """Run a script as a real `__main__`, which spawned processes and pickles can find again."""
+    with tokenize.open(path) as file:
+        code = compile(file.read(), path, "exec")
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = main
+    exec(code, main.__dict__)
+
+
+def _traceback_of_user(error: BaseException) -> types.TracebackType | None:
+    """Return a traceback without the frames that lead from here to the user's program."""
+    traceback = error.__traceback__
+    ours = (__file__, runpy.__file__, f"<frozen {runpy.__name__}>")
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
+        traceback = traceback.tb_next
+    return traceback
 
 
 def _die_with_parent(parent: int) -> None:
@@ -206,8 +274,13 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _shell_status(exit_code: int) -> int:
-    return exit_code if exit_code >= 0 else 128 - exit_code
+def _end_by(number: int) -> NoReturn:
+    """End this process by a signal, as its child has ended, so that torchrun says so."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child has left one, if anyone has
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
