@@ -107,6 +107,16 @@ def test_a_sealed_shard_is_fetched_by_its_replica():
     assert cluster.messages(m.Fetch) == [("b", m.Fetch(1, 0, 1, 10, (address("a"),)))]
 
 
+def test_the_home_of_a_shard_learns_when_it_is_replicated():
+    """Before the step commits, which waits for all shards."""
+    cluster = Cluster().form().attach_all()
+    cluster.hold("a", rank=0, ticket=1, step=5)
+    assert cluster.messages(m.Replicated) == []
+    cluster.hold("b", rank=0, ticket=1, step=5)
+    assert cluster.messages(m.Replicated) == [("a", m.Replicated(1, 0, 1))]
+    assert cluster.messages(m.Resolve) == []
+
+
 def test_a_step_commits_when_the_last_replica_is_sealed():
     """Not earlier; then the next ticket follows."""
     cluster = Cluster().form().attach_all()

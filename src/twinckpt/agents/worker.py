@@ -256,6 +256,8 @@ class WorkerAgent:
                     self._root.send(message)
                 case core.GrantSlot():
                     self._grant(action)
+                case core.TellReplicated(rank, ticket):
+                    self._tell_rank(rank, local.Replicated(ticket))
                 case core.TellResolved(rank, ticket, step, committed):
                     self._tell_rank(rank, local.Resolved(ticket, step, committed))
                 case core.ServeRestore():

@@ -70,6 +70,7 @@ class AgentClient:
         self.world_size = world_size
         self._fd: int | None = None
         self.grants: list[Grant] = []
+        self.replicated: list[int] = []
         self.resolved: list[local.Resolved] = []
         self.committed_step: int | None = None
         self._early_answer: local.FromAgent | None = None
@@ -179,6 +180,8 @@ class AgentClient:
                 assert fd is not None
                 slot = self._mappings.map(fd, message.capacity_bytes)
                 self.grants.append(Grant(message.ticket, message.not_before_step, slot))
+            case local.Replicated():
+                self.replicated.append(message.ticket)
             case local.Resolved():
                 self.grants = [g for g in self.grants if g.ticket != message.ticket]
                 self.resolved.append(message)

@@ -295,6 +295,11 @@ class Checkpointer:
 
     def _poll(self, timeout_s: float = 0.0) -> bool:
         anything = self._client.poll(timeout_s)
+        for ticket in self._client.replicated:
+            handle = self._handles.get(ticket)
+            if handle is not None and not handle.is_final:
+                handle.status = "replicated"
+        self._client.replicated.clear()
         for resolved in self._client.resolved:
             handle = self._handles.pop(resolved.ticket, None)
             if handle is not None and handle.status != "failed":

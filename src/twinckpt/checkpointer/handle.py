@@ -4,15 +4,16 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-Status = Literal["skipped", "staging", "staged", "committed", "abandoned", "failed"]
-_ORDER: tuple[Status, ...] = ("staging", "staged", "committed")
+Status = Literal["skipped", "staging", "staged", "replicated", "committed", "abandoned", "failed"]
+_ORDER: tuple[Status, ...] = ("staging", "staged", "replicated", "committed")
 
 
 class SaveHandle:
     """The progress of one `save`.
 
     skipped: no slot was free, the previous checkpoint is still being replicated ·
-    staging: being copied · staged: complete in this machine's RAM · committed: all ranks'
+    staging: being copied · staged: complete in this machine's RAM · replicated: sealed on
+    all machines of this one's replica group · committed: all ranks'
     shards are sealed on all machines of their replica groups · abandoned: another rank did
     not checkpoint this step · failed: see `error`.
     """
@@ -26,7 +27,7 @@ class SaveHandle:
     @property
     def is_final(self) -> bool:
         """Whether the status will not change any more."""
-        return self.status not in ("staging", "staged")
+        return self.status not in _ORDER[:-1]
 
     def wait(self, status: Status = "committed", timeout_s: float = 60.0) -> Status:
         """Block until this status, or a final one, is reached; return the status.

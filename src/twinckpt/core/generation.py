@@ -125,6 +125,13 @@ class Generation:
         elif holding.home == self._index[machine]:
             for holder in self.holders[holding.home][1:]:
                 self._fetch(self.places[holder], holding, (machine,))
+        elif self._commits.in_flight(holding.ticket) and self._is_replicated(holding):
+            replicated = m.Replicated(self.number, holding.rank, holding.ticket)
+            self._outbox.send(self.places[holding.home], replicated)
+
+    def _is_replicated(self, holding: m.Holding) -> bool:
+        holders = (self.places[index] for index in self.holders[holding.home])
+        return all(self._copies.has(name, holding.rank, holding.ticket) for name in holders)
 
     def _on_dropped(self, machine: str, dropped: m.Dropped) -> str | None:
         """A copy is as good as lost: fetch it again, or give the ticket up."""

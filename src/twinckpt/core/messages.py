@@ -240,6 +240,15 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
+class Replicated:
+    """A shard of this machine is sealed on all machines of its replica group."""
+
+    generation: int
+    rank: int
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
 class Resolve:
     """A ticket is decided for ever: committed, or abandoned."""
 
@@ -273,4 +282,15 @@ ToRoot = (
     | Drained
     | Leave
 )
-ToWorker = Formed | Broken | Reserve | CannotReserve | Fetch | Discard | Ticket | Resolve | Drain
+ToWorker = (
+    Formed
+    | Broken
+    | Reserve
+    | CannotReserve
+    | Fetch
+    | Discard
+    | Ticket
+    | Replicated
+    | Resolve
+    | Drain
+)

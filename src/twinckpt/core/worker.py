@@ -67,6 +67,14 @@ class TellResolved:
 
 
 @dataclass(frozen=True, slots=True)
+class TellReplicated:
+    """Action: tell a local rank that its shard is sealed on all machines of its group."""
+
+    rank: int
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
 class StartFetch:
     """Action: receive a shard from one of `sources` into `slot`; then call `fetched`."""
 
@@ -120,6 +128,7 @@ class BreakGeneration:
 Action = (
     ToRootAgent
     | GrantSlot
+    | TellReplicated
     | TellResolved
     | StartFetch
     | StartDrain
@@ -189,6 +198,8 @@ class Worker:
                     for rank in sorted(self._now.ranks):
                         if self.slots.find(rank, message.ticket) is None:
                             self._now.grants[rank, message.ticket] = message
+                case m.Replicated():
+                    self._do(TellReplicated(message.rank, message.ticket))
                 case m.Resolve():
                     self._on_resolve(message)
                 case m.Drain():

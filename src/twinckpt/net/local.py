@@ -143,6 +143,13 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class Replicated:
+    """The rank's shard of a ticket is sealed on all machines of its replica group."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
     """A ticket is decided."""
 
@@ -233,6 +240,7 @@ class LauncherBroken:
 FromAgent = (
     Welcome
     | Granted
+    | Replicated
     | Resolved
     | RestoreFrom
     | RestoreArriving

@@ -34,7 +34,9 @@ def main() -> None:
             optimizer.step()
             step += 1
             progress["samples"] = 4 * step
-            twin.save(step).wait("committed")
+            handle = twin.save(step)
+            for status in ("staged", "replicated", "committed"):
+                handle.wait(status)
             if rank == 1 and step == 6 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
                 os.kill(os.getpid(), signal.SIGKILL)
     torch.save({"model": model.state_dict(), "progress": progress}, folder / f"end-{rank}.pt")
