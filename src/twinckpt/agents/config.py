@@ -11,7 +11,8 @@ from twinckpt.core.root import RootConfig
 class RootAgentConfig:
     """Settings of the root agent.
 
-    `watch_pid` is the process whose end ends the agent; `event_log` a JSON-lines file.
+    `watch_pid` is the process whose end ends the agent; `event_log` a JSON-lines file;
+    Prometheus metrics are served where `metrics_port` is not 0.
     """
 
     host: str
@@ -19,6 +20,8 @@ class RootAgentConfig:
     job: RootConfig = field(default_factory=RootConfig)
     watch_pid: int = 0
     event_log: str = ""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

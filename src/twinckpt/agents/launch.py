@@ -37,6 +37,8 @@ class JobSettings:
     drain_keep: int = 2
     event_log: str = ""
     agent_log: str = ""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
     capacity_mib: int = 0
     machine: str = ""
     failure_domain: str = ""
@@ -107,6 +109,8 @@ def start_root_if_local(
         settings.root(),
         watch_pid=watch_pid or os.getpid(),
         event_log=settings.event_log,
+        metrics_host=settings.metrics_host,
+        metrics_port=settings.metrics_port,
     )
     process = start_root_agent(config)
     deadline_s = time.monotonic() + START_TIMEOUT_S

@@ -12,8 +12,12 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from twinckpt.agents.config import RootAgentConfig, root_config
+from twinckpt.agents.metrics_endpoint import serve_metrics
 from twinckpt.agents.process import when_process_ends
+from twinckpt.agents.status import StatusBoard, StatusQuestion
 from twinckpt.core import messages as m
 from twinckpt.core.root import Action, Disconnect, Log, Root, Send
 from twinckpt.errors import AuthenticationError
@@ -23,6 +27,7 @@ from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)
 
+FROM_CALLER = wire.Codec(m.ToRoot | StatusQuestion)
 FROM_WORKER = wire.Codec(m.ToRoot)
 TO_WORKER = wire.Codec(m.ToWorker)
 
@@ -49,6 +54,7 @@ class RootAgent:
         self._root = Root(config.job)
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._events = EventLog(config.event_log)
+        self._board = StatusBoard(self._root)
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -59,6 +65,12 @@ class RootAgent:
             self._serve, self._config.host, self._config.port, limit=wire.MAX_FRAME_BYTES
         )
         self._events.write("root_started", {"port": self._config.port})
+        if self._config.metrics_port:
+            host, port = self._config.metrics_host, self._config.metrics_port
+            try:
+                await serve_metrics(self._board.status, host, port)
+            except OSError as error:
+                logger.warning("no metrics at %s:%d: %s; the job goes on", host, port, error)
         ticking = asyncio.create_task(self._tick())
         await self._done.wait()
         ticking.cancel()
@@ -81,7 +93,11 @@ class RootAgent:
         machine = None
         try:
             await authenticate_async(reader, writer, server_exchange(self._secret))
-            hello = FROM_WORKER.decode(await wire.read_frame(reader))
+            hello = FROM_CALLER.decode(await wire.read_frame(reader))
+            if isinstance(hello, StatusQuestion):
+                writer.write(wire.frame(msgspec.msgpack.encode(self._board.status())))
+                await writer.drain()
+                return
             if not isinstance(hello, m.Hello):
                 raise wire.ProtocolError("the first message must be Hello")
             machine = hello.address.machine
@@ -113,7 +129,9 @@ class RootAgent:
                     if writer is not None:
                         writer.write(wire.frame(TO_WORKER.encode(message)))
                 case Log(event, fields):
-                    self._events.write(event, fields)
+                    self._board.note(event, fields)
+                    if event != "save_counts":  # every second from every rank
+                        self._events.write(event, fields)
                 case Disconnect(machine):
                     writer = self._writers.pop(machine, None)
                     if writer is not None:

@@ -228,6 +228,9 @@ class WorkerAgent:
                 return self._on_staged(message.seal)
             case local.RestoreRequest():
                 return self._core.restore(peer.rank)
+            case local.SaveCounts(saves, skipped, failed):
+                counts = (self._core.generation, peer.rank, saves, skipped, failed)
+                self._root.send(m.SaveCounts(*counts))
             case local.Damaged():
                 return self._core.damaged(peer.rank, message.ticket, message.reason)
         return []

@@ -91,6 +91,10 @@ class AgentClient:
         """Hand a filled slot over; from now on it is immutable. Called from any thread."""
         self._link.send(local.Staged(seal))
 
+    def report_counts(self, saves: int, skipped: int, failed: int) -> None:
+        """Tell how many saves were not checkpointed, for `twinckpt status`."""
+        self._link.send(local.SaveCounts(saves, skipped, failed))
+
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Take in what the agent has said; return whether there was anything.
 

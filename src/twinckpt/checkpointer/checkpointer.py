@@ -40,6 +40,7 @@ GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 120.0
 DECISION_TIMEOUT_S = 30.0
+REPORT_INTERVAL_S = 1.0
 
 
 class Checkpointer:
@@ -81,6 +82,7 @@ class Checkpointer:
         self.num_skipped = 0
         self.num_failed = 0
         self._unraised: Exception | None = None
+        self._reported_at_s = 0.0
         self._is_first = True
         self.stall_s = 0.0
         self.restore_report: dict[str, Any] = {}
@@ -138,8 +140,18 @@ class Checkpointer:
         handle = self._save_once(step, block)
         while block and handle.wait(timeout_s=COMMIT_TIMEOUT_S) == "abandoned":
             handle = self._save_once(step, block)
+        self._report_counts()
         self.stall_s += time.monotonic() - started_s
         return handle
+
+    def _report_counts(self) -> None:
+        """Let `twinckpt status` know what was not checkpointed, now and then."""
+        now_s = time.monotonic()
+        if now_s - self._reported_at_s >= REPORT_INTERVAL_S:
+            self._reported_at_s = now_s
+            with contextlib.suppress(TwinckptError):  # an agent that is gone is met elsewhere
+                counts = self.num_saves, self.num_skipped, self.num_failed
+                self._client.report_counts(*counts)
 
     def _save_once(self, step: int, block: bool) -> SaveHandle:
         try:

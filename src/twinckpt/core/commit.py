@@ -96,6 +96,15 @@ class CommitLog:
         """Return the tickets in flight, oldest first."""
         return sorted(self._in_flight)
 
+    def steps_in_flight(self) -> list[int]:
+        """Return the steps of undecided tickets that a rank has used, in order."""
+        return sorted(f.step for f in self._in_flight.values() if f.step is not None)
+
+    @property
+    def is_restoring(self) -> bool:
+        """Return whether the step resumed from is not yet as redundant as it should be."""
+        return any(not flight.is_new for flight in self._in_flight.values())
+
     def pending(self) -> list[int]:
         """Return the undecided tickets that a rank has used, oldest first."""
         return sorted(t for t, flight in self._in_flight.items() if flight.step is not None)

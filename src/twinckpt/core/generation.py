@@ -56,6 +56,11 @@ class Generation:
         newest = recovery.ticket if recovery else 0
         self._copies.remove_tickets([t for t in self._copies.tickets() if t > newest])
 
+    @property
+    def num_ranks(self) -> int:
+        """Return how many ranks take checkpoints."""
+        return len(self._reservations.home)
+
     def receive(self, machine: str, message: m.ToRoot) -> str | None:
         """Handle one message of a machine of this generation; return why it must end, or None."""
         reason = None

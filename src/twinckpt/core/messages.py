@@ -159,6 +159,17 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveCounts:
+    """How many saves of a rank there were, were skipped, and failed, since it started."""
+
+    generation: int
+    rank: int
+    saves: int
+    skipped: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """The machine ends on purpose (the job is done): not a failure."""
 
@@ -280,6 +291,7 @@ ToRoot = (
     | RankStarted
     | RankLost
     | Drained
+    | SaveCounts
     | Leave
 )
 ToWorker = (

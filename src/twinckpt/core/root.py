@@ -74,6 +74,18 @@ class Root:
         return self.current is not None
 
     @property
+    def state(self) -> str:
+        """Return "forming", "recovering" (redundancy is not yet restored), or "running"."""
+        if self.current is None:
+            return "forming"
+        return "recovering" if self.commits.is_restoring else "running"
+
+    @property
+    def num_ranks(self) -> int:
+        """Return how many ranks of the running generation take checkpoints."""
+        return self.current.num_ranks if self.current else 0
+
+    @property
     def places(self) -> list[str]:
         """Return the machines of the newest generation, in order."""
         return self.membership.places
@@ -106,6 +118,9 @@ class Root:
                     self._on_join(machine, message, now_s)
                 case m.Leave():
                     self._on_leave(machine)
+                case m.SaveCounts():
+                    counts = {"saves": message.saves, "skipped": message.skipped}
+                    self._log("save_counts", rank=message.rank, failed=message.failed, **counts)
                 case _ if self.current and message.generation == self.current.number:
                     self._on_current(machine, message, self.current)
                 case m.Holds() if self.awaits(machine, message):

@@ -50,6 +50,15 @@ class RestoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveCounts:
+    """How many saves there were, were skipped, and failed, since this process started."""
+
+    saves: int
+    skipped: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Damaged:
     """The rank found that a local copy does not match its checksums."""
 
@@ -258,6 +267,7 @@ ToAgent = (
     | Staged
     | RestoreRequest
     | Damaged
+    | SaveCounts
     | Goodbye
     | LauncherJoin
     | LauncherStandby

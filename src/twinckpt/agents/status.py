@@ -1,0 +1,137 @@
+"""What a job does now, as its root agent knows it: answered to `twinckpt status`, and scraped.
+
+A caller that holds the job's secret sends `StatusQuestion` instead of a worker's first message,
+and is sent one `JobStatus`. It changes nothing.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twinckpt.core.root import Root
+
+NUM_FAILURES = 5
+FAILURES = ("machine_lost", "rank_lost", "generation_broken", "cannot_reserve", "copy_lost")
+
+
+@dataclass(frozen=True, slots=True)
+class StatusQuestion:
+    """What does the job do?"""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineStatus:
+    """One connected machine; `index` is its place in the running generation, None if it waits."""
+
+    name: str
+    host: str
+    index: int | None
+    failure_domain: str
+    silent_s: float
+    num_copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong, and when (seconds since the epoch)."""
+
+    wall_s: float
+    event: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """State of a job.
+
+    state: forming (waits for machines), recovering (copies of the step resumed from are made
+    redundant), or running. `committed_ago_s` is the time since the last new commit; `undecided`
+    are steps on their way. `num_skipped` and `num_failed` add up all ranks' saves that were not
+    checkpointed, of `num_saves`.
+    """
+
+    state: str
+    generation: int
+    machines: tuple[MachineStatus, ...]
+    num_ranks: int
+    replicas: int
+    placement: str
+    committed_step: int | None
+    committed_ago_s: float | None
+    drained_step: int | None
+    undecided: tuple[int, ...]
+    num_commits: int
+    num_saves: int
+    num_skipped: int
+    num_failed: int
+    num_failures: int
+    failures: tuple[Failure, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether checkpoints are taken, and redundant."""
+        return self.state == "running"
+
+
+class StatusBoard:
+    """Follows the root's events; `status` adds what the root knows at that moment."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._failures: deque[Failure] = deque(maxlen=NUM_FAILURES)
+        self._num_failures = 0
+        self._num_commits = 0
+        self._committed_at_s: float | None = None
+        self._counts: dict[int, tuple[int, int, int]] = {}
+
+    def note(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Take in one event of the root."""
+        if event == "committed":
+            self._num_commits += 1
+            self._committed_at_s = time.monotonic()
+        elif event == "save_counts":
+            counts = fields["saves"], fields["skipped"], fields["failed"]
+            self._counts[fields["rank"]] = counts
+        elif event in FAILURES:
+            self._num_failures += event in ("machine_lost", "rank_lost")
+            told = {k: v for k, v in fields.items() if k != "generation" and v is not None}
+            what = ", ".join(f"{key}={value}" for key, value in told.items())
+            self._failures.append(Failure(time.time(), event, what))
+
+    def status(self) -> JobStatus:
+        """Return the job's state now."""
+        root, now_s = self._root, time.monotonic()
+        saves, skipped, failed = (
+            sum(counts[i] for counts in self._counts.values()) for i in range(3)
+        )
+        ago_s = None if self._committed_at_s is None else now_s - self._committed_at_s
+        return JobStatus(
+            state=root.state,
+            generation=root.generation,
+            machines=tuple(
+                MachineStatus(
+                    name,
+                    machine.address.host,
+                    root.membership.index.get(name) if root.running else None,
+                    machine.domain,
+                    round(now_s - machine.last_heard_s, 3),
+                    len(root.copies.of_machine(name)),
+                )
+                for name, machine in root.membership.machines.items()
+            ),
+            num_ranks=root.num_ranks,
+            replicas=root.config.replicas,
+            placement=root.config.placement,
+            committed_step=root.commits.committed_step,
+            committed_ago_s=ago_s,
+            drained_step=root.drains.newest_step,
+            undecided=tuple(root.commits.steps_in_flight()),
+            num_commits=self._num_commits,
+            num_saves=saves,
+            num_skipped=skipped,
+            num_failed=failed,
+            num_failures=self._num_failures,
+            failures=tuple(self._failures),
+        )

@@ -1,0 +1,154 @@
+"""`twinckpt status`: what a running job does now, asked of its root agent.
+
+Without an endpoint it asks this machine's worker agent where the root is.
+"""
+
+import argparse
+import dataclasses
+import json
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twinckpt.agents.status import JobStatus
+
+TIMEOUT_S = 5.0
+_CLEAR = "\033[2J\033[H"
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser("status", help="what a running job does now")
+    parser.add_argument(
+        "endpoint", nargs="?", help="HOST:PORT of --rdzv-endpoint; default: this machine's job"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=1.0, metavar="S", help="again every S seconds"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status; 1 if the job is not healthy, 2 if no job answers."""
+    from twinckpt.errors import TwinckptError
+
+    while True:
+        try:
+            status = ask(*_endpoint(args.endpoint))
+        except (TwinckptError, OSError, EOFError, ValueError) as error:
+            print(f"twinckpt status: {error}", file=sys.stderr)
+            return 2
+        text = json.dumps(dataclasses.asdict(status)) if args.json else "\n".join(lines(status))
+        print(text if args.json or not args.watch else _CLEAR + text, flush=True)
+        if not args.watch:
+            return 0 if status.is_healthy else 1
+        try:
+            time.sleep(args.watch)
+        except KeyboardInterrupt:
+            return 0
+
+
+def ask(host: str, port: int) -> "JobStatus":
+    """Ask the root agent at an address.
+
+    Raises AgentUnavailableError if nobody listens, AuthenticationError for another job's secret.
+    """
+    import msgspec
+
+    from twinckpt.agents.status import JobStatus, StatusQuestion
+    from twinckpt.errors import AgentUnavailableError
+    from twinckpt.net import wire
+    from twinckpt.net.auth import authenticate, client_exchange
+    from twinckpt.net.secret import load_secret
+
+    try:
+        sock = socket.create_connection((host, port), timeout=TIMEOUT_S)
+    except OSError as error:
+        raise AgentUnavailableError(
+            f"no job answers at {host}:{port} ({error}); give the endpoint of a job that runs"
+        ) from error
+    with sock, sock.makefile("rb") as answer:
+        authenticate(sock, client_exchange(load_secret()))
+        sock.settimeout(TIMEOUT_S)
+        sock.sendall(wire.frame(wire.Codec(StatusQuestion | None).encode(StatusQuestion())))
+        prefix = answer.read(4)
+        if len(prefix) < 4:
+            raise AgentUnavailableError(f"the root agent at {host}:{port} broke off")
+        payload = answer.read(wire.frame_length(prefix))
+    return msgspec.msgpack.decode(payload, type=JobStatus)
+
+
+def lines(status: "JobStatus") -> list[str]:
+    """Return the status as text."""
+    members = [machine for machine in status.machines if machine.index is not None]
+    members.sort(key=lambda machine: machine.index or 0)
+    waiting = [machine for machine in status.machines if machine.index is None]
+    ago = "" if status.committed_ago_s is None else f", {status.committed_ago_s:.1f} s ago"
+    on_the_way = ", ".join(map(str, status.undecided)) or "none"
+    found = [
+        f"{status.state}: generation {status.generation}, {len(members)} machines, "
+        f"{status.num_ranks} ranks, {status.replicas} replicas ({status.placement})",
+        f"committed step {_or_none(status.committed_step)}{ago}; on the way: {on_the_way}; "
+        f"drained step {_or_none(status.drained_step)}",
+        f"saves {status.num_saves}: {status.num_skipped} skipped, {status.num_failed} failed; "
+        f"{status.num_commits} commits",
+    ]
+    for machine in [*members, *waiting]:
+        place = "waits" if machine.index is None else f"machine {machine.index}"
+        domain = f", domain {machine.failure_domain}" if machine.failure_domain else ""
+        found.append(
+            f"  {place}: {machine.name} at {machine.host}{domain}, {machine.num_copies} copies, "
+            f"heard {machine.silent_s:.1f} s ago"
+        )
+    found.append(f"{status.num_failures} ranks and machines lost")
+    for failure in status.failures:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.wall_s))
+        found.append(f"  {at} {failure.event}: {failure.what}")
+    return found
+
+
+def _or_none(step: int | None) -> str:
+    return "none" if step is None else str(step)
+
+
+def _endpoint(given: str | None) -> tuple[str, int]:
+    if given:
+        host, _, port = given.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ValueError(f"{given!r} is no HOST:PORT")
+        return host, int(port)
+    return _root_of_this_machine()
+
+
+def _root_of_this_machine() -> tuple[str, int]:
+    """Ask the worker agents of this machine, of which one has this job's secret."""
+    from twinckpt.errors import AgentUnavailableError, AuthenticationError
+    from twinckpt.net.local import AgentLink, RootAnswer, RootQuestion
+    from twinckpt.net.secret import load_secret
+
+    for name in _sockets():
+        try:
+            link = AgentLink(name, load_secret())
+            link.send(RootQuestion())
+            received = link.receive(TIMEOUT_S)
+            link.close()
+        except (AgentUnavailableError, AuthenticationError):
+            continue
+        if received is not None and isinstance(received[0], RootAnswer):
+            return received[0].host, received[0].port
+    raise AgentUnavailableError(
+        "no worker agent of this job runs on this machine; name the job's HOST:PORT, and set "
+        "TWINCKPT_SECRET as the job has it"
+    )
+
+
+def _sockets() -> list[str]:
+    """Return the names under which worker agents of this machine listen."""
+    try:
+        with open("/proc/net/unix") as table:
+            return sorted({line.split("@")[1].strip() for line in table if "@twinckpt-" in line})
+    except OSError:
+        return []

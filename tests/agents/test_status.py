@@ -1,0 +1,93 @@
+"""A job that runs is asked what it does: by `twinckpt status`, and by Prometheus."""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from twinckpt.agents.launch import free_port
+from twinckpt.cli import main
+
+JOB = """
+import sys, torch
+from twinckpt import Checkpointer
+weight = torch.rand(100)
+with Checkpointer({"weight": weight, "plain": {"x": 1}}) as checkpointer:
+    for step in range(1, 4):
+        checkpointer.save(step, block=True)
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture(scope="module")
+def job():
+    """The environment of a job in another process, with its secret and metrics port."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "TWINCKPT_SECRET": secrets.token_hex(32),
+        "TWINCKPT_METRICS_PORT": str(port),
+        "TWINCKPT_FAILURE_DOMAIN": "rack-7",
+    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", JOB], env=environment, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    yield environment
+    process.communicate("\n", timeout=60)
+
+
+@pytest.fixture
+def as_job(job, monkeypatch):
+    monkeypatch.setenv("TWINCKPT_SECRET", job["TWINCKPT_SECRET"])
+
+
+@pytest.mark.usefixtures("as_job")
+def test_status_finds_the_job_of_this_machine(capsys):
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("running: generation 1, 1 machines, 1 ranks")
+    assert "committed step 3" in shown
+    assert "domain rack-7" in shown
+    assert "0 skipped, 0 failed" in shown
+
+
+@pytest.mark.usefixtures("as_job")
+def test_status_as_json_has_every_fact(capsys):
+    assert main(["status", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["committed_step"] == 3
+    assert status["num_commits"] == 3
+    assert status["machines"][0]["index"] == 0
+
+
+def test_another_jobs_secret_finds_nothing(job, monkeypatch, capsys):
+    monkeypatch.setenv("TWINCKPT_SECRET", "x" * 32)
+    assert main(["status"]) == 2
+    assert "TWINCKPT_SECRET" in capsys.readouterr().err
+
+
+def test_an_endpoint_without_a_job_is_told_so(capsys):
+    assert main(["status", f"127.0.0.1:{free_port()}"]) == 2
+    assert "no job answers" in capsys.readouterr().err
+    assert main(["status", "nonsense"]) == 2
+    assert "no HOST:PORT" in capsys.readouterr().err
+
+
+def test_prometheus_can_scrape_the_root_agent(job):
+    address = f"http://127.0.0.1:{job['TWINCKPT_METRICS_PORT']}"
+    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        text = answer.read().decode()
+    values = dict(re.findall(r"^(twinckpt_\w+) (\S+)$", text, re.MULTILINE))
+    assert values["twinckpt_committed_step"] == "3"
+    assert values["twinckpt_up_to_date"] == "1"
+    assert values["twinckpt_failed_saves_total"] == "0"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{address}/other", timeout=10)
