@@ -30,7 +30,7 @@ class WorkerAgentConfig:
 
     `host` is the address that peers use to reach this machine's slots; `capacity_bytes`
     limits the arena (None: what the machine has); ranks silent for `hang_timeout_s` are
-    killed (0: never).
+    killed (0: never). Resident copies are verified again at `scrub_bytes_per_s` (0: never).
     """
 
     machine: str
@@ -42,6 +42,7 @@ class WorkerAgentConfig:
     capacity_bytes: int | None = None
     heartbeat_interval_s: float = 0.1
     hang_timeout_s: float = 0.0
+    scrub_bytes_per_s: float = 64.0 * (1 << 20)
     drain_directory: str = ""
     drain_keep: int = 2
     watch_pid: int = 0

@@ -31,6 +31,7 @@ class JobSettings:
     heartbeat_interval_s: float = 0.1
     heartbeat_timeout_s: float = 1.0
     hang_timeout_s: float = 0.0
+    scrub_mib_per_s: float = 64.0
     last_call_s: float = 5.0
     drain_every_commits: int = 0
     drain_directory: str = ""
@@ -57,8 +58,9 @@ class JobSettings:
                 f"heartbeat_timeout_s={self.heartbeat_timeout_s} is too short for "
                 f"heartbeat_interval_s={self.heartbeat_interval_s}: make it at least three times"
             )
-        if self.hang_timeout_s < 0:
-            raise ConfigurationError(f"hang_timeout_s={self.hang_timeout_s}: 0 (off) or more")
+        for name in ("hang_timeout_s", "scrub_mib_per_s"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name}={getattr(self, name)}: 0 (off) or more")
         if self.drain_every_commits and not self.drain_directory:
             raise ConfigurationError("drain_every_commits needs drain_directory, where to drain to")
 
@@ -139,6 +141,7 @@ def start_machine_agent(
         capacity_bytes=settings.capacity_mib << 20 if settings.capacity_mib else None,
         heartbeat_interval_s=settings.heartbeat_interval_s,
         hang_timeout_s=settings.hang_timeout_s,
+        scrub_bytes_per_s=settings.scrub_mib_per_s * (1 << 20),
         drain_directory=settings.drain_directory,
         drain_keep=settings.drain_keep,
         watch_pid=watch_pid,

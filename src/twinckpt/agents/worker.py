@@ -20,6 +20,7 @@ from twinckpt.agents.hang_watch import watch_for_hangs
 from twinckpt.agents.local_server import LocalPeer, LocalServer
 from twinckpt.agents.process import when_process_ends
 from twinckpt.agents.root_link import RootLink
+from twinckpt.agents.scrub import Scrub
 from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
 from twinckpt.core import worker as core
@@ -76,6 +77,9 @@ class WorkerAgent:
             when_process_ends(self._config.watch_pid, self._done.set)
         launcher_ended = asyncio.create_task(self._done.wait())
         serving = [asyncio.create_task(self._local.run()), asyncio.create_task(self._root.run())]
+        if self._config.scrub_bytes_per_s:
+            rate = self._config.scrub_bytes_per_s
+            Scrub(self._checkpoints, rate, self._on_scrubbed_damage).start()
         if self._config.hang_timeout_s:
             watch = watch_for_hangs(lambda: dict(self._ranks), self._config.hang_timeout_s)
             serving.append(asyncio.create_task(watch))
@@ -363,6 +367,9 @@ class WorkerAgent:
             self._act(self._core.fetched(fetch, holding))
         else:
             self._act(self._core.fetched(fetch, None, reason, damaged))
+
+    def _on_scrubbed_damage(self, rank: int, ticket: int, reason: str) -> None:
+        self._in_loop(lambda: self._act(self._core.found_damaged(rank, ticket, reason)))
 
     def _drain(self, work: core.StartDrain) -> Callable[[], None]:
         directory = Path(self._config.drain_directory)

@@ -311,8 +311,12 @@ class Worker:
 
     def damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
         """A rank found that its local copy does not match its checksums."""
-        self.slots.drop(rank, ticket)
         self._now.restores.add(rank)
+        return self.found_damaged(rank, ticket, reason)
+
+    def found_damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
+        """A copy here does not match its checksums any more: the root has it fetched again."""
+        self.slots.drop(rank, ticket)
         self._tell_root(m.Dropped(self.generation, rank, ticket, reason))
         return self._flush()
 
