@@ -1,5 +1,6 @@
 """Machines that are worker agents alone: real slots, real SIGKILL, every byte compared."""
 
+import psutil
 import pytest
 
 from twinckpt.experiments.agent_cluster import AgentCluster
@@ -34,3 +35,13 @@ def test_losses_one_after_the_other_find_both_copies_again(ring):
     for place in (0, 1, 2):
         committed = ring.checkpoint()
         assert ring.lose([place]) == committed
+
+
+def test_an_agent_keeps_no_connection_to_machines_that_are_gone(ring):
+    """Each loss leaves one that the other side has closed; the next transfer closes this side."""
+    survivor = psutil.Process(ring.agent_pids[2])  # it fetches from place 1
+    for _ in range(4):
+        ring.checkpoint()
+        ring.lose([1])
+    ring.checkpoint()
+    assert not [c for c in survivor.net_connections("tcp") if c.status == "CLOSE_WAIT"]

@@ -77,6 +77,17 @@ def test_old_steps_are_deleted(tmp_path, entry):
     assert drained.drained_steps(tmp_path) == (2, 3)
 
 
+def test_what_a_failure_left_of_an_older_step_is_deleted(tmp_path, entry):
+    """Half a step that no machine will ever complete; a newer one is still being drained."""
+    for step in (6, 8):
+        drained.step_directory(tmp_path, step).mkdir()
+    drained.write_shard(tmp_path, entry)
+    drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
+    drained.keep_newest(tmp_path, keep=2)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {drained.step_directory(tmp_path, step).name for step in (7, 8)}
+
+
 def test_the_newest_ticket_is_known_before_its_step_is_complete(tmp_path, entry):
     """A new root must not issue it again, or shards of two checkpoints could mix."""
     assert drained.newest_ticket(tmp_path) == 0

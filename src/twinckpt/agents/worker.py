@@ -362,7 +362,9 @@ class WorkerAgent:
     ) -> None:
         self._arriving.pop(fetch.rank, None)
         if seal is not None and self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot:
-            self._received.add((fetch.rank, fetch.ticket))
+            formed = self._core.formed
+            if formed and formed.resume and formed.resume.ticket == fetch.ticket:
+                self._received.add((fetch.rank, fetch.ticket))
             holding = self._checkpoints.seal(seal).seal.holding
             self._act(self._core.fetched(fetch, holding))
         else:

@@ -69,6 +69,11 @@ class AgentMachine:
         assert self._rank is not None
         return _next(self._rank, *kinds)
 
+    @property
+    def pid(self) -> int:
+        """The worker agent's process."""
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL the agent, which owns all memory of the machine."""
         self._process.kill()
@@ -139,6 +144,11 @@ class AgentCluster:
         traceback: TracebackType | None,
     ) -> None:
         self._end()
+
+    @property
+    def agent_pids(self) -> list[int]:
+        """The process of each machine's worker agent, by place."""
+        return [machine.pid for machine in self._machines]
 
     def checkpoint(self) -> int:
         """Let every machine stage its shard of the next step; wait for the commit, return it."""

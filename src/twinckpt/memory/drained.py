@@ -97,11 +97,14 @@ def newest_ticket(directory: Path) -> int:
 
 
 def keep_newest(directory: Path, keep: int) -> None:
-    """Delete all complete steps but the newest `keep`."""
-    for step in drained_steps(directory)[:-keep]:
-        folder = step_directory(directory, step)
-        (folder / _MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+    """Delete all complete steps but the newest `keep`, and what failures left of older ones."""
+    complete = drained_steps(directory)
+    for folder in directory.glob("step-*"):
+        name = folder.name.removeprefix("step-")
+        is_older = name.isdecimal() and bool(complete) and int(name) < complete[-1]
+        if is_older and int(name) not in complete[-keep:]:
+            (folder / _MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(path: Path, data: bytes | memoryview) -> None:

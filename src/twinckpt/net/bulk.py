@@ -140,11 +140,9 @@ class BulkClient:
     def _connect(self, address: Address) -> socket.socket:
         key = (address.host, address.bulk_port)
         with self._lock:
-            while self._idle.get(key):
-                sock = self._idle[key].pop()
-                if _is_open(sock):
-                    return sock
-                sock.close()
+            self._close_dead()
+            if key in self._idle:
+                return self._idle[key].pop()
         sock = socket.create_connection(key, timeout=HANDSHAKE_TIMEOUT_S)
         try:
             authenticate(sock, client_exchange(self._secret))
@@ -153,6 +151,17 @@ class BulkClient:
             sock.close()
             raise
         return sock
+
+    def _close_dead(self) -> None:
+        """Give up the connections to machines that are gone, which nobody would ask for again."""
+        living: dict[tuple[str, int], list[socket.socket]] = {}
+        for key, socks in self._idle.items():
+            for sock in socks:
+                if _is_open(sock):
+                    living.setdefault(key, []).append(sock)
+                else:
+                    sock.close()
+        self._idle = living
 
 
 def _block(sock: socket.socket, timeout: int) -> None:
