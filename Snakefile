@@ -15,6 +15,7 @@ include: "workflow/rules/measure.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/peers.smk"
+include: "workflow/rules/on_request.smk"
 
 
 # On a cluster only measurements are worth a job.

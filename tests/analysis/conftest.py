@@ -222,6 +222,34 @@ def scaling() -> Iterator[Sample]:
                 )  # fmt: skip
 
 
+def soak() -> Iterator[Sample]:
+    """Three failures, each of which costs two seconds, in 40 steps of a second."""
+    common = {"experiment": "soak", "variant": "default"}
+    for step in range(40):
+        for method in ("undisturbed", "soak"):
+            yield Sample(
+                **common, method=method, step=step, metric="loss", value=5 / (1 + step),
+                unit="nats_per_byte",
+            )  # fmt: skip
+        own = {"method": "soak", "step": step, "unit": "s"}
+        yield Sample(**common, **own, metric="reached_s", value=float(step))
+    for repeat, kind in enumerate(("rank_loss", "machine_loss", "root_loss")):
+        for metric, later_s in (("struck_s", 0.0), ("went_on_s", 2.0)):
+            yield Sample(
+                **common, method=kind, machine=repeat, repeat=repeat, metric=metric,
+                value=10 * (repeat + 1) + later_s, unit="s",
+            )  # fmt: skip
+        at = {"method": "soak", "phase": "agent", "machine": 0, "repeat": 0, "step": 10 * repeat}
+        rss_bytes = float(repeat << 19)
+        yield Sample(**common, **at, metric="rss_bytes", value=rss_bytes, unit="bytes")
+        yield Sample(**common, **at, metric="open_descriptors", value=20.0, unit="count")
+    for metric in ("identical", "loss_identical"):
+        yield Sample(**common, method="soak", metric=metric, value=1.0, unit="bool")
+    yield Sample(**common, method="soak", metric="losses_compared", value=160.0, unit="count")
+    for phase in ("processes", "files", "descriptors"):
+        yield Sample(**common, method="soak", phase=phase, metric="leaked", value=0.0, unit="count")
+
+
 EXPERIMENTS = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -234,6 +262,7 @@ EXPERIMENTS = {
     "peers": peers,
     "interleaving": interleaving,
     "scaling": scaling,
+    "soak": soak,
 }
 
 

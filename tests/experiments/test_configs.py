@@ -33,6 +33,12 @@ IMPOSSIBLE = [
     ("interleaving.utilisation=1", "between 0 and 1"),
     ("interleaving.num_sub_buffers=0", "num_sub_buffers=0: must be at least 1"),
     ("scaling.sizes_mib=[8,16]", "three points"),
+    ("soak.failures_per_minute=0", "more than 0 and at most 30"),
+    ("soak.failures_per_minute=100", "a recovery takes seconds"),
+    ("soak.minutes=0.1", "long enough for one failure"),
+    ("soak.minutes=-1", "long enough for one failure"),
+    ("soak.kinds=[flood]", "one of rank_loss, parent_loss"),
+    ("soak.kinds=[]", "at least one of"),
     ("optimization.sharding=zero", "one of fsdp, ddp"),
     ("model.width=7", "multiple of model.heads"),
     ("data.path=/does/not/exist", "no such file"),
@@ -79,6 +85,12 @@ def test_scaling_needs_a_place_for_every_replica():
     """Checked for all of its clusters before the first one starts."""
     with pytest.raises(ConfigurationError, match=r"scaling\.num_machines=2 must be at least 3"):
         load("scaling", ["cluster.replicas=3"])
+
+
+def test_soak_refuses_a_job_of_which_nothing_would_be_left():
+    """One copy of everything, and none on disk."""
+    with pytest.raises(ConfigurationError, match="nothing survives agent_loss"):
+        load("soak", ["cluster.replicas=1", "checkpoint.drain_every_commits=0"])
 
 
 def test_overrides_win_over_scale():

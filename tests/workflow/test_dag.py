@@ -124,6 +124,14 @@ def test_an_unknown_setting_ends_in_one_line():
     assert "--config knows scale, name, overrides, not scales" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["scaling", "soak"])
+def test_what_is_on_request_is_measured_by_its_name(name):
+    """And drawn; nothing else runs."""
+    result = snakemake(name, "--config", "scale=quick", "name=of_this_test")
+    assert measured(result) == {name}
+    assert f"figures/{name}.pdf" in result.stdout
+
+
 def test_peers_are_measured_by_name_only(tmp_path):
     """They need packages of their own, which the workflow installs first."""
     result = snakemake("peers", "--config", "scale=quick", "name=of_this_test")

@@ -4,6 +4,7 @@ A machine is a torchrun with its ranks and its worker agent. To kill it is to SI
 them, so its memory is gone too. The root agent belongs to the operator here.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -297,6 +298,16 @@ class LocalCluster:
         formed = [event for event in self.events if event["event"] == "generation_formed"]
         return list(formed[-1]["machines"]) if formed else []
 
+    @property
+    def machines(self) -> list[str]:
+        """The machines that were started and not killed, spares included."""
+        return [name for name in self._machines if name not in self._killed]
+
+    @property
+    def members(self) -> dict[int, str]:
+        """The machines of the newest generation that were not killed since, by index."""
+        return {i: name for i, name in enumerate(self.places) if name not in self._killed}
+
     def kill_rank(self, rank: int) -> float:
         """SIGKILL one training process; return the monotonic time of it."""
         pid = self._pid_of(rank)
@@ -339,12 +350,13 @@ class LocalCluster:
         raise ClusterFailed(f"rank {rank} has not started")
 
     def kill_root(self) -> float:
-        """SIGKILL the root agent; torchrun's plugin starts another one."""
-        if self._root is None:
-            raise ClusterFailed("the root agent has not started")
-        now_s = time.monotonic()
-        self._root.kill()
-        return now_s
+        """SIGKILL the root agent; torchrun's plugin starts another one, on some machine."""
+        for process in self.processes_of_job():
+            if "twinckpt.agents.root" in process.cmdline():
+                now_s = time.monotonic()
+                process.kill()
+                return now_s
+        raise ClusterFailed("no root agent runs")
 
     def kill_machine(self, index: int) -> float:
         """SIGKILL everything of one machine, its memory included; return the monotonic time."""
@@ -390,6 +402,18 @@ class LocalCluster:
             return [launcher, *launcher.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+    def processes_of_job(self) -> list[psutil.Process]:
+        """Return all living processes that were started for this job, wherever they are now.
+
+        They are told by the job's secret in their environment.
+        """
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("TWINCKPT_SECRET") == self._secret:
+                    found.append(process)
+        return found
 
     def _kill_processes(self, name: str) -> None:
         self._killed.add(name)

@@ -171,6 +171,9 @@ CLAIMS = (
     Claim("kills", "design", "every set of machines that is killed loses what the placement says",
           "placement_kills_as_predicted", holds,
           "worker agents with sealed shards, killed for real"),
+    Claim("soak", "design",
+          "under random failures the loss curve is that of the undisturbed run, bit for bit",
+          "soak_loss_identical", holds, "every step that was trained, also those trained twice"),
     *(
         Claim(f"identical_{failure}", "design",
               f"after {words} training ends with the same parameters, bit for bit",

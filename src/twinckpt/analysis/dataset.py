@@ -11,7 +11,7 @@ from twinckpt.results.samples import COLUMNS, SampleError, read_samples
 
 EXPERIMENTS = (
     *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
-    *("placement", "interleaving", "control_plane", "peers", "scaling"),
+    *("placement", "interleaving", "control_plane", "peers", "scaling", "soak"),
 )
 
 

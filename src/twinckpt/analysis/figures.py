@@ -21,6 +21,7 @@ from twinckpt.analysis import goodput, statistics, style
 from twinckpt.analysis import interleaving as schemes
 from twinckpt.analysis import placement as placements
 from twinckpt.analysis import scaling as growth
+from twinckpt.analysis import soak as soaking
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 from twinckpt.analysis.metrics import METRICS
@@ -192,6 +193,16 @@ def scaling(data: Dataset) -> Figure:
     return figure
 
 
+def soak(data: Dataset) -> Figure:
+    """Loss with and without failures, and how far the training was when each one struck."""
+    figure, axes = _canvas(3.0, 2)
+    soaking.draw_loss(axes[0], data)
+    soaking.draw_events(axes[1], data)
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "save_cost": save_cost,
     "recovery_time": recovery_time,
@@ -204,6 +215,7 @@ FIGURES: dict[str, Callable[[Dataset], Figure]] = {
     "peers": peers,
     "interleaving": interleaving,
     "scaling": scaling,
+    "soak": soak,
 }
 
 

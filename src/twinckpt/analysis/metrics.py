@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from twinckpt.analysis import control_plane, goodput, interleaving, peers, placement, scaling
+from twinckpt.analysis import control_plane, goodput, interleaving, peers, placement, scaling, soak
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 
@@ -40,6 +40,7 @@ CONTROL = control_plane.EXPERIMENT
 PEERS = peers.EXPERIMENT
 INTERLEAVING = interleaving.EXPERIMENT
 SCALING = scaling.EXPERIMENT
+SOAK = soak.EXPERIMENT
 MS_PER_S = 1000.0
 
 
@@ -357,6 +358,33 @@ METRICS = (
         for metric, (words, _) in scaling.TIMES.items()
         for along, varied in scaling.VARIED.items()
     ),
+    Metric("soak_failures", "count", SOAK,
+           "random failures that struck one training run", soak.num_failures),
+    Metric("soak_to_step_s", "s", SOAK,
+           "from a failure until every rank has finished its next step, all kinds",
+           soak.seconds_to_go_on),
+    Metric("soak_loss_identical", "bool", SOAK,
+           "every loss logged under failures is that of the undisturbed run, bit for bit",
+           soak.holds("loss_identical")),
+    Metric("soak_losses_compared", "count", SOAK,
+           "losses of which that was found", soak.total("losses_compared")),
+    Metric("soak_identical", "bool", SOAK,
+           "state of all ranks at the end equals that of the undisturbed run, bit for bit",
+           soak.holds("identical")),
+    Metric("soak_leaked_processes", "count", SOAK,
+           "processes beyond those of the job, at its end and after it",
+           soak.total("leaked", phase="processes")),
+    Metric("soak_leaked_files", "count", SOAK,
+           "temporary files, and steps half drained, that were left over",
+           soak.total("leaked", phase="files")),
+    Metric("soak_leaked_descriptors", "count", SOAK,
+           "descriptors that the operator's process has more than before",
+           soak.total("leaked", phase="descriptors")),
+    Metric("soak_agent_rss_growth_mib", "MiB", SOAK,
+           "resident memory that a worker agent gained from its first look to its last, the worst",
+           soak.rss_growth_mib),
+    Metric("soak_agent_descriptor_growth", "count", SOAK,
+           "the same of its descriptors", soak.growth("open_descriptors")),
     *(
         Metric(f"{experiment}_{method}_identical", "bool", experiment,
                "final parameters equal those of the undisturbed run, bit for bit",

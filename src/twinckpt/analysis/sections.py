@@ -118,8 +118,13 @@ SECTIONS: dict[str, Section] = {
     ),
     "soak": Section(
         "A training run under random faults",
-        r"Beyond the paper: failures at random, the loss curve compared with the undisturbed one.",
-        r"Loss and events of the soak.",
+        r"Beyond the paper: ranks, warm parents, worker agents, machines and roots are killed at "
+        r"random moments, recoveries included; then the same training runs undisturbed.",
+        r"\soakFailures{} failures; training went on after \soakToStepS{}. All "
+        r"\soakLossesCompared{} logged losses are those of the undisturbed run: "
+        r"\soakLossIdentical{}. Left over: \soakLeakedProcesses{} processes, "
+        r"\soakLeakedFiles{} files; the worst worker agent gained "
+        r"\soakAgentRssGrowthMib{}.",
     ),
     "limits": Section(
         "How far from the limits of the machine",

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from twinckpt.analysis import figures, planning, timeline
+from twinckpt.analysis import figures, planning, soak, timeline
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.metrics import BY_NAME
 from twinckpt.analysis.summary import summarise
@@ -82,6 +82,18 @@ def spread(data: Dataset, experiment: str, metric: str) -> pd.DataFrame:
     table = data.select(experiment, metric)
     by = ["method", "phase"] if table.phase.any() else ["method"]
     return table.groupby(by, sort=False).value.agg(["count", "min", "median", "max"])
+
+
+def soak_failures(data: Dataset) -> pd.DataFrame:
+    """Each failure of the soak: its kind, when it struck, when training went on."""
+    return soak.failures(data).round(2)
+
+
+def soak_memory(data: Dataset) -> pd.DataFrame:
+    """MiB that each process held at the first and the last look, by its role."""
+    table = data.select(soak.EXPERIMENT, "rss_bytes")
+    grouped = table.groupby(["phase", "machine", "repeat"]).value
+    return (grouped.agg(["count", "first", "last"]) / [1, 1 << 20, 1 << 20]).round(2)
 
 
 def paper_points() -> pd.DataFrame:

@@ -16,10 +16,12 @@ EXPERIMENTS = (
     *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
     *("placement", "interleaving", "control_plane"),
 )
-ON_REQUEST = ("peers", "scaling")  # not part of the default workflow
+ON_REQUEST = ("peers", "scaling", "soak")  # not part of the default workflow
 MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
 MAX_KILLED_MACHINES = 12  # worker agents on this machine
 FAILURES = ("rank_loss", "machine_loss", "group_loss")
+SOAK_FAILURES = ("rank_loss", "parent_loss", "agent_loss", "machine_loss", "root_loss")
+MAX_FAILURES_PER_MINUTE = 30  # a recovery takes seconds, and training is to go on between two
 
 
 @dataclass
@@ -284,6 +286,48 @@ class InterleavingSection:
 
 
 @dataclass
+class SoakSection:
+    """A training of `minutes` in which `kinds` of failures strike at random, drawn from `seed`.
+
+    Lost machines are replaced by `num_spares` that wait with imports done; 0: by new ones.
+    """
+
+    minutes: float = 5.0
+    failures_per_minute: float = 4.0
+    kinds: list[str] = field(default_factory=lambda: list(SOAK_FAILURES))
+    num_spares: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_spares", "seed"):
+            at_least("soak." + name, getattr(self, name), 0)
+        if not 0 < self.failures_per_minute <= MAX_FAILURES_PER_MINUTE:
+            raise ConfigurationError(
+                f"soak.failures_per_minute={self.failures_per_minute} must be more than 0 and at "
+                f"most {MAX_FAILURES_PER_MINUTE}: a recovery takes seconds"
+            )
+        if not self.minutes * self.failures_per_minute >= 1:
+            raise ConfigurationError(
+                f"soak.minutes={self.minutes} with soak.failures_per_minute="
+                f"{self.failures_per_minute}: make it long enough for one failure"
+            )
+        if not self.kinds:
+            raise ConfigurationError(f"soak.kinds=[]: at least one of {', '.join(SOAK_FAILURES)}")
+        for kind in self.kinds:
+            one_of("soak.kinds", kind, SOAK_FAILURES)
+
+    def check(self, cluster: ClusterSection, checkpoint: CheckpointSection) -> None:
+        """Refuse a job in which nothing would survive what strikes."""
+        loses_memory = {"agent_loss", "machine_loss"} & set(self.kinds)
+        if loses_memory and cluster.replicas < 2 and not checkpoint.drain_every_commits:
+            raise ConfigurationError(
+                f"cluster.replicas={cluster.replicas}: nothing survives {min(loses_memory)}; set "
+                "cluster.replicas=2 or checkpoint.drain_every_commits, or leave it out of "
+                "soak.kinds"
+            )
+
+
+@dataclass
 class OptimizationSection:
     """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
 
@@ -317,6 +361,7 @@ class ExperimentConfig:
     peers: PeersSection = field(default_factory=PeersSection)
     interleaving: InterleavingSection = field(default_factory=InterleavingSection)
     scaling: ScalingSection = field(default_factory=ScalingSection)
+    soak: SoakSection = field(default_factory=SoakSection)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -324,6 +369,8 @@ class ExperimentConfig:
         one_of("experiment", self.experiment, EXPERIMENTS + ON_REQUEST)
         if self.experiment == "scaling":
             self.scaling.check(self.cluster)
+        if self.experiment == "soak":
+            self.soak.check(self.cluster, self.checkpoint)
 
     def training(self, *, method: str, steps: int, disk_directory: str = "") -> TrainingConfig:
         """Return the configuration of one training run."""
@@ -369,6 +416,7 @@ _IRRELEVANT = {
         *("cluster", "checkpoint", "failure", "measure", "optimization", "model", "data"),
     ),
 }
+_IRRELEVANT["soak"] = ("failure", "measure")
 _IRRELEVANT["peers"] = _IRRELEVANT["scaling"] = _IRRELEVANT["limits"]
 # Sections that one experiment alone uses.
 _ONLY = {
@@ -379,6 +427,7 @@ _ONLY = {
     "peers": "peers",
     "interleaving": "interleaving",
     "scaling": "scaling",
+    "soak": "soak",
 }
 
 

@@ -1,0 +1,16 @@
+# What is measured by name only: `snakemake --cores all soak`. The summary takes in whatever was
+# measured; so does the next run of the whole workflow.
+for requested in ON_REQUEST:
+
+    rule:
+        name:
+            requested
+        input:
+            RESULTS / f"figures/{requested}.pdf",
+            RESULTS / f"{requested}/samples.csv",
+        params:
+            results=RESULTS,
+            also="--also results/summary.json" if SETTINGS.is_default else "",
+        shell:
+            "python -m twinckpt.analysis.summary --results {params.results}"
+            " --output {params.results}/summary.json {params.also}"
