@@ -30,7 +30,8 @@ class WorkerAgentConfig:
 
     `host` is the address that peers use to reach this machine's slots; `capacity_bytes`
     limits the arena (None: what the machine has); ranks silent for `hang_timeout_s` are
-    killed (0: never). Resident copies are verified again at `scrub_bytes_per_s` (0: never).
+    killed (0: never). Resident copies are verified again at `scrub_bytes_per_s` (0: never),
+    and copied to persistent storage at no more than `drain_bytes_per_s` (0: as fast as it goes).
     """
 
     machine: str
@@ -45,6 +46,7 @@ class WorkerAgentConfig:
     scrub_bytes_per_s: float = 64.0 * (1 << 20)
     drain_directory: str = ""
     drain_keep: int = 2
+    drain_bytes_per_s: float = 0.0
     watch_pid: int = 0
     log_file: str = ""
     failure_domain: str = ""

@@ -34,6 +34,8 @@ class JobSettings:
     scrub_mib_per_s: float = 64.0
     last_call_s: float = 5.0
     drain_every_commits: int = 0
+    drain_every_s: float = 0.0
+    drain_mib_per_s: float = 0.0
     drain_directory: str = ""
     drain_keep: int = 2
     event_log: str = ""
@@ -58,11 +60,11 @@ class JobSettings:
                 f"heartbeat_timeout_s={self.heartbeat_timeout_s} is too short for "
                 f"heartbeat_interval_s={self.heartbeat_interval_s}: make it at least three times"
             )
-        for name in ("hang_timeout_s", "scrub_mib_per_s"):
+        for name in ("hang_timeout_s", "scrub_mib_per_s", "drain_every_s", "drain_mib_per_s"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: 0 (off) or more")
-        if self.drain_every_commits and not self.drain_directory:
-            raise ConfigurationError("drain_every_commits needs drain_directory, where to drain to")
+        if (self.drain_every_commits or self.drain_every_s) and not self.drain_directory:
+            raise ConfigurationError("draining needs drain_directory, where to drain to")
 
     @classmethod
     def load(cls, explicit: Mapping[str, Any]) -> "JobSettings":
@@ -93,6 +95,7 @@ class JobSettings:
             heartbeat_timeout_s=self.heartbeat_timeout_s,
             last_call_s=self.last_call_s,
             drain_every_commits=self.drain_every_commits,
+            drain_every_s=self.drain_every_s,
         )
 
 
@@ -144,6 +147,7 @@ def start_machine_agent(
         scrub_bytes_per_s=settings.scrub_mib_per_s * (1 << 20),
         drain_directory=settings.drain_directory,
         drain_keep=settings.drain_keep,
+        drain_bytes_per_s=settings.drain_mib_per_s * (1 << 20),
         watch_pid=watch_pid,
         log_file=settings.agent_log,
         failure_domain=settings.failure_domain,

@@ -379,7 +379,7 @@ class WorkerAgent:
         try:
             for rank in work.ranks:
                 with self._checkpoints.pinned(rank, work.ticket) as entry:
-                    drained.write_shard(directory, entry)
+                    drained.write_shard(directory, entry, self._config.drain_bytes_per_s)
             if drained.finish_step(directory, work.step, work.ticket, work.world_size):
                 drained.keep_newest(directory, self._config.drain_keep)
         except (OSError, DamagedCopyError) as error:

@@ -4,12 +4,14 @@ from collections.abc import Iterable
 
 
 class Drains:
-    """At most one drain at a time, every so many commits; 0 means never."""
+    """At most one drain at a time, every so many commits or seconds; 0 means never."""
 
-    def __init__(self, every_commits: int) -> None:
+    def __init__(self, every_commits: int, every_s: float = 0.0) -> None:
         self.newest_step: int | None = None
         self._every_commits = every_commits
+        self._every_s = every_s
         self._num_commits = 0
+        self._began_at_s: float | None = None
         self._step = 0
         self._awaited: set[str] = set()
         self._is_ok = True
@@ -24,12 +26,16 @@ class Drains:
         for step in steps:
             self.newest_step = max(self.newest_step or 0, step)
 
-    def committed(self, step: int, machines: Iterable[str]) -> bool:
+    def committed(self, step: int, machines: Iterable[str], now_s: float) -> bool:
         """Count a commit; return whether these machines must copy it now."""
         self._num_commits += 1
+        if self._began_at_s is None:
+            self._began_at_s = now_s
         is_due = bool(self._every_commits) and self._num_commits % self._every_commits == 0
-        if not is_due or self.is_busy:
+        is_late = bool(self._every_s) and now_s - self._began_at_s >= self._every_s
+        if not (is_due or is_late) or self.is_busy:
             return False
+        self._began_at_s = now_s
         self._step, self._awaited, self._is_ok = step, set(machines), True
         return True
 

@@ -49,6 +49,7 @@ class Generation:
         self._copies, self._commits, self._drains = memory.copies, memory.commits, memory.drains
         self._address = address
         self._outbox = outbox
+        self._now_s = 0.0
         self._copies.place(self._index, holders)
         self._commits.restart(recovery, number)
         self._drains.give_up()
@@ -61,8 +62,9 @@ class Generation:
         """Return how many ranks take checkpoints."""
         return len(self._reservations.home)
 
-    def receive(self, machine: str, message: m.ToRoot) -> str | None:
+    def receive(self, machine: str, message: m.ToRoot, now_s: float) -> str | None:
         """Handle one message of a machine of this generation; return why it must end, or None."""
+        self._now_s = now_s
         reason = None
         match message:
             case m.Attached():
@@ -188,7 +190,7 @@ class Generation:
             self._abandon([t for t in self._commits.undecided() if t < ticket])
             self._copies.remove_tickets([t for t in self._copies.tickets() if t < ticket])
             self._log("committed" if is_new else "redundancy_restored", step=step, ticket=ticket)
-            if is_new and self._drains.committed(step, self.places):
+            if is_new and self._drains.committed(step, self.places, self._now_s):
                 world_size = self._reservations.world_size
                 self._broadcast(m.Drain(self.number, ticket, step, world_size))
             # First the next ticket: whoever waits for a commit may checkpoint right after it.

@@ -35,6 +35,7 @@ class RootConfig:
     heartbeat_timeout_s: float = 1.0
     last_call_s: float = 5.0
     drain_every_commits: int = 0
+    drain_every_s: float = 0.0
     max_failures_at_a_step: int = 3
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class Root:
         self.membership = Membership()
         self.copies = Copies()
         self.commits = CommitLog(window=config.num_slots - 1)
-        self.drains = Drains(config.drain_every_commits)
+        self.drains = Drains(config.drain_every_commits, config.drain_every_s)
         self._outbox = Outbox()
         self._awaited: set[tuple[str, int, int]] = set()
         self._now_s = 0.0
@@ -277,7 +278,7 @@ class Root:
             return
         if isinstance(message, m.RankLost):
             self._on_rank_lost(machine, message, current)
-        elif (reason := current.receive(machine, message)) is not None:
+        elif (reason := current.receive(machine, message, self._now_s)) is not None:
             self._break(reason)
 
     def _on_rank_lost(self, machine: str, lost: m.RankLost, current: Generation) -> None:

@@ -8,6 +8,7 @@ in place writes it, atomically; a step without it does not exist.
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from twinckpt.memory.seal import Seal
 _MANIFEST = "manifest.json"
 _SEAL_FORMAT = b"twinckpt seal 1\n"
 _SEAL_DIGEST_BYTES = 16
+_PIECE_BYTES = 4 << 20
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -40,11 +42,14 @@ def shard_path(directory: Path, step: int, rank: int) -> Path:
     return step_directory(directory, step) / f"rank-{rank:05d}.safetensors"
 
 
-def write_shard(directory: Path, entry: CheckpointEntry) -> None:
-    """Copy one sealed slot to a file, durable before its seal appears beside it."""
+def write_shard(directory: Path, entry: CheckpointEntry, bytes_per_s: float = 0.0) -> None:
+    """Copy one sealed slot to a file, durable before its seal appears beside it.
+
+    With `bytes_per_s` it takes its time, to leave the storage to others.
+    """
     path = shard_path(directory, entry.seal.step, entry.seal.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _publish(path, entry.data)
+    _publish(path, entry.data, bytes_per_s)
     _publish(path.with_suffix(".seal"), _pack_seal(entry.seal))
 
 
@@ -107,11 +112,15 @@ def keep_newest(directory: Path, keep: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(path: Path, data: bytes | memoryview) -> None:
+def _publish(path: Path, data: bytes | memoryview, bytes_per_s: float = 0.0) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
-            file.write(data)
+            for start in range(0, len(data), _PIECE_BYTES):
+                piece = data[start : start + _PIECE_BYTES]
+                file.write(piece)
+                if bytes_per_s:
+                    time.sleep(len(piece) / bytes_per_s)
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path)
