@@ -1,5 +1,7 @@
 """A drained step exists once all its shards are durable, and opens with plain safetensors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -45,6 +47,15 @@ def test_a_complete_step_is_found_and_intact(tmp_path, entry):
     seal, data = drained.load_drained(str(tmp_path), 7, 0)
     assert seal == entry.seal
     assert data == entry.data
+
+
+def test_a_step_is_incomplete_while_another_checkpoint_replaces_its_shards(tmp_path, entry):
+    """The old manifest must not vouch for a mixture of old and new shards."""
+    drained.write_shard(tmp_path, entry)
+    drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
+    newer = replace(entry, seal=replace(entry.seal, ticket=2, world_size=2))
+    drained.write_shard(tmp_path, newer)
+    assert drained.drained_steps(tmp_path) == ()
 
 
 def test_anyone_can_open_a_shard_with_safetensors(tmp_path, entry):

@@ -45,10 +45,14 @@ def shard_path(directory: Path, step: int, rank: int) -> Path:
 def write_shard(directory: Path, entry: CheckpointEntry, bytes_per_s: float = 0.0) -> None:
     """Copy one sealed slot to a file, durable before its seal appears beside it.
 
-    With `bytes_per_s` it takes its time, to leave the storage to others.
+    With `bytes_per_s` it takes its time, to leave the storage to others. A step that an earlier
+    checkpoint had completed is complete again only when all of its shards are replaced.
     """
     path = shard_path(directory, entry.seal.step, entry.seal.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(directory, entry.seal.step)
+    if manifest is not None and manifest.ticket != entry.seal.ticket:
+        (path.parent / _MANIFEST).unlink(missing_ok=True)
     _publish(path, entry.data, bytes_per_s)
     _publish(path.with_suffix(".seal"), _pack_seal(entry.seal))
 

@@ -4,23 +4,32 @@ from twinckpt.core.messages import Holding
 
 
 class SimulatedStorage:
-    """Drained shards by step and rank; nothing can be written while it `is_full`."""
+    """Drained shards by step and rank; nothing can be written while it `is_full`.
+
+    As on disk, a manifest makes a step complete, and goes before one of its shards is replaced.
+    """
 
     def __init__(self) -> None:
         self.is_full = False
         self._shards: dict[int, dict[int, Holding]] = {}
+        self._manifests: set[int] = set()
 
     def write(self, holding: Holding) -> bool:
         """Write one shard durably; return whether it fitted."""
-        if not self.is_full:
-            self._shards.setdefault(holding.step, {})[holding.rank] = holding
-        return not self.is_full
+        if self.is_full:
+            return False
+        shards = self._shards.setdefault(holding.step, {})
+        if holding.rank in shards and shards[holding.rank].ticket != holding.ticket:
+            self._manifests.discard(holding.step)
+        shards[holding.rank] = holding
+        written = [shards[rank].ticket for rank in range(holding.world_size) if rank in shards]
+        if written == [holding.ticket] * holding.world_size:
+            self._manifests.add(holding.step)
+        return True
 
     def is_complete(self, step: int) -> bool:
         """Return whether every shard of a step is here, all of one checkpoint."""
-        shards = list(self._shards.get(step, {}).values())
-        tickets = {holding.ticket for holding in shards}
-        return bool(shards) and len(tickets) == 1 and len(shards) == shards[0].world_size
+        return step in self._manifests
 
     def newest_ticket(self) -> int:
         """Return the newest ticket of which anything is here; 0 if nothing is."""
@@ -29,4 +38,4 @@ class SimulatedStorage:
 
     def complete_steps(self) -> tuple[int, ...]:
         """Return the steps that can be resumed from, oldest first."""
-        return tuple(sorted(step for step in self._shards if self.is_complete(step)))
+        return tuple(sorted(self._manifests))
