@@ -52,7 +52,6 @@ class SimulatedCluster:
         self.log: list[Log] = []
         self.formed: list[tuple[str, m.Formed]] = []
         self.stale_accepted: list[str] = []
-        self.num_commits = 0
         self.is_touched = False
         self.training = SimulatedTraining(self)
         self._transfers = Transfers(self)
@@ -93,7 +92,6 @@ class SimulatedCluster:
             rate,
             "" if rack is None else f"rack-{rack}",
         )
-        machine.born_after_commits = self.num_commits
         self.machines[machine.name] = machine
         self.is_touched = True
         self._rejoin(machine)
@@ -243,14 +241,17 @@ class SimulatedCluster:
                     self.time.note("root %s %s", action.event, action.fields)
                     self.log.append(action)
                     self._newest_generation = max(self._newest_generation, root.generation)
-                    if action.event in ("committed", "redundancy_restored"):
-                        self.num_commits += 1
                     self.is_touched = True
                 case Disconnect(name):
                     connection = self._connections.pop(name, None)
                     if connection is not None:
                         connection.close_at_root()
                         self._tell_closed(connection)
+
+    def heard_by_root(self, name: str) -> SimulatedMachine:
+        """Return the machine whose messages the root gets; it may have died, and begun anew."""
+        connection = self._connections.get(name)
+        return connection.machine if connection is not None else self.machines[name]
 
     def _tell_closed(self, connection: Connection) -> None:
         machine = connection.machine

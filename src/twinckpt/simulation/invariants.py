@@ -22,12 +22,14 @@ class InvariantViolation(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A committed or resumed checkpoint: rank r's shard is sealed on machines `holders[r]`."""
+    """A committed or resumed checkpoint: rank r's shard is sealed on machines `holders[r]`.
 
-    num_commits: int
+    An agent that was started anew is another machine: it begins empty.
+    """
+
     ticket: int
     step: int
-    holders: tuple[tuple[str, ...], ...]
+    holders: tuple[tuple[SimulatedMachine, ...], ...]
 
 
 class Invariants:
@@ -90,36 +92,31 @@ class Invariants:
         assert current is not None
         each = cluster.job.ranks_per_machine
         self._committed = Committed(
-            cluster.num_commits,
             ticket,
             step,
             tuple(
-                tuple(current.places[holder] for holder in row)
+                tuple(cluster.heard_by_root(current.places[holder]) for holder in row)
                 for row in current.holders
                 for _ in range(each)
             ),
         )
-        for rank, names in enumerate(self._committed.holders):
-            for name in names:
-                machine = cluster.machines[name]
+        for rank, machines in enumerate(self._committed.holders):
+            for machine in machines:
                 holding = machine.slots.holding(rank, ticket)
                 is_wrong = holding is None or holding.step != step
-                if machine.is_alive and is_wrong and not _was_damaged(cluster, name, rank, ticket):
-                    what = f"{name} lacks rank {rank} of committed ticket {ticket}"
+                if machine.is_alive and is_wrong and not _was_damaged(machine, rank, ticket):
+                    what = f"{machine.name} lacks rank {rank} of committed ticket {ticket}"
                     self._fail(cluster, "commit real", what)
 
     def _check_kept(self, cluster: SimulatedCluster, committed: Committed) -> None:
         ticket = committed.ticket
-        for rank, names in enumerate(committed.holders):
-            for name in names:
-                machine = cluster.machines[name]
-                if machine.is_alive and machine.slots.holding(rank, ticket) is None:
-                    # A copy found damaged is dropped on purpose, to be fetched again; an agent
-                    # that was started anew begins empty.
-                    is_new = machine.born_after_commits >= committed.num_commits
-                    if not is_new and not _was_damaged(cluster, name, rank, ticket):
-                        what = f"{name} overwrote rank {rank} of ticket {ticket}"
-                        self._fail(cluster, "needed slot kept", what)
+        for rank, machines in enumerate(committed.holders):
+            for machine in machines:
+                is_gone = machine.slots.holding(rank, ticket) is None
+                # A copy found damaged is dropped on purpose, to be fetched again.
+                if machine.is_alive and is_gone and not _was_damaged(machine, rank, ticket):
+                    what = f"{machine.name} overwrote rank {rank} of ticket {ticket}"
+                    self._fail(cluster, "needed slot kept", what)
 
     def _on_planned(self, cluster: SimulatedCluster) -> None:
         """A generation formed: look at its recovery plan."""
@@ -144,8 +141,10 @@ class Invariants:
             self.newest_commit_ticket = min(self.newest_commit_ticket, left)
         if self._committed is None or resumed != self._committed.ticket:
             sources = recovery.sources if recovery else {}
-            holders = tuple(sources[rank] for rank in sorted(sources))
-            self._committed = Committed(cluster.num_commits, resumed, self._newest_step, holders)
+            holders = tuple(
+                tuple(map(cluster.heard_by_root, sources[rank])) for rank in sorted(sources)
+            )
+            self._committed = Committed(resumed, self._newest_step, holders)
 
     def _check_lost(
         self, cluster: SimulatedCluster, root: Root, committed: Committed, resumed: int
@@ -167,9 +166,9 @@ class Invariants:
         for rank, names in recovery.sources.items():
             digests = set()
             for name in names:
-                machine = cluster.machines[name]
+                machine = cluster.heard_by_root(name)
                 holding = machine.slots.holding(rank, recovery.ticket)
-                if not machine.is_alive or _was_damaged(cluster, name, rank, recovery.ticket):
+                if not machine.is_alive or _was_damaged(machine, rank, recovery.ticket):
                     continue
                 expected = (recovery.step, len(recovery.sources))
                 if holding is None or (holding.step, holding.world_size) != expected:
@@ -211,7 +210,7 @@ def _differ(is_same_machine: bool, theirs: m.Formed, formed: m.Formed) -> bool:
 
 
 def _connected(cluster: SimulatedCluster, root: Root) -> list[SimulatedMachine]:
-    return [cluster.machines[name] for name in root.membership.machines]
+    return [cluster.heard_by_root(name) for name in root.membership.machines]
 
 
 def _newest_ticket_left(cluster: SimulatedCluster, connected: list[SimulatedMachine]) -> int:
@@ -220,5 +219,5 @@ def _newest_ticket_left(cluster: SimulatedCluster, connected: list[SimulatedMach
     return max([cluster.storage.newest_ticket(), *held])
 
 
-def _was_damaged(cluster: SimulatedCluster, name: str, rank: int, ticket: int) -> bool:
-    return (rank, ticket) in cluster.machines[name].slots.ever_damaged
+def _was_damaged(machine: SimulatedMachine, rank: int, ticket: int) -> bool:
+    return (rank, ticket) in machine.slots.ever_damaged

@@ -34,7 +34,6 @@ class SimulatedMachine:
         self.worker = Worker(self.slots)
         self.ranks: dict[int, SimulatedRank] = {}
         self.is_alive = True
-        self.born_after_commits = 0  # it never held what was committed before it started
         self.is_frozen = False
         self.is_deaf = False  # nothing reaches it
         self.is_mute = False  # nothing that it sends arrives
