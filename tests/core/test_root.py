@@ -427,3 +427,24 @@ def test_a_copy_that_nobody_asked_for_is_not_believed_after_the_end():
     cluster.act(cluster.root.connection_lost("c", 0.0))
     cluster.tell("a", m.Holds(1, m.Holding(1, 1, 5, 1, 3, 10, "d")))
     assert not cluster.root.copies.has("a", 1, 1)
+
+
+def test_a_copy_under_way_while_its_machine_reconnects_is_one_to_resume_from():
+    """Its inventory came too early to name it."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    cluster.act(cluster.root.connection_lost("c", 0.0))
+    hello = m.Hello(address("c"), 1, fetching=((1, 1),))
+    cluster.tell("c", hello)
+    cluster.tell("c", m.Holds(1, m.Holding(1, 1, 5, 1, 3, 10, "d")))
+    assert cluster.root.copies.has("c", 1, 1)
+
+
+def test_what_makes_room_for_the_step_resumed_is_not_counted_on():
+    """A machine that was away for long comes back with copies that nobody needs."""
+    old = m.Holding(2, 1, 3, 2, 3, 10, "d")
+    new = [m.Holding(rank, 2, 5, rank, 3, 10, "d") for rank in range(3)]
+    cluster = Cluster()
+    for machine, held in (("a", new), ("b", new), ("c", [old])):
+        cluster.connect(machine, held).join(machine)
+    assert ("c", 2) in {(to, fetch.rank) for to, fetch in cluster.messages(m.Fetch)}
+    assert not cluster.root.copies.has("c", 2, 1)

@@ -60,3 +60,15 @@ def test_messages_of_another_generation_are_refused(worker):
         assert worker.receive(m.Ticket(generation, 1, 0)) == []
         assert worker.receive(m.Broken(generation, "lost")) == []
     assert worker.formed is not None
+
+
+def test_damage_found_while_generations_change_is_reported_to_the_next(worker):
+    """A root that planned before it heard of it would never have the copy fetched again."""
+    worker.slots.begin(0, 3)
+    worker.slots.seal(
+        m.Holding(rank=0, ticket=3, step=9, home=0, world_size=1, size_bytes=1, digest="")
+    )
+    worker.receive(m.Broken(1, "lost"))
+    worker.damaged(0, 3, "checksum")
+    dropped = ToRootAgent(m.Dropped(2, 0, 3, "checksum"))
+    assert dropped in worker.receive(m.Formed(2, 0, 1, "a:1", m.Resume(9, 3, drained=False)))

@@ -100,7 +100,8 @@ class WorkerAgent:
         ticket = drained.newest_ticket(Path(directory)) if directory else 0
         inventory = tuple(self._checkpoints.holdings())
         domain = self._config.failure_domain
-        yield m.Hello(self._address, self._core.generation, inventory, steps, ticket, domain)
+        number, fetching = self._core.generation, tuple(self._core.fetching)
+        yield m.Hello(self._address, number, inventory, steps, ticket, domain, fetching)
         if self._join is not None:
             yield self._join
 

@@ -62,6 +62,12 @@ class Copies:
         if not shards:
             del self._of_ticket[ticket]
 
+    def remove_older(self, machine: str, rank: int, ticket: int) -> None:
+        """Do not count on a machine's copies of a shard that are older than `ticket`."""
+        for held in list(self.of_machine(machine)):
+            if held.rank == rank and held.ticket < ticket:
+                self.remove(machine, rank, held.ticket)
+
     def remove_tickets(self, tickets: Iterable[int]) -> None:
         """Nobody holds these tickets any longer."""
         for ticket in tickets:

@@ -99,6 +99,8 @@ class Generation:
                 holding = self._copies.of_shard(rank, self.recovery.ticket)[sources[0]]
                 target = self.places[self.holders[holding.home][position]]
                 if target not in sources:
+                    # It may overwrite what it has of older tickets.
+                    self._copies.remove_older(target, rank, self.recovery.ticket)
                     self._fetch(target, holding, sources)
 
     # Slots.

@@ -43,7 +43,7 @@ class Hello:
 
     `drained_steps` are complete in persistent storage; `drained_ticket` is the newest of which
     anything is there, complete or not. `domain` is the failure domain (a rack, say) that the
-    machine is in, empty if nobody has said.
+    machine is in, empty if nobody has said. `fetching` is what still arrives, by rank and ticket.
     """
 
     address: Address
@@ -52,6 +52,7 @@ class Hello:
     drained_steps: tuple[int, ...] = ()
     drained_ticket: int = 0
     domain: str = ""
+    fetching: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class Root:
         return self.membership.places
 
     def awaits(self, machine: str, message: m.ToRoot) -> bool:
-        """Return whether this is the answer to a fetch of the generation that ended last."""
+        """Return whether this is a copy that was under way when the last generation ended."""
         if not isinstance(message, m.Holds) or self.current is not None:
             return False
         copy = (machine, message.holding.rank, message.holding.ticket)
@@ -103,7 +103,7 @@ class Root:
     def receive(self, machine: str, message: m.ToRoot, now_s: float) -> list[Action]:
         """Handle one message; those of another generation change only liveness.
 
-        Except for a copy that the generation which ended last had asked for: it was sealed
+        Except for a copy that was under way when the last generation ended: it was sealed
         meanwhile, and is one more to resume from.
         """
         self._now_s = now_s
@@ -158,6 +158,7 @@ class Root:
             self.generation = generation
         self.membership.add(machine, Machine(hello.address, now_s, hello.domain))
         self.copies.add_machine(machine, hello.inventory)
+        self._awaited |= {(machine, *copy) for copy in hello.fetching}
         self.drains.found(hello.drained_steps)
         for ticket in (hello.drained_ticket, *(holding.ticket for holding in hello.inventory)):
             self.commits.skip_past(ticket)

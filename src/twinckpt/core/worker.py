@@ -172,6 +172,8 @@ class Worker:
         self.generation = 0
         self.formed: m.Formed | None = None
         self._now = _Incarnation()
+        self.fetching: set[tuple[int, int]] = set()  # transfers under way: rank, ticket
+        self._damaged: dict[tuple[int, int], str] = {}  # copies dropped, and why
         self._actions: list[Action] = []
 
     # From the root agent.
@@ -214,6 +216,17 @@ class Worker:
         self._now = _Incarnation(formed)
         resume = formed.resume
         self.slots.drop_where(newer_than=resume.ticket if resume else 0)
+        self._report_damage_again(resume.ticket if resume else 0)
+
+    def _report_damage_again(self, ticket: int) -> None:
+        """The root may have decided what is resumed before it heard of copies dropped here."""
+        self._damaged = {
+            (rank, lost): reason
+            for (rank, lost), reason in self._damaged.items()
+            if lost == ticket and self.slots.holding(rank, lost) is None
+        }
+        for (rank, lost), reason in self._damaged.items():
+            self._tell_root(m.Dropped(self.generation, rank, lost, reason))
 
     def _on_reserve(self, reserve: m.Reserve) -> None:
         try:
@@ -282,6 +295,7 @@ class Worker:
         damaged_sources: tuple[str, ...] = (),
     ) -> list[Action]:
         """A transfer ended: sealed as `holding`, or failed at all sources for `reason`."""
+        self.fetching.discard((fetch.rank, fetch.ticket))
         if holding is not None:
             self._tell_root(m.Holds(self.generation, holding))
         else:
@@ -317,6 +331,7 @@ class Worker:
     def found_damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
         """A copy here does not match its checksums any more: the root has it fetched again."""
         self.slots.drop(rank, ticket)
+        self._damaged[rank, ticket] = reason
         self._tell_root(m.Dropped(self.generation, rank, ticket, reason))
         return self._flush()
 
@@ -347,6 +362,7 @@ class Worker:
                 slot = self.slots.begin(rank, ticket)
             if slot is not None:
                 del self._now.fetches[rank, ticket]
+                self.fetching.add((rank, ticket))
                 self._do(StartFetch(self.generation, rank, ticket, slot, fetch.sources))
 
     def _serve_restores(self) -> None:

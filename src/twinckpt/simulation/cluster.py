@@ -130,6 +130,7 @@ class SimulatedCluster:
             self.storage.complete_steps(),
             self.storage.newest_ticket(),
             machine.domain,
+            tuple(machine.worker.fetching),
         )
         self.tell_root(machine, hello)
         if machine.pending_join is not None:
