@@ -8,6 +8,7 @@ import pytest
 
 from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
 from twinckpt.experiments.failures import FailureRun
+from twinckpt.memory.drained import drained_steps, shard_path
 from twinckpt.results.jsonl import read_jsonl
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig
 
@@ -98,6 +99,22 @@ def test_whole_replica_group_lost(tmp_path, expected):
         assert restored_sources(cluster) == SOURCES["group_loss"]
         cluster.wait(TIMEOUT_S)
         assert count(cluster, "machine_lost") == 2
+        assert run.fingerprints() == expected
+
+
+def test_a_damaged_drained_step_is_set_aside_for_the_one_before(tmp_path, expected):
+    """Nobody has to delete anything by hand."""
+    with training_cluster(tmp_path, "ram", drain_every_commits=3) as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(9)
+        cluster.kill_machines([1, 2])
+        older, newest = drained_steps(tmp_path / "drained")[-2:]
+        shard = shard_path(tmp_path / "drained", newest, 3)
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+        cluster.wait(TIMEOUT_S)
+        assert restored_sources(cluster) == SOURCES["group_loss"]
+        resumed = [e["recover_step"] for e in cluster.events if e["event"] == "generation_formed"]
+        assert resumed[-2:] == [newest, older]
         assert run.fingerprints() == expected
 
 

@@ -160,3 +160,12 @@ def test_shards_of_another_ticket_are_refused(complete):
     manifest.write_text('{"step": 7, "ticket": 2, "world_size": 1}')
     with pytest.raises(DamagedCopyError, match="of another checkpoint"):
         drained.load_drained(str(complete), 7, 0)
+
+
+def test_a_step_set_aside_is_incomplete_and_all_of_it_is_still_there(complete):
+    """Whoever knows better can rename the manifest back."""
+    before = len(list(complete.rglob("*.*")))
+    drained.set_aside(complete, 7)
+    drained.set_aside(complete, 7)
+    assert drained.drained_steps(complete) == ()
+    assert len(list(complete.rglob("*.*"))) == before

@@ -238,6 +238,11 @@ class WorkerAgent:
                 self._root.send(m.SaveCounts(*counts))
             case local.Damaged():
                 return self._core.damaged(peer.rank, message.ticket, message.reason)
+            case local.DamagedDrained(step, reason):
+                directory = Path(self._config.drain_directory)
+                logger.warning("step %d in %s is set aside: %s", step, directory, reason)
+                drained.set_aside(directory, step)
+                return self._core.drained_damaged(step, reason, drained.drained_steps(directory))
         return []
 
     def _on_staged(self, seal: Seal) -> list[core.Action]:

@@ -124,6 +124,10 @@ class AgentClient:
         self._link.send(local.Damaged(ticket, reason))
         return self.next_answer(timeout_s)
 
+    def report_drained_damage(self, step: int, reason: str) -> None:
+        """Say that a drained step is damaged: the next generation resumes an older one."""
+        self._link.send(local.DamagedDrained(step, reason))
+
     def close(self) -> None:
         """Say goodbye, so that the end of this process does not count as a failure.
 

@@ -385,8 +385,10 @@ class Checkpointer:
                 seal, _ = load_drained(str(directory), step, rank % manifest.world_size)
                 self._state.restore(*resharded(directory, step, rank, self._state.counterparts()))
         except DamagedCopyError as error:
+            self._client.report_drained_damage(step, str(error))
             raise RestoreError(
-                f"{error}: delete {step_directory(directory, step)} to resume the step before it"
+                f"{error}; its manifest in {step_directory(directory, step)} is renamed, and "
+                "what starts next resumes an older step"
             ) from error
         self._report("disk", seal, asked_at_s, asked_at_s)
         return step

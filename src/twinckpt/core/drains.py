@@ -26,6 +26,10 @@ class Drains:
         for step in steps:
             self.newest_step = max(self.newest_step or 0, step)
 
+    def are_only(self, steps: Iterable[int]) -> None:
+        """A machine found damage: these steps are complete, and no others."""
+        self.newest_step = max(steps, default=None)
+
     def committed(self, step: int, machines: Iterable[str], now_s: float) -> bool:
         """Count a commit; return whether these machines must copy it now."""
         self._num_commits += 1

@@ -151,6 +151,16 @@ class RankLost:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedDrained:
+    """A rank cannot resume a drained step; `drained_steps` are complete without it."""
+
+    generation: int
+    step: int
+    reason: str
+    drained_steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """All local shards of a ticket are copied to persistent storage."""
 
@@ -292,6 +302,7 @@ ToRoot = (
     | RankStarted
     | RankLost
     | Drained
+    | DamagedDrained
     | SaveCounts
     | Leave
 )

@@ -279,6 +279,9 @@ class Root:
             return
         if isinstance(message, m.RankLost):
             self._on_rank_lost(machine, message, current)
+        elif isinstance(message, m.DamagedDrained):
+            self.drains.are_only(message.drained_steps)
+            self._break(f"drained step {message.step} is damaged: {message.reason}")
         elif (reason := current.receive(machine, message, self._now_s)) is not None:
             self._break(reason)
 

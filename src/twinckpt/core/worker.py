@@ -4,6 +4,7 @@ Each method takes one event and returns actions; `twinckpt.agents.worker` carrie
 The slots themselves sit behind `SlotStore`: memory in production, bookkeeping in simulation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -327,6 +328,11 @@ class Worker:
         """A rank found that its local copy does not match its checksums."""
         self._now.restores.add(rank)
         return self.found_damaged(rank, ticket, reason)
+
+    def drained_damaged(self, step: int, reason: str, steps: Sequence[int]) -> list[Action]:
+        """A rank cannot resume this drained step; `steps` are what else is complete."""
+        self._tell_root(m.DamagedDrained(self.generation, step, reason, tuple(steps)))
+        return self._flush()
 
     def found_damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
         """A copy here does not match its checksums any more: the root has it fetched again."""

@@ -6,6 +6,7 @@ proves the seal). The step counts once `manifest.json` is there: whoever finds a
 in place writes it, atomically; a step without it does not exist.
 """
 
+import contextlib
 import os
 import shutil
 import time
@@ -103,6 +104,13 @@ def newest_ticket(directory: Path) -> int:
         seals = map(_read_seal, folder.glob("rank-*.seal"))
         tickets += [seal.ticket for seal in seals if seal is not None][:1]
     return max(tickets)
+
+
+def set_aside(directory: Path, step: int) -> None:
+    """Make a damaged step incomplete: rename its manifest, so that nothing more is lost."""
+    manifest = step_directory(directory, step) / _MANIFEST
+    with contextlib.suppress(FileNotFoundError):  # another rank found damage as well
+        manifest.rename(manifest.with_suffix(".damaged.json"))
 
 
 def keep_newest(directory: Path, keep: int) -> None:

@@ -67,6 +67,14 @@ class Damaged:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedDrained:
+    """The rank found that its shard of a drained step is damaged."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The process ends on purpose."""
 
@@ -267,6 +275,7 @@ ToAgent = (
     | Staged
     | RestoreRequest
     | Damaged
+    | DamagedDrained
     | SaveCounts
     | Goodbye
     | LauncherJoin
