@@ -93,21 +93,49 @@ def test_the_exported_state_equals_torchs_own_full_state(job, tmp_path, form, ca
     assert all(torch.equal(model[name], tensor) for name, tensor in expected.items())
 
 
+def assert_same(restored, expected):
+    """Torch's own full states, of the model and of the optimizer, bit for bit."""
+    assert all(torch.equal(restored[0][name], tensor) for name, tensor in expected[0].items())
+    for name, moments in expected[1]["state"].items():
+        for key, tensor in moments.items():
+            assert torch.equal(restored[1]["state"][name][key], tensor)
+
+
 @pytest.mark.parametrize("num_ranks", [1, 3, 6])
 def test_another_number_of_ranks_resumes_the_same_state(job, num_ranks):
     """Parameters and optimizer state bit for bit; the rest comes from rank r modulo 4."""
     train(job, num_ranks)
     begun = torch.load(job / f"begun-{num_ranks}.pt", weights_only=False)
-    model, optimizer = torch.load(job / f"full-{begun['step']}.pt", weights_only=False)
     assert begun["step"] > 0
-    restored_model, restored_optimizer = begun["state"]
-    assert all(torch.equal(restored_model[name], tensor) for name, tensor in model.items())
-    for name, moments in optimizer["state"].items():
-        for key, tensor in moments.items():
-            assert torch.equal(restored_optimizer["state"][name][key], tensor)
+    assert_same(begun["state"], torch.load(job / f"full-{begun['step']}.pt", weights_only=False))
     for rank in range(num_ranks):
         progress = (job / f"progress-{num_ranks}-{rank}").read_text()
         assert progress == str({"step": begun["step"], "rank": rank % 4})
+
+
+@pytest.mark.parametrize("form", ["torch", "dcp"])
+def test_an_imported_checkpoint_is_resumed_sharded(job, tmp_path, form):
+    """What one file or a DCP checkpoint holds whole is cut for the ranks of an FSDP2 job."""
+    step = drained_steps(job / "drained")[-1]
+    whole, directory = str(tmp_path / "whole"), str(tmp_path / "drained")
+    assert main(["export", str(job / "drained"), whole, "--format", form]) == 0
+    assert main(["import", whole, directory, "--step", str(step)]) == 0
+    assert main(["verify", directory]) == 0
+    train(tmp_path, 3)
+    begun = torch.load(tmp_path / "begun-3.pt", weights_only=False)
+    assert begun["step"] == step
+    assert_same(begun["state"], torch.load(job / f"full-{step}.pt", weights_only=False))
+
+
+def test_what_is_no_checkpoint_is_not_imported(tmp_path, capsys):
+    """One line says why, and nothing is written."""
+    (tmp_path / "text").write_text("hello")
+    torch.save([1, 2], tmp_path / "list")
+    for name, why in (("none", "does not exist"), ("text", "no check"), ("list", "mapping")):
+        status = main(["import", str(tmp_path / name), str(tmp_path / "out"), "--step", "1"])
+        assert status in (1, 2)
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_where_nothing_is_drained_one_line_says_so(tmp_path, capsys):

@@ -34,47 +34,47 @@ def entry():
 
 def test_a_step_without_all_shards_does_not_exist(tmp_path, entry):
     """The manifest comes last."""
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     assert not drained.finish_step(tmp_path, step=7, ticket=1, world_size=2)
     assert drained.drained_steps(tmp_path) == ()
 
 
 def test_a_complete_step_is_found_and_intact(tmp_path, entry):
     """With the manifest it exists; the bytes match their seal."""
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     assert drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
     assert drained.drained_steps(tmp_path) == (7,)
-    seal, data = drained.load_drained(str(tmp_path), 7, 0)
+    seal, data = drained.load_drained(tmp_path, 7, 0)
     assert seal == entry.seal
     assert data == entry.data
 
 
 def test_a_step_is_incomplete_while_another_checkpoint_replaces_its_shards(tmp_path, entry):
     """The old manifest must not vouch for a mixture of old and new shards."""
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
-    newer = replace(entry, seal=replace(entry.seal, ticket=2, world_size=2))
-    drained.write_shard(tmp_path, newer)
+    newer = replace(entry.seal, ticket=2, world_size=2)
+    drained.write_shard(tmp_path, newer, entry.data)
     assert drained.drained_steps(tmp_path) == ()
 
 
 def test_anyone_can_open_a_shard_with_safetensors(tmp_path, entry):
     """Byte for byte the format, without this library."""
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     loaded = load_file(drained.shard_path(tmp_path, 7, 0))
     assert torch.equal(loaded["weight"], torch.arange(6.0).view(2, 3))
 
 
 def test_damage_on_disk_is_found(tmp_path, entry):
     """One flipped bit in a file."""
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
     path = drained.shard_path(tmp_path, 7, 0)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(DamagedCopyError, match="does not match"):
-        drained.load_drained(str(tmp_path), 7, 0)
+        drained.load_drained(tmp_path, 7, 0)
 
 
 def test_old_steps_are_deleted(tmp_path, entry):
@@ -92,7 +92,7 @@ def test_what_a_failure_left_of_an_older_step_is_deleted(tmp_path, entry):
     """Half a step that no machine will ever complete; a newer one is still being drained."""
     for step in (6, 8):
         drained.step_directory(tmp_path, step).mkdir()
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
     drained.keep_newest(tmp_path, keep=2)
     kept = {path.name for path in tmp_path.iterdir()}
@@ -102,14 +102,14 @@ def test_what_a_failure_left_of_an_older_step_is_deleted(tmp_path, entry):
 def test_the_newest_ticket_is_known_before_its_step_is_complete(tmp_path, entry):
     """A new root must not issue it again, or shards of two checkpoints could mix."""
     assert drained.newest_ticket(tmp_path) == 0
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     assert drained.newest_ticket(tmp_path) == 1
 
 
 @pytest.fixture
 def complete(tmp_path, entry):
     """A directory with one complete step of one rank."""
-    drained.write_shard(tmp_path, entry)
+    drained.write_shard(tmp_path, entry.seal, entry.data)
     assert drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
     return tmp_path
 
@@ -123,9 +123,9 @@ def test_a_flipped_bit_anywhere_in_a_seal_is_found(complete):
         wrong[bit // 8] ^= 1 << bit % 8
         path.write_bytes(wrong)
         with pytest.raises(DamagedCopyError):
-            drained.load_drained(str(complete), 7, 0)
+            drained.load_drained(complete, 7, 0)
     path.write_bytes(right)
-    drained.load_drained(str(complete), 7, 0)
+    drained.load_drained(complete, 7, 0)
 
 
 def test_the_files_of_another_rank_or_step_are_refused(complete):
@@ -138,14 +138,14 @@ def test_the_files_of_another_rank_or_step_are_refused(complete):
             other.write_bytes(own.read_bytes())
         drained.finish_step(complete, step=step, ticket=1, world_size=1)
         with pytest.raises(DamagedCopyError):
-            drained.load_drained(str(complete), step, rank)
+            drained.load_drained(complete, step, rank)
 
 
 def test_a_missing_shard_is_damage(complete):
     """Not a crash, even where its seal is still there."""
     drained.shard_path(complete, 7, 0).unlink()
     with pytest.raises(DamagedCopyError, match="rank 0 at step 7"):
-        drained.load_drained(str(complete), 7, 0)
+        drained.load_drained(complete, 7, 0)
 
 
 def test_a_damaged_manifest_makes_a_step_incomplete(complete):
@@ -159,7 +159,7 @@ def test_shards_of_another_ticket_are_refused(complete):
     manifest = drained.step_directory(complete, 7) / "manifest.json"
     manifest.write_text('{"step": 7, "ticket": 2, "world_size": 1}')
     with pytest.raises(DamagedCopyError, match="of another checkpoint"):
-        drained.load_drained(str(complete), 7, 0)
+        drained.load_drained(complete, 7, 0)
 
 
 def test_a_step_set_aside_is_incomplete_and_all_of_it_is_still_there(complete):

@@ -16,6 +16,7 @@ from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.root import RootConfig
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
+from twinckpt.memory.drained import location
 from twinckpt.net.local import AgentLink
 
 START_TIMEOUT_S = 30.0
@@ -65,6 +66,7 @@ class JobSettings:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: 0 (off) or more")
         if (self.drain_every_commits or self.drain_every_s) and not self.drain_directory:
             raise ConfigurationError("draining needs drain_directory, where to drain to")
+        location(self.drain_directory)  # a URL without a driver is refused here
 
     @classmethod
     def load(cls, explicit: Mapping[str, Any]) -> "JobSettings":

@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from twinckpt.agents.config import WorkerAgentConfig, worker_config
@@ -96,8 +95,8 @@ class WorkerAgent:
     def _hello(self) -> Iterable[m.ToRoot]:
         """What the root must know first, on each new connection."""
         directory = self._config.drain_directory
-        steps = drained.drained_steps(Path(directory)) if directory else ()
-        ticket = drained.newest_ticket(Path(directory)) if directory else 0
+        steps = drained.drained_steps(drained.location(directory)) if directory else ()
+        ticket = drained.newest_ticket(drained.location(directory)) if directory else 0
         inventory = tuple(self._checkpoints.holdings())
         domain = self._config.failure_domain
         number, fetching = self._core.generation, tuple(self._core.fetching)
@@ -239,7 +238,7 @@ class WorkerAgent:
             case local.Damaged():
                 return self._core.damaged(peer.rank, message.ticket, message.reason)
             case local.DamagedDrained(step, reason):
-                directory = Path(self._config.drain_directory)
+                directory = drained.location(self._config.drain_directory)
                 logger.warning("step %d in %s is set aside: %s", step, directory, reason)
                 drained.set_aside(directory, step)
                 return self._core.drained_damaged(step, reason, drained.drained_steps(directory))
@@ -380,15 +379,16 @@ class WorkerAgent:
         self._in_loop(lambda: self._act(self._core.found_damaged(rank, ticket, reason)))
 
     def _drain(self, work: core.StartDrain) -> Callable[[], None]:
-        directory = Path(self._config.drain_directory)
+        directory = drained.location(self._config.drain_directory)
         ok = True
         try:
             for rank in work.ranks:
                 with self._checkpoints.pinned(rank, work.ticket) as entry:
-                    drained.write_shard(directory, entry, self._config.drain_bytes_per_s)
+                    rate = self._config.drain_bytes_per_s
+                    drained.write_shard(directory, entry.seal, entry.data, rate)
             if drained.finish_step(directory, work.step, work.ticket, work.world_size):
                 drained.keep_newest(directory, self._config.drain_keep)
-        except (OSError, DamagedCopyError) as error:
+        except Exception as error:  # drivers of remote storage raise their own
             logger.warning(
                 "step %d was not drained to %s: %s; training and checkpoints in RAM go on",
                 work.step,

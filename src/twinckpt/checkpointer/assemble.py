@@ -16,10 +16,12 @@ import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from twinckpt.checkpointer import layout
+from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import unflatten
 from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
 from twinckpt.memory.drained import load_drained, read_manifest
+from twinckpt.memory.seal import Seal
 
 _SHARD = re.compile(r"(?:Shard\(dim=|S\()(\d+)\)")
 _REPLICATE = ("R", "Replicate()")
@@ -52,7 +54,7 @@ class FullState:
 
 def read_shard(directory: Path, step: int, rank: int) -> Shard:
     """Read and verify one rank's shard; raises DamagedCopyError if it is not intact."""
-    _, buffer = load_drained(str(directory), step, rank)
+    _, buffer = load_drained(directory, step, rank)
     metadata, regions = layout.parse(buffer)
     return Shard(metadata, regions, buffer)
 
@@ -81,20 +83,38 @@ def resharded(
     """
     shards = _all_shards(directory, step)
     own = shards[rank % len(shards)]
-    sharded = {node["tensor"]: node for node in _nodes(own.metadata["state"]) if _is_sharded(node)}
     tensors = {}
-    for name in own.regions:
-        if name not in sharded:
-            tensors[name] = own.tensor(name)
-            continue
-        whole, live = _whole(sharded[name], shards), counterpart(name)
-        if live is None:
+    for node in _nodes(own.metadata["state"]):
+        name = node["tensor"]
+        live = counterpart(name)
+        is_sharded = _is_sharded(node)
+        whole = _whole(node, shards) if is_sharded else own.tensor(name)
+        if is_sharded and live is None:
             raise RestoreError(f"{name} is sharded and has no live counterpart to be placed like")
-        if isinstance(live, DTensor):
+        if isinstance(live, DTensor) and whole.shape == live.shape:
+            node["global_shape"] = list(whole.shape)  # now it is sharded, if it was not before
             placed = distribute_tensor(whole, live.device_mesh, live.placements, src_data_rank=None)
             whole = placed.to_local().contiguous()
         tensors[name] = whole
     return own.metadata["state"], SavedTensors(tensors)
+
+
+def one_shard(state: dict[str, Any], step: int, ticket: int) -> tuple[Seal, memoryview]:
+    """Return a whole state as the one shard of a job of one rank: its seal and its bytes.
+
+    Raises UnsupportedStateError for what cannot be carried, by name.
+    """
+    flat = Capture()(state)
+    target = layout.Layout(flat)
+    header = target.header(layout.metadata_of(flat, target, step=step))
+    assert header is not None, "there is room for the metadata that the layout was made for"
+    data = memoryview(bytearray(target.size_bytes))
+    data[: len(header)] = header
+    for name, tensor in flat.tensors.items():
+        if tensor.numel():
+            layout.view(data, target.regions[name]).copy_(tensor)
+    identity = {"rank": 0, "ticket": ticket, "step": step, "home": 0, "world_size": 1}
+    return Seal.of(data, **identity), data
 
 
 def _all_shards(directory: Path, step: int) -> list[Shard]:

@@ -31,7 +31,7 @@ from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
-from twinckpt.memory.drained import load_drained, read_manifest, step_directory
+from twinckpt.memory.drained import load_drained, location, read_manifest, step_directory
 from twinckpt.memory.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -370,7 +370,7 @@ class Checkpointer:
                     "start the process anew to begin at the beginning"
                 ) from damage
             return None
-        return self._load_drained(Path(answer.directory), answer.step, asked_at_s)
+        return self._load_drained(location(answer.directory), answer.step, asked_at_s)
 
     def _load_drained(self, directory: Path, step: int, asked_at_s: float) -> int:
         """Write a drained step into the state; all ranks were told the same one."""
@@ -378,11 +378,11 @@ class Checkpointer:
         manifest = read_manifest(directory, step)
         try:
             if manifest is None or manifest.world_size == world_size:
-                seal, buffer = load_drained(str(directory), step, rank)
+                seal, buffer = load_drained(directory, step, rank)
                 self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
             else:
                 # Another number of ranks wrote it: each reads all shards, and keeps its part.
-                seal, _ = load_drained(str(directory), step, rank % manifest.world_size)
+                seal, _ = load_drained(directory, step, rank % manifest.world_size)
                 self._state.restore(*resharded(directory, step, rank, self._state.counterparts()))
         except DamagedCopyError as error:
             self._client.report_drained_damage(step, str(error))

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("plan", "doctor", "status", "timeline", "inspect", "verify", "export")
+COMMANDS = ("plan", "doctor", "status", "timeline", "inspect", "verify", "export", "importing")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

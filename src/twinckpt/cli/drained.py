@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from twinckpt.memory.drained import drained_steps
+from twinckpt.memory.drained import drained_steps, location
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the directory and the step."""
-    parser.add_argument("directory", type=Path, help="where the job drains to")
+    parser.add_argument("directory", type=location, help="where the job drains to")
     parser.add_argument("--step", type=int, help="default: the newest complete one")
 
 

@@ -11,12 +11,12 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import msgspec
 import xxhash
 
-from twinckpt.errors import DamagedCopyError
-from twinckpt.memory.in_memory import CheckpointEntry
+from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory.seal import Seal
 
 _MANIFEST = "manifest.json"
@@ -43,19 +43,42 @@ def shard_path(directory: Path, step: int, rank: int) -> Path:
     return step_directory(directory, step) / f"rank-{rank:05d}.safetensors"
 
 
-def write_shard(directory: Path, entry: CheckpointEntry, bytes_per_s: float = 0.0) -> None:
-    """Copy one sealed slot to a file, durable before its seal appears beside it.
+def location(directory: str) -> Path:
+    """Return where a path or a URL (`s3://…`, `gs://…`, by fsspec's drivers) points.
+
+    Raises ConfigurationError if there is no driver for it.
+    """
+    scheme, separator, rest = directory.partition("://")
+    if not separator or scheme == "file":
+        return Path(rest if separator else directory)
+    try:
+        import fsspec  # what has no URL does without the time to import it
+        from upath import UPath
+
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        what = f"{error}; storage by URL needs `pip install 'twinckpt[storage]'` and a driver"
+        raise ConfigurationError(f"{scheme}://…: {what}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{scheme}://…: {error}") from error
+    return cast(Path, UPath(directory))
+
+
+def write_shard(
+    directory: Path, seal: Seal, data: bytes | memoryview, bytes_per_s: float = 0.0
+) -> None:
+    """Copy one sealed shard to a file, durable before its seal appears beside it.
 
     With `bytes_per_s` it takes its time, to leave the storage to others. A step that an earlier
     checkpoint had completed is complete again only when all of its shards are replaced.
     """
-    path = shard_path(directory, entry.seal.step, entry.seal.rank)
+    path = shard_path(directory, seal.step, seal.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    manifest = read_manifest(directory, entry.seal.step)
-    if manifest is not None and manifest.ticket != entry.seal.ticket:
+    manifest = read_manifest(directory, seal.step)
+    if manifest is not None and manifest.ticket != seal.ticket:
         (path.parent / _MANIFEST).unlink(missing_ok=True)
-    _publish(path, entry.data, bytes_per_s)
-    _publish(path.with_suffix(".seal"), _pack_seal(entry.seal))
+    _publish(path, data, bytes_per_s)
+    _publish(path.with_suffix(".seal"), _pack_seal(seal))
 
 
 def finish_step(directory: Path, step: int, ticket: int, world_size: int) -> bool:
@@ -121,18 +144,19 @@ def keep_newest(directory: Path, keep: int) -> None:
         is_older = name.isdecimal() and bool(complete) and int(name) < complete[-1]
         if is_older and int(name) not in complete[-keep:]:
             (folder / _MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def _publish(path: Path, data: bytes | memoryview, bytes_per_s: float = 0.0) -> None:
+    if not _is_local(path):
+        # What breaks off has no seal; an object store shows nothing before it is whole.
+        with path.open("wb") as file:
+            _write(file, data, bytes_per_s)
+        return
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
-            for start in range(0, len(data), _PIECE_BYTES):
-                piece = data[start : start + _PIECE_BYTES]
-                file.write(piece)
-                if bytes_per_s:
-                    time.sleep(len(piece) / bytes_per_s)
+            _write(file, data, bytes_per_s)
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path)
@@ -146,18 +170,38 @@ def _publish(path: Path, data: bytes | memoryview, bytes_per_s: float = 0.0) -> 
         os.close(folder)
 
 
-def load_drained(directory: str, step: int, rank: int) -> tuple[Seal, memoryview]:
+def _write(file: BinaryIO, data: bytes | memoryview, bytes_per_s: float) -> None:
+    for start in range(0, len(data), _PIECE_BYTES):
+        piece = data[start : start + _PIECE_BYTES]
+        file.write(piece)
+        if bytes_per_s:
+            time.sleep(len(piece) / bytes_per_s)
+
+
+def _remove(folder: Path) -> None:
+    if _is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        cast(Any, folder).fs.rm(cast(Any, folder).path, recursive=True)
+
+
+def _is_local(path: Path) -> bool:
+    return isinstance(path, Path)
+
+
+def load_drained(directory: Path, step: int, rank: int) -> tuple[Seal, memoryview]:
     """Read a drained shard and verify it; raises DamagedCopyError if it is not intact."""
-    folder = Path(directory)
-    manifest, seal = read_manifest(folder, step), read_seal(folder, step, rank)
+    manifest, seal = read_manifest(directory, step), read_seal(directory, step, rank)
     if manifest is None or seal is None:
         raise DamagedCopyError(f"no complete shard of rank {rank} at step {step} in {directory}")
     if (seal.ticket, seal.world_size) != (manifest.ticket, manifest.world_size):
         raise DamagedCopyError(f"shard of rank {rank} at step {step} is of another checkpoint")
     try:
-        with shard_path(folder, step, rank).open("rb") as file:
+        with shard_path(directory, step, rank).open("rb") as file:
             buffer = memoryview(bytearray(seal.size_bytes))
-            file.readinto(buffer)
+            num_bytes = 0
+            while part := file.readinto(buffer[num_bytes:]):
+                num_bytes += part
     except OSError as error:
         raise DamagedCopyError(f"shard of rank {rank} at step {step}: {error}") from error
     seal.verify(buffer)

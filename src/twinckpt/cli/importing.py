@@ -1,0 +1,73 @@
+"""`twinckpt import`: a DCP checkpoint, or a `torch.save` file, as a drained checkpoint.
+
+A job that drains to that directory then resumes from it, on any number of ranks.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twinckpt.memory.drained import drained_steps, finish_step, location, newest_ticket, write_shard
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser("import", help="make a drained checkpoint of another one")
+    parser.add_argument("source", type=Path, help="a DCP directory, or a torch.save file")
+    parser.add_argument("directory", type=location, help="where the job will drain to")
+    parser.add_argument("--step", type=int, required=True, help="the step that it is of")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import one checkpoint; 1 if it cannot be carried, 2 for wrong arguments."""
+    from twinckpt.checkpointer.assemble import one_shard
+    from twinckpt.errors import TwinckptError
+
+    if not args.source.exists():
+        print(f"twinckpt: {args.source} does not exist", file=sys.stderr)
+        return 2
+    if args.step in drained_steps(args.directory):
+        print(f"twinckpt: {args.directory} holds step {args.step} already", file=sys.stderr)
+        return 2
+    try:
+        state = _load(args.source)
+        seal, data = one_shard(state, args.step, newest_ticket(args.directory) + 1)
+    except (TwinckptError, ValueError) as error:
+        print(f"twinckpt: {args.source}: {error}", file=sys.stderr)
+        return 1
+    write_shard(args.directory, seal, data)
+    finish_step(args.directory, seal.step, seal.ticket, seal.world_size)
+    print(f"{args.source} → step {args.step} in {args.directory}, of {', '.join(sorted(state))}")
+    return 0
+
+
+def _load(source: Path) -> dict[str, Any]:
+    """Return a whole state; raises ValueError for what is no checkpoint of plain values."""
+    import torch
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = source
+        try:
+            if source.is_dir():
+                path = Path(folder) / "whole.pt"
+                dcp_to_torch_save(source, path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises anything where it is given anything
+            what = f"no checkpoint of tensors and plain values: {error!r}"
+            raise ValueError(what) from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError("not a mapping of names, as a Checkpointer's state is")
+    return {name: _numbered(part) for name, part in state.items()}
+
+
+def _numbered(part: Any) -> Any:
+    """Number an optimizer's parameters again: DCP turns all keys into strings."""
+    if isinstance(part, dict) and part.keys() >= {"state", "param_groups"}:
+        states = part["state"].items()
+        numbered = {int(k) if str(k).isdecimal() else k: value for k, value in states}
+        return {**part, "state": numbered}
+    return part
