@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from twinckpt.core.root import RootConfig
+from twinckpt.net.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class RootAgentConfig:
     event_log: str = ""
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
+    tls: TlsFiles = field(default_factory=TlsFiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class WorkerAgentConfig:
     watch_pid: int = 0
     log_file: str = ""
     failure_domain: str = ""
+    tls: TlsFiles = field(default_factory=TlsFiles)
 
 
 def to_json(config: RootAgentConfig | WorkerAgentConfig) -> str:

@@ -18,6 +18,7 @@ from twinckpt.core.root import RootConfig
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
 from twinckpt.memory.drained import location
 from twinckpt.net.local import AgentLink
+from twinckpt.net.tls import TlsFiles
 
 START_TIMEOUT_S = 30.0
 
@@ -48,6 +49,9 @@ class JobSettings:
     failure_domain: str = ""
     warm_spare: int = 0
     host: str = "127.0.0.1"
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
@@ -67,6 +71,7 @@ class JobSettings:
         if (self.drain_every_commits or self.drain_every_s) and not self.drain_directory:
             raise ConfigurationError("draining needs drain_directory, where to drain to")
         location(self.drain_directory)  # a URL without a driver is refused here
+        self.tls.load()  # what agents would refuse is refused here
 
     @classmethod
     def load(cls, explicit: Mapping[str, Any]) -> "JobSettings":
@@ -87,6 +92,12 @@ class JobSettings:
     def environment(self) -> dict[str, str]:
         """Return the variables from which `load` makes these settings again."""
         return {f"TWINCKPT_{f.name.upper()}": str(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def tls(self) -> TlsFiles:
+        """Return the files for TLS, as absolute paths: agents work in another directory."""
+        paths = (self.tls_cert, self.tls_key, self.tls_ca)
+        return TlsFiles(*(os.path.abspath(path) if path else "" for path in paths))
 
     def root(self) -> RootConfig:
         """Return the part that the root agent needs."""
@@ -118,6 +129,7 @@ def start_root_if_local(
         event_log=settings.event_log,
         metrics_host=settings.metrics_host,
         metrics_port=settings.metrics_port,
+        tls=settings.tls,
     )
     process = start_root_agent(config)
     deadline_s = time.monotonic() + START_TIMEOUT_S
@@ -153,6 +165,7 @@ def start_machine_agent(
         watch_pid=watch_pid,
         log_file=settings.agent_log,
         failure_domain=settings.failure_domain,
+        tls=settings.tls,
     )
     start_worker_agent(config)
     return config.socket_name

@@ -152,6 +152,7 @@ class LocalCluster:
                 self._settings.root(),
                 watch_pid=os.getpid(),
                 event_log=self._settings.event_log,
+                tls=self._settings.tls,
             )
         )
         self.wait_for_event("root_started", timeout_s=30)

@@ -22,7 +22,7 @@ from twinckpt.core import messages as m
 from twinckpt.core.root import Action, Disconnect, Log, Root, Send
 from twinckpt.errors import AuthenticationError
 from twinckpt.net import wire
-from twinckpt.net.auth import authenticate_async, server_exchange
+from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, accept_async
 from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class RootAgent:
     def __init__(self, config: RootAgentConfig, secret: bytes) -> None:
         self._config = config
         self._secret = secret
+        self._tls = config.tls.load()
         self._root = Root(config.job)
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._events = EventLog(config.event_log)
@@ -62,7 +63,12 @@ class RootAgent:
         if self._config.watch_pid:
             when_process_ends(self._config.watch_pid, self._done.set)
         server = await asyncio.start_server(
-            self._serve, self._config.host, self._config.port, limit=wire.MAX_FRAME_BYTES
+            self._serve,
+            self._config.host,
+            self._config.port,
+            limit=wire.MAX_FRAME_BYTES,
+            ssl=self._tls.server if self._tls else None,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
         )
         self._events.write("root_started", {"port": self._config.port})
         if self._config.metrics_port:
@@ -92,7 +98,7 @@ class RootAgent:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         machine = None
         try:
-            await authenticate_async(reader, writer, server_exchange(self._secret))
+            await accept_async(reader, writer, self._secret, self._tls)
             hello = FROM_CALLER.decode(await wire.read_frame(reader))
             if isinstance(hello, StatusQuestion):
                 writer.write(wire.frame(msgspec.msgpack.encode(self._board.status())))

@@ -8,7 +8,8 @@ from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.core import messages as m
 from twinckpt.errors import AuthenticationError
 from twinckpt.net import wire
-from twinckpt.net.auth import authenticate_async, client_exchange
+from twinckpt.net.auth import call_async
+from twinckpt.net.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +25,19 @@ class RootLink:
         self,
         config: WorkerAgentConfig,
         secret: bytes,
+        tls: Tls | None,
         hello: Callable[[], Iterable[m.ToRoot]],
         on_message: Callable[[m.ToWorker], None],
         on_lost: Callable[[], None],
     ) -> None:
         self._config = config
         self._secret = secret
+        self._tls = tls
         self._hello = hello
         self._on_message = on_message
         self._on_lost = on_lost
         self._writer: asyncio.StreamWriter | None = None
+        self._told = ""
         self.address = (config.root_host, config.root_port)
 
     @property
@@ -69,23 +73,26 @@ class RootLink:
             try:
                 await self._serve()
             except AuthenticationError as error:
-                logger.error("the root agent refused this machine: %s", error)
+                self._tell(logging.ERROR, f"no agreement with the root agent: {error}")
             except (OSError, EOFError, wire.ProtocolError) as error:
-                logger.info("no connection to the root agent: %s", error)
+                self._tell(logging.INFO, f"no connection to the root agent: {error}")
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
                 self._on_lost()
             await asyncio.sleep(_RETRY_S)
 
+    def _tell(self, level: int, what: str) -> None:
+        """Log once what every attempt meets."""
+        if what != self._told:
+            logger.log(level, "%s", what)
+            self._told = what
+
     async def _serve(self) -> None:
-        reader, writer = await asyncio.open_connection(*self.address, limit=wire.MAX_FRAME_BYTES)
-        try:
-            await authenticate_async(reader, writer, client_exchange(self._secret))
-        except BaseException:
-            writer.close()
-            raise
-        self._writer = writer
+        reader, self._writer = await call_async(
+            *self.address, self._secret, self._tls, wire.MAX_FRAME_BYTES
+        )
+        self._told = ""
         for message in self._hello():
             self.send(message)
         beating = asyncio.create_task(self._beat())

@@ -54,24 +54,26 @@ def run(args: argparse.Namespace) -> int:
 def ask(host: str, port: int) -> "JobStatus":
     """Ask the root agent at an address.
 
-    Raises AgentUnavailableError if nobody listens, AuthenticationError for another job's secret.
+    TLS is as the environment says (`TWINCKPT_TLS_CERT`, …). Raises AgentUnavailableError if
+    nobody listens, AuthenticationError for another job's secret or certificate.
     """
     import msgspec
 
+    from twinckpt.agents.launch import JobSettings
     from twinckpt.agents.status import JobStatus, StatusQuestion
     from twinckpt.errors import AgentUnavailableError
     from twinckpt.net import wire
-    from twinckpt.net.auth import authenticate, client_exchange
+    from twinckpt.net.auth import call
     from twinckpt.net.secret import load_secret
 
+    tls = JobSettings.load({}).tls.load()
     try:
-        sock = socket.create_connection((host, port), timeout=TIMEOUT_S)
+        stranger = socket.create_connection((host, port), timeout=TIMEOUT_S)
     except OSError as error:
         raise AgentUnavailableError(
             f"no job answers at {host}:{port} ({error}); give the endpoint of a job that runs"
         ) from error
-    with sock, sock.makefile("rb") as answer:
-        authenticate(sock, client_exchange(load_secret()))
+    with call(stranger, load_secret(), tls) as sock, sock.makefile("rb") as answer:
         sock.settimeout(TIMEOUT_S)
         sock.sendall(wire.frame(wire.Codec(StatusQuestion | None).encode(StatusQuestion())))
         prefix = answer.read(4)

@@ -96,7 +96,7 @@ class AgentCluster:
     """Machines with one shard each, replicated; use it in a `with` statement.
 
     Args:
-        num_machines, replicas, placement: as for a job.
+        num_machines, replicas, placement: as for a job; other settings are the environment's.
         shard_bytes: size of each machine's shard.
         run_dir: the agents' logs and the root's events go here.
     """
@@ -109,10 +109,12 @@ class AgentCluster:
         self._run_dir = Path(run_dir).resolve()
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._secret = secrets.token_hex(32)
-        self._settings = JobSettings(
-            replicas=replicas,
-            placement=placement,
-            event_log=str(self._run_dir / "events.jsonl"),
+        self._settings = JobSettings.load(
+            {
+                "replicas": replicas,
+                "placement": placement,
+                "event_log": self._run_dir / "events.jsonl",
+            }
         )
         self._port = free_port()
         self._root: subprocess.Popen[bytes] | None = None
@@ -128,6 +130,7 @@ class AgentCluster:
                 self._settings.root(),
                 watch_pid=os.getpid(),
                 event_log=self._settings.event_log,
+                tls=self._settings.tls,
             )
         )
         try:
@@ -207,6 +210,7 @@ class AgentCluster:
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             watch_pid=os.getpid(),
             log_file=str(self._run_dir / "agents.log"),
+            tls=self._settings.tls,
         )
         return AgentMachine(config, self._secret.encode())
 

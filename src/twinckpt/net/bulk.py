@@ -3,11 +3,13 @@
 The sender sends straight from its slot, a mebibyte at a time (`sendfile` was measured to be
 slower on loopback); the receiver verifies every chunk as it arrives, while it is in the cache.
 Blocking sockets in threads: the transfers run beside the agent's event loop and release the
-interpreter's lock.
+interpreter's lock. With TLS each shard has a connection of its own, and so fresh keys: what one
+pair of keys may encrypt is limited, and the interpreter's TLS cannot renew them.
 """
 
 import logging
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -21,7 +23,8 @@ from twinckpt.memory.checksums import chunks
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net import wire
-from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, authenticate, client_exchange, server_exchange
+from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, accept, call
+from twinckpt.net.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +42,12 @@ TRANSFER_TIMEOUT_S = 30.0
 class BulkServer:
     """Serves the sealed shards of one machine's memory to authenticated peers."""
 
-    def __init__(self, checkpoints: InMemoryCheckpoint, secret: bytes, host: str) -> None:
+    def __init__(
+        self, checkpoints: InMemoryCheckpoint, secret: bytes, host: str, tls: Tls | None = None
+    ) -> None:
         self._checkpoints = checkpoints
         self._secret = secret
+        self._tls = tls
         self._listener = socket.create_server((host, 0), backlog=64)
         self._strangers = threading.BoundedSemaphore(_MAX_STRANGERS)
         self.port: int = self._listener.getsockname()[1]
@@ -66,20 +72,20 @@ class BulkServer:
             else:
                 sock.close()  # the caller tries again
 
-    def _serve(self, sock: socket.socket) -> None:
-        with sock:
+    def _serve(self, stranger: socket.socket) -> None:
+        try:
             try:
-                try:
-                    authenticate(sock, server_exchange(self._secret))
-                finally:
-                    self._strangers.release()
+                sock = accept(stranger, self._secret, self._tls)
+            finally:
+                self._strangers.release()
+            with sock:
                 _block(sock, socket.SO_SNDTIMEO)
                 while True:
                     self._send(sock, *_REQUEST.unpack(_receive_exactly(sock, _REQUEST.size)))
-            except EOFError:
-                pass
-            except Exception as error:
-                logger.info("bulk connection ended: %s", error)
+        except EOFError:
+            pass
+        except Exception as error:
+            logger.info("bulk connection ended: %s", error)
 
     def _send(self, sock: socket.socket, rank: int, ticket: int) -> None:
         try:
@@ -92,10 +98,11 @@ class BulkServer:
 
 
 class BulkClient:
-    """Fetches shards from peers; keeps one idle connection a peer. Thread-safe."""
+    """Fetches shards from peers; without TLS keeps idle connections. Thread-safe."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, tls: Tls | None = None) -> None:
         self._secret = secret
+        self._tls = tls
         self._idle: dict[tuple[str, int], list[socket.socket]] = {}
         self._lock = threading.Lock()
 
@@ -125,8 +132,11 @@ class BulkClient:
         except BaseException:
             sock.close()
             raise
-        with self._lock:
-            self._idle.setdefault((address.host, address.bulk_port), []).append(sock)
+        if self._tls:
+            sock.close()
+        else:
+            with self._lock:
+                self._idle.setdefault((address.host, address.bulk_port), []).append(sock)
         return seal
 
     def close(self) -> None:
@@ -143,13 +153,9 @@ class BulkClient:
             self._close_dead()
             if key in self._idle:
                 return self._idle[key].pop()
-        sock = socket.create_connection(key, timeout=HANDSHAKE_TIMEOUT_S)
-        try:
-            authenticate(sock, client_exchange(self._secret))
-            _block(sock, socket.SO_RCVTIMEO)
-        except BaseException:
-            sock.close()
-            raise
+        stranger = socket.create_connection(key, timeout=HANDSHAKE_TIMEOUT_S)
+        sock = call(stranger, self._secret, self._tls)
+        _block(sock, socket.SO_RCVTIMEO)
         return sock
 
     def _close_dead(self) -> None:
@@ -166,9 +172,12 @@ class BulkClient:
 
 def _block(sock: socket.socket, timeout: int) -> None:
     """Let the kernel wait, with a limit: Python's own time-outs cost a system call each."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if isinstance(sock, ssl.SSLSocket):  # would take the kernel's time-out for "try again"
+        sock.settimeout(TRANSFER_TIMEOUT_S)
+        return
     sock.setblocking(True)
     sock.setsockopt(socket.SOL_SOCKET, timeout, struct.pack("ll", int(TRANSFER_TIMEOUT_S), 0))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _receive_seal(sock: socket.socket, address: Address, rank: int, ticket: int) -> Seal:
@@ -207,8 +216,9 @@ def _receive_verified(
 
 
 def _receive_into(sock: socket.socket, view: memoryview) -> None:
+    flags = 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_WAITALL
     while len(view):
-        count = sock.recv_into(view, 0, socket.MSG_WAITALL)
+        count = sock.recv_into(view, 0, flags)
         if count == 0:
             raise EOFError("the peer closed the connection")
         view = view[count:]
