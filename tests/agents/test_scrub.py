@@ -44,6 +44,7 @@ def test_a_damaged_copy_is_repaired_while_nobody_asks_for_it(tmp_path, position)
         while len(resident_copies(contents)) < 2:
             assert time.monotonic() < deadline_s, "the copy was not repaired"
             time.sleep(0.1)
-        events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+        log = (tmp_path / "events" / "root.jsonl").read_text()
+        events = [json.loads(line) for line in log.splitlines()]
         assert [e["rank"] for e in events if e["event"] == "copy_lost"] == [1]
         assert cluster.lose([0]) == step

@@ -12,7 +12,8 @@ from twinckpt.net.tls import TlsFiles
 class RootAgentConfig:
     """Settings of the root agent.
 
-    `watch_pid` is the process whose end ends the agent; `event_log` a JSON-lines file;
+    `watch_pid` is the process whose end ends the agent; `event_log` a JSON-lines file,
+    or a directory of them;
     Prometheus metrics are served where `metrics_port` is not 0.
     """
 
@@ -51,6 +52,7 @@ class WorkerAgentConfig:
     drain_bytes_per_s: float = 0.0
     watch_pid: int = 0
     log_file: str = ""
+    event_log: str = ""
     failure_domain: str = ""
     tls: TlsFiles = field(default_factory=TlsFiles)
 

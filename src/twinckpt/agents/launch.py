@@ -164,6 +164,7 @@ def start_machine_agent(
         drain_bytes_per_s=settings.drain_mib_per_s * (1 << 20),
         watch_pid=watch_pid,
         log_file=settings.agent_log,
+        event_log=settings.event_log,
         failure_domain=settings.failure_domain,
         tls=settings.tls,
     )

@@ -74,7 +74,7 @@ class LocalCluster:
     Args:
         config: size and settings of the cluster.
         command: what torchrun runs, such as `["-m", "package.module", "argument"]`.
-        run_dir: logs, event log and drained steps go here; ranks find it as
+        run_dir: logs, event logs and drained steps go here; ranks find it as
             `TWINCKPT_RUN_DIR`.
         env: additional environment of the ranks.
     """
@@ -93,8 +93,10 @@ class LocalCluster:
         self._command = list(command)
         self._ranks_each = config.ranks_per_machine
         self._port = free_port()
-        self._events_path = self.run_dir / "events.jsonl"
-        self._events_path.unlink(missing_ok=True)
+        self.events_dir = self.run_dir / "events"
+        self._events_path = self.events_dir / "root.jsonl"
+        for path in self.events_dir.glob("*.jsonl"):
+            path.unlink()
         self._secret = secrets.token_hex(32)
         self._settings = self._job_settings()
         self._env = {
@@ -124,7 +126,7 @@ class LocalCluster:
                 "hang_timeout_s": self.config.hang_timeout_s,
                 "drain_every_commits": self.config.drain_every_commits,
                 "drain_directory": self.run_dir / "drained",
-                "event_log": self._events_path,
+                "event_log": self.events_dir,
             }
         )
 

@@ -5,16 +5,15 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import sys
 import time
-from typing import Any
 
 import msgspec
 
 from twinckpt.agents.config import RootAgentConfig, root_config
+from twinckpt.agents.event_log import EventLog, file_of
 from twinckpt.agents.metrics_endpoint import serve_metrics
 from twinckpt.agents.process import when_process_ends
 from twinckpt.agents.status import StatusBoard, StatusQuestion
@@ -32,19 +31,6 @@ FROM_WORKER = wire.Codec(m.ToRoot)
 TO_WORKER = wire.Codec(m.ToWorker)
 
 
-class EventLog:
-    """The job's events as JSON lines, each with monotonic and wall time in seconds."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "a", buffering=1) if path else None  # noqa: SIM115
-
-    def write(self, event: str, fields: Any) -> None:
-        """Append one event."""
-        if self._file is not None:
-            times = {"monotonic_s": time.monotonic(), "wall_s": time.time()}
-            self._file.write(json.dumps({"event": event, **times, **fields}) + "\n")
-
-
 class RootAgent:
     """Drives the root's state machine over authenticated TCP connections."""
 
@@ -54,7 +40,7 @@ class RootAgent:
         self._tls = config.tls.load()
         self._root = Root(config.job)
         self._writers: dict[str, asyncio.StreamWriter] = {}
-        self._events = EventLog(config.event_log)
+        self._events = EventLog(file_of(config.event_log, "root"), agent="root")
         self._board = StatusBoard(self._root)
         self._done = asyncio.Event()
 
@@ -70,7 +56,8 @@ class RootAgent:
             ssl=self._tls.server if self._tls else None,
             ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
         )
-        self._events.write("root_started", {"port": self._config.port})
+        started = {"generation": self._root.generation, "port": self._config.port}
+        self._events.write("root_started", started)
         if self._config.metrics_port:
             host, port = self._config.metrics_host, self._config.metrics_port
             try:

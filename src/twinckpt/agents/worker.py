@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from twinckpt.agents.config import WorkerAgentConfig, worker_config
+from twinckpt.agents.event_log import MachineEvents
 from twinckpt.agents.hang_watch import watch_for_hangs
 from twinckpt.agents.local_server import LocalPeer, LocalServer
 from twinckpt.agents.process import when_process_ends
@@ -46,6 +47,7 @@ class WorkerAgent:
         self._config = config
         self._checkpoints = InMemoryCheckpoint(config.num_slots, config.capacity_bytes)
         self._core = core.Worker(self._checkpoints)
+        self._events = MachineEvents(config.event_log, config.machine, self._core)
         self._loop: asyncio.AbstractEventLoop
         tls = config.tls.load()
         self._bulk_server = BulkServer(self._checkpoints, secret, config.host, tls)
@@ -101,6 +103,7 @@ class WorkerAgent:
         inventory = tuple(self._checkpoints.holdings())
         domain = self._config.failure_domain
         number, fetching = self._core.generation, tuple(self._core.fetching)
+        self._events.write("root_found", host=self._root.address[0], port=self._root.address[1])
         yield m.Hello(self._address, number, inventory, steps, ticket, domain, fetching)
         if self._join is not None:
             yield self._join
@@ -131,7 +134,9 @@ class WorkerAgent:
             self._join = None
             self._received.clear()
         try:
-            self._act(self._core.receive(message))
+            actions = self._core.receive(message)
+            self._events.from_root(message)
+            self._act(actions)
         except TwinckptError as error:
             logger.error("%s: %s", type(message).__name__, error)
             for peer in self._ranks.values():
@@ -148,6 +153,7 @@ class WorkerAgent:
 
     def _on_root_lost(self) -> None:
         self._warm.clear()  # only torchrun's handler can start another root
+        self._events.write("root_lost")
         self._act(self._core.root_lost())
 
     def _tell_launcher(self, message: local.LauncherFormed | local.LauncherBroken) -> None:
@@ -166,6 +172,7 @@ class WorkerAgent:
             self._on_local_message(peer, message)
 
     def _on_local_message(self, peer: LocalPeer, message: local.ToAgent) -> None:
+        self._events.from_machine(peer.rank, message)
         try:
             self._act(self._handle_local(peer, message))
         except TwinckptError as error:
@@ -264,6 +271,7 @@ class WorkerAgent:
 
     def _act(self, actions: list[core.Action]) -> None:
         for action in actions:
+            self._events.action(action)
             match action:
                 case core.ToRootAgent(message):
                     self._root.send(message)
@@ -297,17 +305,17 @@ class WorkerAgent:
 
     def _serve_restore(self, serve: core.ServeRestore) -> None:
         entry = self._checkpoints.entry(serve.rank, serve.ticket) if serve.ticket else None
+        message: local.FromAgent = local.RestoreNothing()
+        source, step, fd = "nothing", None, None
         if entry is not None:
             fetched = (serve.rank, serve.ticket) in self._received
-            message = local.RestoreFrom(
-                entry.seal, entry.slot.capacity_bytes, "peer" if fetched else "local"
-            )
-            self._tell_rank(serve.rank, message, entry.slot.fd)
+            source, step, fd = "peer" if fetched else "local", entry.seal.step, entry.slot.fd
+            message = local.RestoreFrom(entry.seal, entry.slot.capacity_bytes, source)
         elif serve.drained_step is not None:
-            directory = self._config.drain_directory
-            self._tell_rank(serve.rank, local.RestoreDrained(directory, serve.drained_step))
-        else:
-            self._tell_rank(serve.rank, local.RestoreNothing())
+            source, step = "drained", serve.drained_step
+            message = local.RestoreDrained(self._config.drain_directory, serve.drained_step)
+        self._events.write("restore_served", rank=serve.rank, step=step, source=source)
+        self._tell_rank(serve.rank, message, fd)
 
     # Threads: each does its work, then hands its result back to the loop.
 

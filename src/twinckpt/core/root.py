@@ -187,10 +187,12 @@ class Root:
         return self.membership.remove(machine) is not None
 
     def _lose(self, machine: str, reason: str) -> None:
-        if not self._forget(machine):
+        known = self.membership.machines.get(machine)
+        if known is None or not self._forget(machine):
             return
-        index = self.membership.index.get(machine)
-        self._log("machine_lost", machine=machine, index=index, reason=reason)
+        index, silent_s = self.membership.index.get(machine), self._now_s - known.last_heard_s
+        what = {"machine": machine, "index": index, "reason": reason}
+        self._log("machine_lost", **what, silent_s=round(silent_s, 3))
         if index is not None:
             self._break(f"machine {index} was lost: {reason}")
 

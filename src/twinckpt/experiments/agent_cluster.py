@@ -98,7 +98,7 @@ class AgentCluster:
     Args:
         num_machines, replicas, placement: as for a job; other settings are the environment's.
         shard_bytes: size of each machine's shard.
-        run_dir: the agents' logs and the root's events go here.
+        run_dir: the agents' logs and events go here.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class AgentCluster:
             {
                 "replicas": replicas,
                 "placement": placement,
-                "event_log": self._run_dir / "events.jsonl",
+                "event_log": self._run_dir / "events",
             }
         )
         self._port = free_port()
@@ -210,6 +210,7 @@ class AgentCluster:
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             watch_pid=os.getpid(),
             log_file=str(self._run_dir / "agents.log"),
+            event_log=self._settings.event_log,
             tls=self._settings.tls,
         )
         return AgentMachine(config, self._secret.encode())

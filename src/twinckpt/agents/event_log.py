@@ -1,0 +1,122 @@
+"""The event log of one agent: JSON lines, for `twinckpt timeline` and for whoever has to explain.
+
+Every line has `event`, `agent` (root or worker), `generation`, `monotonic_s`, `wall_s` and
+`clock`, which names the kernel whose monotonic time it is; a worker's lines have its `machine`.
+"""
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twinckpt.core import messages as m
+from twinckpt.core import worker as core
+from twinckpt.net import local
+
+logger = logging.getLogger(__name__)
+
+
+def file_of(setting: str, agent: str) -> str:
+    """Return the file that an agent writes under the setting `event_log`.
+
+    A directory holds `root.jsonl` and a file for each machine. A name with a suffix is a file,
+    for the root agent alone.
+    """
+    if not setting:
+        return ""
+    path = Path(setting)
+    if path.suffix and not path.is_dir():
+        return setting if agent == "root" else ""
+    return str(path / f"{agent.replace('/', '_')}.jsonl")
+
+
+class EventLog:
+    """Appends events to a file; one that cannot be written is given up with a warning."""
+
+    def __init__(self, path: str, **every_line: str) -> None:
+        self._path = path
+        self._every_line = every_line | {"clock": _clock()}
+        self._file = None
+        if path:
+            try:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(path, "a", buffering=1)  # noqa: SIM115
+            except OSError as error:
+                self._give_up(error)
+
+    def write(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Append one event, of the generation in `fields`."""
+        if self._file is not None:
+            times = {"monotonic_s": time.monotonic(), "wall_s": time.time()}
+            try:
+                line = {"event": event, **self._every_line, **times, **fields}
+                self._file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        logger.warning("no more events in %s: %s; the job goes on", self._path, error)
+        self._file = None
+
+
+class MachineEvents:
+    """What happens on one machine, put into words for its event log."""
+
+    def __init__(self, setting: str, machine: str, worker: core.Worker) -> None:
+        self._log = EventLog(file_of(setting, machine), agent="worker", machine=machine)
+        self._worker = worker
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append an event of the machine's generation."""
+        self._log.write(event, {"generation": self._worker.generation, **fields})
+
+    def from_root(self, message: m.ToWorker) -> None:
+        """Note what the root said, once it was taken in."""
+        if message.generation != self._worker.generation:
+            return
+        match message:
+            case m.Formed(_, index, num_machines, _, resume):
+                step = resume.step if resume else None
+                self.write("generation_formed", index=index, num_machines=num_machines, step=step)
+            case m.Resolve(_, ticket, step, True):
+                formed = self._worker.formed
+                is_resumed = formed and formed.resume and formed.resume.ticket == ticket
+                event = "redundancy_restored" if is_resumed else "committed"
+                self.write(event, step=step, ticket=ticket)
+
+    def from_machine(self, rank: int | None, message: local.ToAgent) -> None:
+        """Note what a process of this machine said."""
+        match message:
+            case local.LauncherJoin() | local.WarmReady():
+                self.write("joining")
+            case local.RestoreRequest():
+                self.write("restore_asked", rank=rank)
+
+    def action(self, action: core.Action) -> None:
+        """Note what the worker decided."""
+        match action:
+            case core.BreakGeneration(reason):
+                self.write("generation_broken", reason=reason)
+            case core.StartFetch(_, rank, ticket, _, sources):
+                names = [source.machine for source in sources]
+                self.write("fetch_started", rank=rank, ticket=ticket, sources=names)
+            case core.ToRootAgent(m.RankStarted(_, rank, pid)):
+                self.write("rank_started", rank=rank, pid=pid)
+            case core.ToRootAgent(m.RankLost(_, rank, exit_code)):
+                self.write("rank_lost", rank=rank, exit_code=exit_code)
+            case core.ToRootAgent(m.Holds(_, held)):
+                self.write("sealed", rank=held.rank, step=held.step, ticket=held.ticket)
+            case core.ToRootAgent(m.Dropped(_, rank, ticket, reason)):
+                self.write("copy_lost", rank=rank, ticket=ticket, reason=reason)
+            case core.ToRootAgent(m.Drained(_, ticket, ok)):
+                self.write("drained", ticket=ticket, ok=ok)
+
+
+def _clock() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
