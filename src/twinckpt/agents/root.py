@@ -115,7 +115,8 @@ class RootAgent:
             writer.close()
 
     def _act(self, actions: list[Action]) -> None:
-        for action in actions:
+        # Logged first: in the logs an event comes before what machines hear of it.
+        for action in sorted(actions, key=lambda action: not isinstance(action, Log)):
             match action:
                 case Send(machine, message):
                     writer = self._writers.get(machine)

@@ -1,81 +1,89 @@
-"""`twinckpt timeline`: each failure of a job and its recovery, from the root agent's event log.
+"""`twinckpt timeline`: each failure of a job and its recovery, from its agents' event logs.
 
-All times are one process's monotonic clock, so only a log with one root agent's events between a
-failure and its recovery is comparable; a recovery that a new root cut off is left open. What a
-rank does between its start and its first committed step (retrieval, loading, the steps) is one
-phase here: the root does not see inside it.
+With the root agent's log alone, what ranks do between their start and the first new commit is one
+phase; with the machines' logs it is taken apart.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-Event = dict[str, Any]
-SHOWN = {
-    "machine_lost": "machine lost",
-    "rank_lost": "rank lost",
-    "generation_broken": "generation ended",
-    "machine_joined": "machine joined",
-    "generation_formed": "next generation formed",
-    "rank_started": "rank started",
-    "redundancy_restored": "redundancy restored",
-    "committed": "first new step committed",
-}
-TOLD = ("machine", "rank", "exit_code", "reason", "recover_step", "step")
+if TYPE_CHECKING:
+    from twinckpt.analysis.recoveries import Failure
+
+TOLD = ("machine", "rank", "exit_code", "reason", "recover_step", "source", "step")
+FORMATS = (".svg", ".pdf", ".png")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command's arguments."""
     parser = subparsers.add_parser("timeline", help="show failures and recoveries of a job")
-    parser.add_argument("log", type=Path, help="the file that event_log named")
+    parser.add_argument(
+        "log", type=Path, nargs="+", help="what event_log named: directories, or files"
+    )
+    parser.add_argument("--failure", type=int, metavar="N", help="only the Nth failure")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also draw: .svg, .pdf or .png")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every failure; 2 for a log that cannot be read."""
+    """Print every failure, draw them if asked; 2 for a log that cannot be read."""
+    from twinckpt.analysis.recoveries import failures, read
+
+    if args.out and args.out.suffix not in FORMATS:
+        return _refuse(f"--out {args.out}: must end in {', '.join(FORMATS)}")
     try:
-        events = [json.loads(line) for line in args.log.read_text().splitlines()]
-        lines = as_lines(failures(events))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"twinckpt timeline: {args.log} is no event log: {error!r}", file=sys.stderr)
-        return 2
-    print("\n".join(lines))
+        found = failures(read(args.log))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _refuse(f"{', '.join(map(str, args.log))} is no event log: {error!r}")
+    if args.failure is not None:
+        if not 1 <= args.failure <= len(found):
+            return _refuse(f"--failure {args.failure}: there are {len(found)}, counted from 1")
+        found = [found[args.failure - 1]]
+    print("\n".join(as_lines(found)))
+    if args.out and found:
+        try:
+            from twinckpt.analysis.recovery_figure import MAX_FAILURES, draw
+        except ImportError as error:
+            return _refuse(f"--out needs {error.name}: pip install 'twinckpt[artifact]'")
+        recovered = [failure for failure in found if failure.job]
+        if not recovered:
+            return _refuse("nothing to draw: the job has not recovered from any failure")
+        draw(recovered).savefig(args.out)
+        left_out = len(recovered) - MAX_FAILURES
+        which = f", the last {MAX_FAILURES}; --failure N draws another" if left_out > 0 else ""
+        print(f"\ndrawn: {args.out}{which}")
     return 0
 
 
-def failures(events: Iterable[Event]) -> list[list[Event]]:
-    """Return for each failure what happened from its detection to the next new commit."""
-    found: list[list[Event]] = []
-    is_open = False
-    for event in events:
-        name = event["event"]
-        if name == "root_started":
-            is_open = False
-        elif name in ("machine_lost", "rank_lost", "generation_broken") and not is_open:
-            found.append([])
-            is_open = True
-        if is_open and name in SHOWN:
-            found[-1].append(event)
-            is_open = name != "committed"
-    return found
-
-
-def as_lines(found: list[list[Event]]) -> list[str]:
+def as_lines(found: "list[Failure]") -> list[str]:
     """Return the failures as text, each event with seconds since its failure was noticed."""
+    from twinckpt.analysis.recoveries import SHOWN
+
     if not found:
         return ["no failure in this log"]
     lines = []
-    for number, events in enumerate(found, 1):
-        began_s = events[0]["monotonic_s"]
-        lines.append(f"failure {number}")
-        for event in events:
-            told = ", ".join(f"{key}={event[key]}" for key in TOLD if event.get(key) is not None)
-            lines.append(
-                f"{event['monotonic_s'] - began_s:10.3f} s  {SHOWN[event['event']]}: {told}"
+    for failure in found:
+        took = [f"{s.phase.replace('_', ' ')} {s.end_s - s.begin_s:.3f} s" for s in failure.job]
+        lines.append("; ".join([failure.title, *took]))
+        for moment in failure.moments:
+            event = moment.event
+            told = ", ".join(
+                f"{key}={event[key]}"
+                for key in TOLD
+                if event.get(key) is not None and event[key] != moment.agent
             )
-        if events[-1]["event"] != "committed":
+            what = f"{SHOWN[event['event']]}: {told}" if told else SHOWN[event["event"]]
+            lines.append(f"{moment.at_s:10.3f} s  {moment.agent:12}  {what}")
+        for name, error_s in failure.error_s.items():
+            if error_s:
+                lines.append(f"{'':12}  times of {name} are right within {error_s:.3f} s")
+        if not failure.is_over:
             lines.append(f"{'':12}  no new step was committed after it")
     return lines
+
+
+def _refuse(what: str) -> int:
+    print(f"twinckpt timeline: {what}", file=sys.stderr)
+    return 2

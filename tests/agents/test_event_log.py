@@ -1,0 +1,40 @@
+"""Where agents write their events, and that a log that cannot be written stops nobody."""
+
+import json
+import logging
+
+from twinckpt.agents.event_log import EventLog, file_of
+
+
+def test_a_directory_holds_a_file_for_each_agent(tmp_path):
+    assert file_of(str(tmp_path), "root") == str(tmp_path / "root.jsonl")
+    assert file_of(str(tmp_path / "not_there_yet"), "a/b").endswith("not_there_yet/a_b.jsonl")
+
+
+def test_a_file_is_the_root_agents_alone(tmp_path):
+    path = str(tmp_path / "events.jsonl")
+    assert file_of(path, "root") == path
+    assert file_of(path, "machine-1") == ""
+    assert file_of("", "root") == ""
+
+
+def test_events_are_appended_to_what_a_former_agent_wrote(tmp_path):
+    for generation in (1, 2):
+        log = EventLog(str(tmp_path / "new" / "root.jsonl"), agent="root")
+        log.write("formed", {"generation": generation})
+    lines = (tmp_path / "new" / "root.jsonl").read_text().splitlines()
+    assert [json.loads(line)["generation"] for line in lines] == [1, 2]
+
+
+def test_a_log_that_cannot_be_written_is_given_up_with_a_warning(tmp_path, caplog):
+    """From the start, or later when the disk is full."""
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        EventLog(str(tmp_path / "file" / "root.jsonl")).write("formed", {})
+        full = EventLog("/dev/full")
+        for _ in range(3):
+            full.write("formed", {})
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        f"no more events in {tmp_path}/file/root.jsonl",
+        "no more events in /dev/full",
+    ]
