@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -95,6 +96,8 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
     its logs. Wrong settings end with exit status 2 and one line, before anything starts.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # Ended by Snakemake or a time limit, it takes its clusters along, as it does on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     arguments = [_in_full(name, argument) for argument in sys.argv[1:]]
     _refuse_wrong_settings(name, arguments)
     register_schema()
