@@ -21,7 +21,7 @@ from twinckpt.checkpointer.agent_client import (
     RestoreAnswer,
 )
 from twinckpt.checkpointer.assemble import resharded
-from twinckpt.checkpointer.connect import connect
+from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
 from twinckpt.checkpointer.handle import SaveHandle
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
@@ -49,10 +49,13 @@ class Checkpointer:
     Args:
         state: names to anything with `state_dict` and `load_state_dict`, tensors, or plain
             values (nested containers too); all ranks use the same names.
-        replicas: machines that hold each shard, this one included; None takes the job's
-            setting. Only used where this process starts the agents itself.
         strict: raise what goes wrong in a save, at the next fence or save where it went wrong
             in the background; by default it is logged and counted, and training goes on.
+        settings: all settings of the job at once; None takes them from the environment.
+        explicit: single settings by name, such as `replicas=2`, which beat those.
+
+    Under `torchrun --rdzv-backend=twinckpt` torchrun has decided the settings; others are refused
+    (ConfigurationError). Under any other launcher all ranks must give the same.
 
     Every rank makes one, after its process group; all ranks call `save` for the same steps.
     `stall_s` adds up how long `save` and the fence have kept the training loop waiting.
@@ -62,12 +65,14 @@ class Checkpointer:
         self,
         state: MutableMapping[str, Any],
         *,
-        replicas: int | None = None,
         strict: bool = False,
+        settings: JobSettings | None = None,
+        **explicit: Any,
     ) -> None:
+        self._settings = job_settings(settings, explicit)
         self._state = TrainingState(state)
         self._strict = strict
-        self._client: AgentClient = connect(replicas)
+        self._client: AgentClient = connect(self._settings)
         self._stager = Stager()
         self._pinned = PinnedSlots()
         self._device = DeviceCopies()
