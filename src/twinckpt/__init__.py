@@ -30,5 +30,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # Agents import this package and must start without torch.
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+        return value
     raise AttributeError(f"module 'twinckpt' has no attribute {name!r}")

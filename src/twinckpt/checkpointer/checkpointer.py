@@ -7,6 +7,7 @@ of this machine's worker agent during the next forward and backward passes. A fe
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
@@ -25,12 +26,13 @@ from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
 from twinckpt.checkpointer.handle import SaveHandle
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
+from twinckpt.checkpointer.memory_need import MemoryNeed, bytes_to_come
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.stager import Stager
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
-from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
+from twinckpt.errors import DamagedCopyError, OutOfMemoryError, RestoreError, TwinckptError
 from twinckpt.memory.drained import load_drained, location, read_manifest, step_directory
 from twinckpt.memory.seal import Seal
 
@@ -59,6 +61,15 @@ class Checkpointer:
 
     Every rank makes one, after its process group; all ranks call `save` for the same steps.
     `stall_s` adds up how long `save` and the fence have kept the training loop waiting.
+
+    >>> import torch
+    >>> weights = torch.arange(3.0)
+    >>> with Checkpointer({"weights": weights}, replicas=1) as checkpointer:
+    ...     handle = checkpointer.save(1, block=True)
+    ...     _ = weights.zero_()
+    ...     step = checkpointer.restore()
+    >>> handle.status, step, weights
+    ('committed', 1, tensor([0., 1., 2.]))
     """
 
     def __init__(
@@ -91,10 +102,24 @@ class Checkpointer:
         self._is_first = True
         self.stall_s = 0.0
         self.restore_report: dict[str, Any] = {}
+        self._tell_memory_need()
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self.fence())
             for optimizer in self._state.optimizers
         ]
+
+    def _tell_memory_need(self) -> None:
+        """Say on rank 0, before training starts, what checkpoints will take of the memory."""
+        if self._client.rank != 0:
+            return
+        with contextlib.suppress(TwinckptError):  # a state that is not complete yet, or never
+            to_come_bytes, is_complete = bytes_to_come(self._state.optimizers)
+            shard_bytes = Layout(self._state.capture()).size_bytes + to_come_bytes
+            print(f"twinckpt: {self._need(shard_bytes, is_complete)}", file=sys.stderr, flush=True)
+
+    def _need(self, shard_bytes: int, is_complete: bool = True) -> MemoryNeed:
+        job = self._settings.replicas, self._settings.num_slots, self._client.world_size
+        return MemoryNeed.of_job(shard_bytes, *job, is_complete)
 
     def __enter__(self) -> Self:
         return self
@@ -195,8 +220,14 @@ class Checkpointer:
     def _next_grant(self, step: int, block: bool) -> Grant | None:
         if not self._attached:
             flat = self._state.capture()
-            self._attach(Layout(flat))
-            self._client.wait_for_grant(GRANT_TIMEOUT_S)
+            layout = Layout(flat)
+            self._attach(layout)
+            try:
+                self._client.wait_for_grant(GRANT_TIMEOUT_S)
+            except OutOfMemoryError as error:
+                raise OutOfMemoryError(
+                    f"{error}. Checkpoints need {self._need(layout.size_bytes)}"
+                ) from error
             self._attached = True
         self._take_back_unused()
         if block:

@@ -76,7 +76,7 @@ class TwinCallback(Callback):
         """Go to the batch to continue with; called by Lightning."""
         if not self._is_resuming:
             return
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         fetcher, loaders = loop._data_fetcher, loop._combined_loader
         num_used = loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
         if not all(hasattr(loader, "state_dict") for loader in loaders.flattened):
@@ -101,9 +101,9 @@ class TwinCallback(Callback):
     ) -> None:
         """Save the step, unless more belongs to it; called by Lightning."""
         self._is_resuming = False
-        loop = trainer.fit_loop.epoch_loop
-        ends_epoch = loop.batch_progress.is_last_batch
-        if not ends_epoch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        loop: Any = trainer.fit_loop
+        ends_epoch = loop.epoch_loop.batch_progress.is_last_batch
+        if not ends_epoch and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
