@@ -5,6 +5,7 @@ of this machine's worker agent during the next forward and backward passes. A fe
 `optimizer.step()` waits for what is left of the copy. The agent does the rest.
 """
 
+import atexit
 import contextlib
 import logging
 import sys
@@ -24,15 +25,21 @@ from twinckpt.checkpointer.agent_client import (
 from twinckpt.checkpointer.assemble import resharded
 from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
-from twinckpt.checkpointer.handle import SaveHandle
+from twinckpt.checkpointer.fences import Fences
+from twinckpt.checkpointer.handle import SaveHandle, checked_step
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
-from twinckpt.checkpointer.memory_need import MemoryNeed, bytes_to_come
+from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.stager import Stager
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
-from twinckpt.errors import DamagedCopyError, OutOfMemoryError, RestoreError, TwinckptError
+from twinckpt.errors import (
+    DamagedCopyError,
+    OutOfMemoryError,
+    RestoreError,
+    TwinckptError,
+)
 from twinckpt.memory.drained import load_drained, location, read_manifest, step_directory
 from twinckpt.memory.seal import Seal
 
@@ -100,22 +107,13 @@ class Checkpointer:
         self._unraised: Exception | None = None
         self._reported_at_s = 0.0
         self._is_first = True
+        self._newest_step = 0
         self.stall_s = 0.0
         self.restore_report: dict[str, Any] = {}
-        self._tell_memory_need()
-        self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self.fence())
-            for optimizer in self._state.optimizers
-        ]
-
-    def _tell_memory_need(self) -> None:
-        """Say on rank 0, before training starts, what checkpoints will take of the memory."""
-        if self._client.rank != 0:
-            return
-        with contextlib.suppress(TwinckptError):  # a state that is not complete yet, or never
-            to_come_bytes, is_complete = bytes_to_come(self._state.optimizers)
-            shard_bytes = Layout(self._state.capture()).size_bytes + to_come_bytes
-            print(f"twinckpt: {self._need(shard_bytes, is_complete)}", file=sys.stderr, flush=True)
+        tell_need(self._state, self._need, is_teller=self._client.rank == 0)
+        self._fences = Fences(self.fence)
+        self._fences.cover(self._state.optimizers)
+        atexit.register(self._close_at_exit)
 
     def _need(self, shard_bytes: int, is_complete: bool = True) -> MemoryNeed:
         job = self._settings.replicas, self._settings.num_slots, self._client.world_size
@@ -134,13 +132,16 @@ class Checkpointer:
 
     def close(self, failed: bool = False) -> None:
         """End checkpointing; after an exception (`failed`) the agent treats the rank as lost."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        atexit.unregister(self._close_at_exit)
+        self._fences.remove()
         self._stager.close()
         self._pinned.close()
         if not failed:
             self._client.close()
+
+    def _close_at_exit(self) -> None:
+        """A program that has come to its end without `close` has not failed."""
+        self.close(failed=getattr(sys, "last_value", None) is not None)
 
     @property
     def shard_bytes(self) -> int:
@@ -163,8 +164,10 @@ class Checkpointer:
         OutOfMemoryError, AgentUnavailableError). A later failure is counted. With `block`, on
         all ranks alike, the step is never skipped, and committed on return.
         """
+        step = self._newest_step = checked_step(step, self._newest_step)
         self.num_saves += 1
         self.fence()
+        self._fences.cover(self._state.optimizers)
         started_s = time.monotonic()
         self._stager.wait()
         handle = self._save_once(step, block)
@@ -375,6 +378,7 @@ class Checkpointer:
         waits until the steps saved last are decided, so that all ranks go back to the same.
         """
         self.fence()
+        self._newest_step = 0
         for handle in list(self._handles.values()):
             with contextlib.suppress(TimeoutError):  # another rank did not save that step
                 handle.wait(timeout_s=DECISION_TIMEOUT_S)

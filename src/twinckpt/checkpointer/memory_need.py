@@ -4,12 +4,16 @@ The slots themselves are made at the first save, when the state is complete: mos
 make theirs in their first step. Until then a step on the meta device tells how large it will be.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
+from twinckpt.checkpointer.layout import Layout
+from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import local_tensor
 
 _MIB = 1 << 20
@@ -48,6 +52,21 @@ class MemoryNeed:
         )
 
 
+def tell_need(
+    state: TrainingState, need: Callable[[int, bool], MemoryNeed], *, is_teller: bool
+) -> None:
+    """Print, on one rank, what checkpoints of `state` will take; called on all of them.
+
+    Some states are put together by all ranks. One that is not complete yet is told later, by
+    the error of the save that does not fit.
+    """
+    with contextlib.suppress(Exception):
+        to_come_bytes, is_complete = bytes_to_come(state.optimizers)
+        shard_bytes = Layout(state.capture_of_torch()).size_bytes + to_come_bytes
+        if is_teller:
+            print(f"twinckpt: {need(shard_bytes, is_complete)}", file=sys.stderr, flush=True)
+
+
 def bytes_to_come(optimizers: Iterable[torch.optim.Optimizer]) -> tuple[int, bool]:
     """Return the bytes that the first steps of `optimizers` will add, and whether that is all.
 
@@ -66,7 +85,8 @@ def _first_step_bytes(optimizer: torch.optim.Optimizer) -> int | None:
         for group in optimizer.param_groups
     ]
     try:
-        twin = type(optimizer)(groups)
+        make: Callable[..., torch.optim.Optimizer] = type(optimizer)
+        twin = make(groups)
         twin.step()
     except Exception:  # an optimizer that needs values, a closure or a device
         return None
