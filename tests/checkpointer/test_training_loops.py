@@ -35,6 +35,16 @@ def test_steps_must_grow_from_save_to_save(state):
         assert checkpointer.save(3, block=True).status == "committed"
 
 
+def test_a_second_one_beside_the_first_is_refused(state):
+    """The first would save nothing any more, in silence."""
+    with (
+        Checkpointer(state),
+        pytest.raises(ConfigurationError, match="has a Checkpointer already"),
+    ):
+        Checkpointer({"data": {"position": 3}})
+    Checkpointer(state).close()
+
+
 def test_an_optimizer_that_comes_later_waits_for_the_copy_too(state, caplog):
     """As after unfreezing layers."""
     with Checkpointer(state) as checkpointer:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from twinckpt.checkpointer.agent_client import (
     AgentClient,
@@ -35,6 +35,7 @@ from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import (
+    ConfigurationError,
     DamagedCopyError,
     OutOfMemoryError,
     RestoreError,
@@ -79,6 +80,8 @@ class Checkpointer:
     ('committed', 1, tensor([0., 1., 2.]))
     """
 
+    _open: ClassVar["Checkpointer | None"] = None  # the agent knows one connection a rank
+
     def __init__(
         self,
         state: MutableMapping[str, Any],
@@ -87,6 +90,11 @@ class Checkpointer:
         settings: JobSettings | None = None,
         **explicit: Any,
     ) -> None:
+        if Checkpointer._open is not None:
+            raise ConfigurationError(
+                "this process has a Checkpointer already: put all parts into its state, or close() "
+                "it first"
+            )
         self._settings = job_settings(settings, explicit)
         self._state = TrainingState(state)
         self._strict = strict
@@ -114,6 +122,7 @@ class Checkpointer:
         self._fences = Fences(self.fence)
         self._fences.cover(self._state.optimizers)
         atexit.register(self._close_at_exit)
+        Checkpointer._open = self
 
     def _need(self, shard_bytes: int, is_complete: bool = True) -> MemoryNeed:
         job = self._settings.replicas, self._settings.num_slots, self._client.world_size
@@ -133,6 +142,8 @@ class Checkpointer:
     def close(self, failed: bool = False) -> None:
         """End checkpointing; after an exception (`failed`) the agent treats the rank as lost."""
         atexit.unregister(self._close_at_exit)
+        if Checkpointer._open is self:
+            Checkpointer._open = None
         self._fences.remove()
         self._stager.close()
         self._pinned.close()

@@ -68,6 +68,8 @@ class TwinCallback(TrainerCallback):
     ) -> None:
         """Restore in place, and let the Trainer begin where that was saved; called by it."""
         trainer = self._trainer
+        if self.checkpointer is not None:
+            self.checkpointer.close(failed=True)  # the Trainer begins anew, with smaller batches
         optimizer = trainer.optimizer
         parts = {
             "model": trainer.model,
