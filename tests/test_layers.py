@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulation": {"core"},
     "results": set(),
 }
+MAY_IMPORT["integrations"] = {"checkpointer"}
 MAY_IMPORT["training"] = {"checkpointer", "results"}
 MAY_IMPORT["analysis"] = {"core", "results"}
 MAY_IMPORT["experiments"] = set(MAY_IMPORT) - {"analysis"}
@@ -30,6 +31,7 @@ ONLY_THIRD_PARTY = {"errors": set(), "core": {"numpy"}, "results": {"psutil"}}
 WITHOUT_TORCH = {"errors", "core", "memory", "net", "agents", "simulation", "results", "analysis"}
 IN_TORCHRUNS_PROCESS = {"agents/rendezvous.py"}
 ONLY_IN = {"pandas": {"analysis"}, "seaborn": {"analysis"}, "hydra": {"experiments"}}
+ONLY_IN |= {"lightning": {"integrations"}, "transformers": {"integrations"}}
 
 # The one module above its layer: it may start an agent (docs/decisions/0003).
 MAY_ALSO_IMPORT = {"checkpointer/connect.py": {"agents"}}

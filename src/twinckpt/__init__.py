@@ -7,25 +7,29 @@ holds bytes, `net` moves them, `agents` are the processes, `checkpointer` is wha
 loop imports; around them `simulation`, `training`, `experiments` and `analysis`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from twinckpt.errors import TwinckptError
 
 if TYPE_CHECKING:
-    from twinckpt.checkpointer import Checkpointer
+    from twinckpt.agents.launch import JobSettings
+    from twinckpt.checkpointer import Checkpointer, SaveHandle
     from twinckpt.checkpointer.rng import RngState
 
-__all__ = ["Checkpointer", "RngState", "TwinckptError"]
+__all__ = ["Checkpointer", "JobSettings", "RngState", "SaveHandle", "TwinckptError"]
+
+_HOMES = {
+    "Checkpointer": "twinckpt.checkpointer",
+    "JobSettings": "twinckpt.agents.launch",
+    "RngState": "twinckpt.checkpointer.rng",
+    "SaveHandle": "twinckpt.checkpointer",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Agents import this package and must start without torch.
-    if name == "Checkpointer":
-        from twinckpt.checkpointer import Checkpointer
-
-        return Checkpointer
-    if name == "RngState":
-        from twinckpt.checkpointer.rng import RngState
-
-        return RngState
-    raise AttributeError(name)
+    if name in _HOMES:
+        globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+        return value
+    raise AttributeError(f"module 'twinckpt' has no attribute {name!r}")

@@ -150,6 +150,6 @@ def test_help_lists_every_command(copy):
     """And sets nothing up."""
     result = reproduce(copy, programs(copy, "git", *TOOLS), "--help")
     assert result.returncode == 0
-    for command in ("test", "quick", "lint", "shell", "clean"):
+    for command in ("test", "quick", "lint", "docs", "shell", "clean"):
         assert f"./reproduce {command}" in result.stdout
     assert not (copy / ".venv").exists()

@@ -1,19 +1,24 @@
 """Where a job's settings come from, and the start of a machine's agents.
 
-Settings of a job come through torchrun's `--rdzv-conf` or `TWINCKPT_*` in the environment;
-an explicit one wins. All of them are listed in docs/configuration.md.
+Settings of a job come through torchrun's `--rdzv-conf`, arguments of `Checkpointer`, or
+`TWINCKPT_*` in the environment; an explicit one wins. All of them are listed in
+docs/configuration.md.
 """
 
+import difflib
 import os
 import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import msgspec
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.process import start_root_agent, start_worker_agent
+from twinckpt.core.placement import check_kind
 from twinckpt.core.root import RootConfig
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
 from twinckpt.memory.drained import location
@@ -22,10 +27,24 @@ from twinckpt.net.tls import TlsFiles
 
 START_TIMEOUT_S = 30.0
 
+# Where torchrun's rendezvous backend tells the ranks what it has decided.
+LAUNCHED = "TWINCKPT_LAUNCHED"
+# What torchrun itself, or our backend, takes from --rdzv-conf beside our settings.
+_OF_TORCHRUN = {"join_timeout", "rank", "timeout"}
+
 
 @dataclass(slots=True)
 class JobSettings:
-    """Settings of a job that its launchers agree on; durations in seconds."""
+    """Settings of a job, on which its machines agree; durations in seconds.
+
+    docs/configuration.md says what each means. Raises ConfigurationError for impossible ones.
+
+    >>> JobSettings(replicas=3, drain_every_s=600, drain_directory="/shared/run1").num_slots
+    2
+    >>> JobSettings(num_slots=1)
+    Traceback (most recent call last):
+    twinckpt.errors.ConfigurationError: num_slots=1: at least 2, the committed step and the next
+    """
 
     replicas: int = 2
     placement: str = "ring"
@@ -65,6 +84,7 @@ class JobSettings:
                 f"heartbeat_timeout_s={self.heartbeat_timeout_s} is too short for "
                 f"heartbeat_interval_s={self.heartbeat_interval_s}: make it at least three times"
             )
+        check_kind(self.placement)
         for name in ("hang_timeout_s", "scrub_mib_per_s", "drain_every_s", "drain_mib_per_s"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: 0 (off) or more")
@@ -77,17 +97,48 @@ class JobSettings:
     def load(cls, explicit: Mapping[str, Any]) -> "JobSettings":
         """Read `explicit` values, else `TWINCKPT_<NAME>` from the environment, else defaults.
 
-        Raises ConfigurationError for a value of the wrong type or out of range.
+        Raises ConfigurationError for an unknown name, a value of the wrong type or out of range.
         """
+        names = {field.name for field in fields(cls)}
+        for unknown in explicit.keys() - names - _OF_TORCHRUN:
+            near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.0)[0]
+            raise ConfigurationError(
+                f"{unknown}={explicit[unknown]!r}: there is no such setting; is it {near}? "
+                "docs/configuration.md lists them"
+            )
         values: dict[str, Any] = {}
         for field in fields(cls):
-            text = explicit.get(field.name, os.environ.get(f"TWINCKPT_{field.name.upper()}"))
-            if text is not None:
-                try:
-                    values[field.name] = type(field.default)(text)  # type: ignore[misc]
-                except ValueError as error:
-                    raise ConfigurationError(f"{field.name}={text!r}: {error}") from error
+            value = explicit.get(field.name, os.environ.get(f"TWINCKPT_{field.name.upper()}"))
+            if value is not None:
+                values[field.name] = _converted(field.name, value, type(field.default))
         return cls(**values)
+
+    @classmethod
+    def launched(cls) -> "JobSettings | None":
+        """Return what torchrun's rendezvous backend has decided; None under another launcher."""
+        text = os.environ.get(LAUNCHED)
+        return msgspec.json.decode(text, type=cls) if text else None
+
+    def to_json(self) -> str:
+        """Return the settings as `launched` reads them, in the environment variable LAUNCHED."""
+        return msgspec.json.encode(self).decode()
+
+    def check_agrees(self, explicit: Mapping[str, Any]) -> None:
+        """Raise ConfigurationError if a program asks for other settings than these."""
+        own = asdict(self)
+        differing = {
+            name: _converted(name, value, type(own[name]))
+            for name, value in explicit.items()
+            if _converted(name, value, type(own[name])) != own[name]
+        }
+        if differing:
+            asked = ", ".join(f"{name}={value}" for name, value in differing.items())
+            decided = ", ".join(f"{name}={own[name]}" for name in differing)
+            raise ConfigurationError(
+                f"{asked} in the program, but torchrun was started with {decided}, and its agents "
+                f"run already: give torchrun --rdzv-conf {asked.replace(', ', ',')}, or leave it "
+                "out of Checkpointer()"
+            )
 
     def environment(self) -> dict[str, str]:
         """Return the variables from which `load` makes these settings again."""
@@ -110,6 +161,16 @@ class JobSettings:
             drain_every_commits=self.drain_every_commits,
             drain_every_s=self.drain_every_s,
         )
+
+
+def _converted(name: str, value: Any, kind: type) -> Any:
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{name}={value!r}: {error}") from error
+    if isinstance(value, float) and converted != value:
+        raise ConfigurationError(f"{name}={value!r}: a whole number")
+    return converted
 
 
 def start_root_if_local(

@@ -20,6 +20,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from twinckpt.agents.launch import (
+    LAUNCHED,
     JobSettings,
     connect_to_agent,
     free_port,
@@ -137,6 +138,7 @@ class TwinRendezvousHandler(RendezvousHandler):
             name = start_machine_agent(self._settings, *self._root, watch_pid=os.getpid())
             self._link = connect_to_agent(name, secret)
             os.environ["TWINCKPT_AGENT"] = name
+            os.environ[LAUNCHED] = self._settings.to_json()
             os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         return self._link
 

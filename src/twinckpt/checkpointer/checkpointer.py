@@ -5,13 +5,15 @@ of this machine's worker agent during the next forward and backward passes. A fe
 `optimizer.step()` waits for what is left of the copy. The agent does the rest.
 """
 
+import atexit
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from twinckpt.checkpointer.agent_client import (
     AgentClient,
@@ -21,16 +23,24 @@ from twinckpt.checkpointer.agent_client import (
     RestoreAnswer,
 )
 from twinckpt.checkpointer.assemble import resharded
-from twinckpt.checkpointer.connect import connect
+from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
-from twinckpt.checkpointer.handle import SaveHandle
+from twinckpt.checkpointer.fences import Fences
+from twinckpt.checkpointer.handle import SaveHandle, checked_step
 from twinckpt.checkpointer.layout import Layout, metadata_of, signature
+from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.stager import Stager
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
-from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError
+from twinckpt.errors import (
+    ConfigurationError,
+    DamagedCopyError,
+    OutOfMemoryError,
+    RestoreError,
+    TwinckptError,
+)
 from twinckpt.memory.drained import load_drained, location, read_manifest, step_directory
 from twinckpt.memory.seal import Seal
 
@@ -49,25 +59,46 @@ class Checkpointer:
     Args:
         state: names to anything with `state_dict` and `load_state_dict`, tensors, or plain
             values (nested containers too); all ranks use the same names.
-        replicas: machines that hold each shard, this one included; None takes the job's
-            setting. Only used where this process starts the agents itself.
         strict: raise what goes wrong in a save, at the next fence or save where it went wrong
             in the background; by default it is logged and counted, and training goes on.
+        settings: all settings of the job at once; None takes them from the environment.
+        explicit: single settings by name, such as `replicas=2`, which beat those.
+
+    Under `torchrun --rdzv-backend=twinckpt` torchrun has decided the settings; others are refused
+    (ConfigurationError). Under any other launcher all ranks must give the same.
 
     Every rank makes one, after its process group; all ranks call `save` for the same steps.
     `stall_s` adds up how long `save` and the fence have kept the training loop waiting.
+
+    >>> import torch
+    >>> weights = torch.arange(3.0)
+    >>> with Checkpointer({"weights": weights}, replicas=1) as checkpointer:
+    ...     handle = checkpointer.save(1, block=True)
+    ...     _ = weights.zero_()
+    ...     step = checkpointer.restore()
+    >>> handle.status, step, weights
+    ('committed', 1, tensor([0., 1., 2.]))
     """
+
+    _open: ClassVar["Checkpointer | None"] = None  # the agent knows one connection a rank
 
     def __init__(
         self,
         state: MutableMapping[str, Any],
         *,
-        replicas: int | None = None,
         strict: bool = False,
+        settings: JobSettings | None = None,
+        **explicit: Any,
     ) -> None:
+        if Checkpointer._open is not None:
+            raise ConfigurationError(
+                "this process has a Checkpointer already: put all parts into its state, or close() "
+                "it first"
+            )
+        self._settings = job_settings(settings, explicit)
         self._state = TrainingState(state)
         self._strict = strict
-        self._client: AgentClient = connect(replicas)
+        self._client: AgentClient = connect(self._settings)
         self._stager = Stager()
         self._pinned = PinnedSlots()
         self._device = DeviceCopies()
@@ -84,12 +115,18 @@ class Checkpointer:
         self._unraised: Exception | None = None
         self._reported_at_s = 0.0
         self._is_first = True
+        self._newest_step = 0
         self.stall_s = 0.0
         self.restore_report: dict[str, Any] = {}
-        self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self.fence())
-            for optimizer in self._state.optimizers
-        ]
+        tell_need(self._state, self._need, is_teller=self._client.rank == 0)
+        self._fences = Fences(self.fence)
+        self._fences.cover(self._state.optimizers)
+        atexit.register(self._close_at_exit)
+        Checkpointer._open = self
+
+    def _need(self, shard_bytes: int, is_complete: bool = True) -> MemoryNeed:
+        job = self._settings.replicas, self._settings.num_slots, self._client.world_size
+        return MemoryNeed.of_job(shard_bytes, *job, is_complete)
 
     def __enter__(self) -> Self:
         return self
@@ -104,13 +141,18 @@ class Checkpointer:
 
     def close(self, failed: bool = False) -> None:
         """End checkpointing; after an exception (`failed`) the agent treats the rank as lost."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        atexit.unregister(self._close_at_exit)
+        if Checkpointer._open is self:
+            Checkpointer._open = None
+        self._fences.remove()
         self._stager.close()
         self._pinned.close()
         if not failed:
             self._client.close()
+
+    def _close_at_exit(self) -> None:
+        """A program that has come to its end without `close` has not failed."""
+        self.close(failed=getattr(sys, "last_value", None) is not None)
 
     @property
     def shard_bytes(self) -> int:
@@ -133,8 +175,10 @@ class Checkpointer:
         OutOfMemoryError, AgentUnavailableError). A later failure is counted. With `block`, on
         all ranks alike, the step is never skipped, and committed on return.
         """
+        step = self._newest_step = checked_step(step, self._newest_step)
         self.num_saves += 1
         self.fence()
+        self._fences.cover(self._state.optimizers)
         started_s = time.monotonic()
         self._stager.wait()
         handle = self._save_once(step, block)
@@ -190,8 +234,14 @@ class Checkpointer:
     def _next_grant(self, step: int, block: bool) -> Grant | None:
         if not self._attached:
             flat = self._state.capture()
-            self._attach(Layout(flat))
-            self._client.wait_for_grant(GRANT_TIMEOUT_S)
+            layout = Layout(flat)
+            self._attach(layout)
+            try:
+                self._client.wait_for_grant(GRANT_TIMEOUT_S)
+            except OutOfMemoryError as error:
+                raise OutOfMemoryError(
+                    f"{error}. Checkpoints need {self._need(layout.size_bytes)}"
+                ) from error
             self._attached = True
         self._take_back_unused()
         if block:
@@ -339,6 +389,7 @@ class Checkpointer:
         waits until the steps saved last are decided, so that all ranks go back to the same.
         """
         self.fence()
+        self._newest_step = 0
         for handle in list(self._handles.values()):
             with contextlib.suppress(TimeoutError):  # another rank did not save that step
                 handle.wait(timeout_s=DECISION_TIMEOUT_S)

@@ -6,6 +6,9 @@ both end with the launcher, so they outlive the ranks that it restarts.
 """
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch.distributed as dist
 
@@ -31,9 +34,29 @@ from twinckpt.net.local import (
 from twinckpt.net.secret import load_secret
 
 FORM_TIMEOUT_S = 120.0
+LOOPBACK = "127.0.0.1"
 
 
-def connect(replicas: int | None) -> AgentClient:
+def job_settings(whole: JobSettings | None, explicit: Mapping[str, Any]) -> JobSettings:
+    """Return the settings of the job that this process is part of.
+
+    `explicit` ones beat those of `whole`; without that the environment and the defaults fill
+    in. Raises ConfigurationError for an unknown or impossible one, and where torchrun's
+    rendezvous backend has decided otherwise.
+    """
+    explicit = {name: value for name, value in explicit.items() if value is not None}
+    wanted = JobSettings.load(explicit)
+    if whole is not None:
+        wanted = replace(whole, **{name: getattr(wanted, name) for name in explicit})
+    launched = JobSettings.launched()
+    if launched is None:
+        return wanted
+    asked = explicit if whole is None else asdict(wanted)
+    launched.check_agrees(asked)
+    return launched
+
+
+def connect(settings: JobSettings) -> AgentClient:
     """Return a connection to this machine's agent, which is started if there is none.
 
     Raises ConfigurationError if several ranks have no process group to find each other by.
@@ -48,20 +71,19 @@ def connect(replicas: int | None) -> AgentClient:
             "before Checkpointer(), or launch with torchrun --rdzv-backend=twinckpt"
         )
     machines = Machines.gather()
-    name, launcher = _start(machines, replicas)
+    name, launcher = _start(machines, settings)
     client = AgentClient(name, load_secret(), machines.rank, machines.world_size)
     client.launcher = launcher
     return client
 
 
-def _start(machines: Machines, replicas: int | None) -> tuple[str, AgentLink | None]:
+def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | None]:
     """Have one agent on each machine form the job's next generation; return its socket's name.
 
     The first rank of each machine stands in for the launcher and keeps that connection.
     """
-    settings = JobSettings.load({} if replicas is None else {"replicas": replicas})
-    if "TWINCKPT_HOST" not in os.environ:
-        settings.host = address_towards(os.environ.get("MASTER_ADDR", "127.0.0.1"))
+    if settings.host == LOOPBACK and "TWINCKPT_HOST" not in os.environ:
+        settings = replace(settings, host=address_towards(os.environ.get("MASTER_ADDR", LOOPBACK)))
     name = _socket_name()
     agent = _find(name) if machines.is_first_here else None
     known = machines.share(lambda: _root_of(agent))

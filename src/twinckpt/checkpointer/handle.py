@@ -1,8 +1,11 @@
 """What `save` returns: how far one checkpoint has come."""
 
+import operator
 import time
 from collections.abc import Callable
 from typing import Literal
+
+from twinckpt.errors import ConfigurationError
 
 Status = Literal["skipped", "staging", "staged", "replicated", "committed", "abandoned", "failed"]
 _ORDER: tuple[Status, ...] = ("staging", "staged", "replicated", "committed")
@@ -42,3 +45,17 @@ class SaveHandle:
                     f"step {self.step} is {self.status}, not {status}, after {timeout_s:.0f} s"
                 )
         return self.status
+
+
+def checked_step(step: int, newest_step: int) -> int:
+    """Return a step as an int; raises ConfigurationError unless it can come after `newest_step`."""
+    try:
+        step = operator.index(step)
+    except TypeError as error:
+        raise ConfigurationError(f"save({step!r}): a step is a whole number") from error
+    if step < max(0, newest_step):
+        raise ConfigurationError(
+            f"save({step}) after step {newest_step}: steps must grow from save to save, as a count "
+            "over all epochs does"
+        )
+    return step

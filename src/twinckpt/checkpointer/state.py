@@ -32,7 +32,8 @@ class TrainingState:
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers: between their steps, what they own and update does not change."""
-        return [part for _, part in self._parts.items() if isinstance(part, torch.optim.Optimizer)]
+        parts = [part for _, part in self._parts.items()]
+        return [_unwrapped(part) for part in parts if isinstance(part, torch.optim.Optimizer)]
 
     @torch.no_grad()
     def capture(self) -> FlatState:
@@ -41,6 +42,16 @@ class TrainingState:
         Raises UnsupportedStateError for what cannot be carried, by name.
         """
         return self._capture({name: _state_of(part) for name, part in self._parts.items()})
+
+    @torch.no_grad()
+    def capture_of_torch(self) -> FlatState:
+        """Return what modules, optimizers and tensors hold: nearly all of most states.
+
+        Other objects are not asked: a data loader may begin to load.
+        """
+        kinds = torch.nn.Module | torch.optim.Optimizer | torch.Tensor
+        parts = {name: part for name, part in self._parts.items() if isinstance(part, kinds)}
+        return Capture()({name: _state_of(part) for name, part in parts.items()})
 
     def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Return the names of the tensors that change only inside `optimizer.step()`.
@@ -184,6 +195,12 @@ def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
     if rest and index.isdecimal() and int(index) < len(parameters):
         return parameters[int(index)]
     return None
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that steps: a wrapper (as that of Accelerate) only passes calls on."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _state_of(part: Any) -> Any:

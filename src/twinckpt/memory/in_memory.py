@@ -89,7 +89,7 @@ class InMemoryCheckpoint:
                 )
             shelf = self._shelves.get(rank) or _Shelf(self.max_checkpoints)
             num_free = sum(_is_free(state) for state in shelf.table.slots)
-        fresh = [Slot.allocate(slot_bytes) for _ in range(num_free)]
+        fresh = _allocate(num_free, slot_bytes)
         with self._lock:
             shelf = self._shelves.setdefault(rank, shelf)
             for index, state in enumerate(shelf.table.slots):
@@ -232,6 +232,22 @@ class InMemoryCheckpoint:
                     if slot is not None:
                         slot.close()
             self._shelves = {}
+
+
+def _allocate(count: int, slot_bytes: int) -> list[Slot]:
+    """Return `count` new slots, or none of them."""
+    slots: list[Slot] = []
+    try:
+        while len(slots) < count:
+            slots.append(Slot.allocate(slot_bytes))
+    except OutOfMemoryError as error:
+        for slot in slots:
+            slot.close()
+        raise OutOfMemoryError(
+            f"{error} ({count * slot_bytes >> 20} MiB are needed for {count} slots of this shard; "
+            f"{len(slots)} fitted)"
+        ) from error
+    return slots
 
 
 def _is_free(state: SlotState) -> bool:

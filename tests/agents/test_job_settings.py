@@ -1,0 +1,71 @@
+"""Settings: keyword before dataclass before environment before default; all in one table."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from twinckpt import Checkpointer, JobSettings
+from twinckpt.agents.launch import LAUNCHED
+from twinckpt.checkpointer.connect import job_settings
+from twinckpt.errors import ConfigurationError
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    """Nothing is set from outside."""
+    for field in fields(JobSettings):
+        monkeypatch.delenv(f"TWINCKPT_{field.name.upper()}", raising=False)
+    monkeypatch.delenv(LAUNCHED, raising=False)
+
+
+def test_the_documented_settings_are_those_that_exist_with_their_defaults():
+    """Names and default of each row of the table, in any order."""
+    rows = TABLE.read_text(encoding="utf-8").partition("| name |")[2].partition("\n\n")[0]
+    documented = {
+        name: default.strip(" `")
+        for _, names, default, *_ in (row.split("|") for row in rows.splitlines()[2:])
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    defaults = {field.name: field.default for field in fields(JobSettings)}
+    assert documented.keys() == defaults.keys()
+    for name, default in defaults.items():
+        assert type(default)(documented[name]) == default, name
+
+
+def test_a_keyword_beats_the_dataclass_which_beats_the_environment(monkeypatch):
+    """The dataclass is complete: the environment does not change what it leaves at a default."""
+    monkeypatch.setenv("TWINCKPT_REPLICAS", "3")
+    monkeypatch.setenv("TWINCKPT_NUM_SLOTS", "4")
+    assert job_settings(None, {}) == JobSettings(replicas=3, num_slots=4)
+    assert job_settings(None, {"replicas": 1}) == JobSettings(replicas=1, num_slots=4)
+    assert job_settings(JobSettings(num_slots=5), {}) == JobSettings(num_slots=5)
+    assert job_settings(JobSettings(num_slots=5), {"replicas": 1}) == JobSettings(1, num_slots=5)
+
+
+@pytest.mark.parametrize(
+    ("explicit", "message"),
+    [
+        ({"replica": 3}, r"replica=3: there is no such setting; is it replicas\?"),
+        ({"replicas": "two"}, "replicas='two'"),
+        ({"replicas": 2.5}, "replicas=2.5: a whole number"),
+        ({"placement": "star"}, "placement='star': must be one of group, ring, mixed"),
+    ],
+)
+def test_an_impossible_setting_is_refused_before_anything_starts(explicit, message):
+    """With its name, its value and what would do."""
+    with pytest.raises(ConfigurationError, match=message):
+        Checkpointer({"step": 0}, **explicit)
+
+
+def test_what_torchrun_has_decided_can_only_be_repeated(monkeypatch):
+    """Its agents run already."""
+    monkeypatch.setenv(LAUNCHED, JobSettings(replicas=3, drain_keep=1).to_json())
+    assert job_settings(None, {"replicas": 3}) == JobSettings(replicas=3, drain_keep=1)
+    with pytest.raises(ConfigurationError, match=r"replicas=2 .*--rdzv-conf replicas=2"):
+        job_settings(None, {"replicas": 2})
+    with pytest.raises(ConfigurationError, match="drain_keep=1"):
+        job_settings(JobSettings(replicas=3), {})

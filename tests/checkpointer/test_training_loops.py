@@ -1,0 +1,116 @@
+"""What training scripts do that a checkpointer may not expect."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twinckpt import Checkpointer
+from twinckpt.agents.launch import free_port
+from twinckpt.errors import ConfigurationError
+
+
+@pytest.fixture
+def state():
+    """A model, its optimizer and gradients."""
+    model = torch.nn.Linear(1000, 1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 1000)).sum().backward()
+    return {"model": model, "optimizer": optimizer}
+
+
+def test_steps_must_grow_from_save_to_save(state):
+    """A count that begins anew in each epoch would be skipped in silence."""
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(np.int64(10), block=True)
+        with pytest.raises(ConfigurationError, match=r"save\(3\) after step 10: steps must grow"):
+            checkpointer.save(3)
+        with pytest.raises(ConfigurationError, match=r"save\(11\.5\): a step is a whole number"):
+            checkpointer.save(11.5)
+        assert checkpointer.restore() == 10
+        assert checkpointer.save(3, block=True).status == "committed"
+
+
+def test_a_second_one_beside_the_first_is_refused(state):
+    """The first would save nothing any more, in silence."""
+    with (
+        Checkpointer(state),
+        pytest.raises(ConfigurationError, match="has a Checkpointer already"),
+    ):
+        Checkpointer({"data": {"position": 3}})
+    Checkpointer(state).close()
+
+
+def test_an_optimizer_that_comes_later_waits_for_the_copy_too(state, caplog):
+    """As after unfreezing layers."""
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        later = state["optimizer"] = torch.optim.SGD(state["model"].parameters(), lr=0.1)
+        for step in range(2, 6):
+            checkpointer.save(step, block=True)
+            later.step()
+        assert checkpointer.num_failed == 0
+    assert not caplog.records
+    assert not later._optimizer_step_pre_hooks
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer that passes on, and never calls its base's `__init__`, as Accelerate's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def state(self):
+        return self.optimizer.state
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    def state_dict(self):
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.optimizer.load_state_dict(state_dict)
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+def test_a_wrapped_optimizer_is_one(state):
+    """Its inner one has the fence; state that is yet to come is restored too."""
+    inner = state["optimizer"]
+    state["optimizer"] = Wrapper(inner)
+    with Checkpointer(state) as checkpointer:
+        assert len(inner._optimizer_step_pre_hooks) == 1
+        state["optimizer"].step()
+        checkpointer.save(1, block=True)
+        expected = inner.state_dict()["state"][0]["momentum_buffer"].clone()
+        inner.state.clear()
+        checkpointer.restore()
+    assert torch.equal(inner.state_dict()["state"][0]["momentum_buffer"], expected)
+
+
+WITHOUT_CLOSE = Path(__file__).parents[1] / "cluster" / "scripts" / "without_close.py"
+
+
+@pytest.mark.cluster
+def test_a_rank_that_ends_without_close_has_not_failed(tmp_path):
+    """The other one goes on saving; torchrun may restart nothing here."""
+    os.mkfifo(tmp_path / "end-of-rank-0")
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=twinckpt"),
+            *(f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--nproc-per-node=2", "--max-restarts=0"),
+            *(str(WITHOUT_CLOSE), str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
