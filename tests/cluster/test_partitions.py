@@ -12,7 +12,8 @@ from twinckpt.experiments.agent_cluster import AgentCluster, AgentMachine
 from twinckpt.net import local
 from twinckpt.net.bulk import TRANSFER_TIMEOUT_S
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+WHY_NOT = why_not()
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 HOSTS = ["root", "a", "b", "c", "d"]
 SHARD_BYTES = 300_000
@@ -45,7 +46,7 @@ class HostedCluster(AgentCluster):
         super().__init__(3, 2, "ring", SHARD_BYTES, run_dir)
         self.network = network
         self.away = []
-        self._unused = iter(HOSTS[1:])
+        self._free_hosts = HOSTS[1:]
         self._root_host = network.address("root")
 
     def _start_root(self):
@@ -53,7 +54,7 @@ class HostedCluster(AgentCluster):
             return super()._start_root()
 
     def _start_machine(self):
-        host = next(self._unused)
+        host = self._free_hosts.pop(0)
         config = dataclasses.replace(self._new_machine(), host=self.network.address(host))
         return HostedMachine(self.network, host, config, self._secret.encode())
 
@@ -83,8 +84,7 @@ class HostedCluster(AgentCluster):
         """Kill a machine; one that waits takes its place. Return the step resumed."""
         lost = self._machines[place]
         survivors = [machine for machine in self._machines if machine is not lost]
-        lost.kill()
-        lost.bury()
+        self._end_machine(lost)
         for machine in survivors:
             machine.wait_until_broken()
             machine.join(self.num_machines)
@@ -128,31 +128,39 @@ class HostedCluster(AgentCluster):
             assert time.monotonic() < deadline_s, f"no {event} {fields} within {TIMEOUT_S} s"
             time.sleep(0.02)
 
+    def give_up_who_is_away(self):
+        while self.away:
+            self._end_machine(self.away.pop())
+
+    def _end_machine(self, machine):
+        machine.kill()
+        machine.bury()
+        self._free_hosts.append(machine.host)
+
     def _end(self):
+        self.give_up_who_is_away()
         super()._end()
-        for machine in self.away:
-            machine.kill()
-            machine.bury()
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    with Network(HOSTS) as network, HostedCluster(network, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory):
-    """A cluster that loses no machine, for several tests."""
-    run_dir = tmp_path_factory.mktemp("steady")
+def hosted(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("partitions")
     with Network(HOSTS) as network, HostedCluster(network, run_dir) as found:
         yield found
+
+
+@pytest.fixture
+def cluster(hosted):
+    """Three machines in their places, which reach each other."""
+    yield hosted
+    hosted.network.heal()
+    hosted.give_up_who_is_away()
 
 
 @pytest.mark.parametrize("directions", ["both", "outgoing", "incoming"])
 def test_a_machine_that_is_cut_off_is_fenced_replaced_and_comes_back(cluster, directions):
     """Its replica stands in; what it has of a former generation is not accepted any more."""
-    lost = cluster.machine(1)
+    lost, before = cluster.machine(1), len(cluster.events())
     committed = cluster.checkpoint()
     cut = {"outgoing": directions != "incoming", "incoming": directions != "outgoing"}
     cluster.network.isolate(lost.host, **cut)
@@ -164,8 +172,8 @@ def test_a_machine_that_is_cut_off_is_fenced_replaced_and_comes_back(cluster, di
     back = cluster.take_back()
     assert cluster.replace_by(0, back) == committed
     assert cluster.checkpoint() == committed + 1
-    places = [e["machines"] for e in cluster.events() if e["event"] == "generation_formed"]
-    assert [lost.name in names for names in places] == [True, False, True]
+    formed = [e for e in cluster.events()[before:] if e["event"] == "generation_formed"]
+    assert [lost.name in event["machines"] for event in formed] == [False, True]
 
 
 def test_a_machine_cut_off_amid_a_transfer_keeps_no_slot_occupied(cluster):
@@ -182,36 +190,37 @@ def test_a_machine_cut_off_amid_a_transfer_keeps_no_slot_occupied(cluster):
     assert time.monotonic() - cut_s < TRANSFER_TIMEOUT_S
 
 
-def test_a_slow_link_is_no_lost_machine(steady):
+def test_a_slow_link_is_no_lost_machine(cluster):
     """A shard takes longer than a heartbeat may be late, and heartbeats share the link."""
-    slow = steady.machine(1)
-    steady.network.slow_down(slow.host, SLOW_BYTES_PER_S)
+    slow, failures = cluster.machine(1), cluster.num_failures()
+    cluster.network.slow_down(slow.host, SLOW_BYTES_PER_S)
     began_s = time.monotonic()
-    steady.checkpoint()
+    cluster.checkpoint()
     assert time.monotonic() - began_s > HEARTBEAT_TIMEOUT_S
-    steady.network.heal()
-    assert steady.num_failures() == 0
+    cluster.network.heal()
+    assert cluster.num_failures() == failures
 
 
-def test_machines_that_cannot_reach_each_other_lose_no_step(steady):
+def test_machines_that_cannot_reach_each_other_lose_no_step(cluster):
     """Both reach the root: nobody is lost, nothing commits, and once they can it does."""
-    committed = steady.checkpoint()
-    first, second = steady.machine(0), steady.machine(1)
-    steady.network.cut(first.host, second.host)
-    steady.network.cut(second.host, first.host)
-    tickets = steady.stage()
-    steady.wait_for("fetch_started", of=second, sources=[first.name], ticket=tickets[0])
-    assert steady.events()[-1]["step"] == committed
-    steady.network.heal()
-    assert steady.wait_until_committed(tickets) == committed + 1
-    assert steady.num_failures() == 0
+    committed = cluster.checkpoint()
+    first, second = cluster.machine(0), cluster.machine(1)
+    failures = cluster.num_failures()
+    cluster.network.cut(first.host, second.host)
+    cluster.network.cut(second.host, first.host)
+    tickets = cluster.stage()
+    cluster.wait_for("fetch_started", of=second, sources=[first.name], ticket=tickets[0])
+    assert cluster.events()[-1]["step"] == committed
+    cluster.network.heal()
+    assert cluster.wait_until_committed(tickets) == committed + 1
+    assert cluster.num_failures() == failures
 
 
-def test_when_the_root_is_cut_off_everybody_notices_and_no_step_is_lost(steady):
+def test_when_the_root_is_cut_off_everybody_notices_and_no_step_is_lost(cluster):
     """As if its host had lost power: nobody closes the connections."""
-    committed = steady.checkpoint()
-    steady.network.isolate("root")
-    steady.wait_until_broken()
-    steady.network.heal()
-    assert steady.come_together() == committed
-    assert steady.checkpoint() == committed + 1
+    committed = cluster.checkpoint()
+    cluster.network.isolate("root")
+    cluster.wait_until_broken()
+    cluster.network.heal()
+    assert cluster.come_together() == committed
+    assert cluster.checkpoint() == committed + 1
