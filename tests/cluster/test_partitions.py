@@ -180,7 +180,7 @@ def test_a_machine_cut_off_amid_a_transfer_keeps_no_slot_occupied(cluster):
     """Who receives from it gives up long before a slow peer's time is over."""
     committed = cluster.checkpoint()
     lost, receiver = cluster.machine(1), cluster.machine(2)
-    cluster.network.slow_down(lost.host, SLOW_BYTES_PER_S)
+    cluster.network.slow_down(lost.host, SLOW_BYTES_PER_S // 3)
     tickets = cluster.stage()
     cluster.wait_for("fetch_started", of=receiver, sources=[lost.name], ticket=tickets[1])
     cluster.network.isolate(lost.host)
