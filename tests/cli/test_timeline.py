@@ -79,6 +79,14 @@ def recovered(tmp_path_factory):
     return run_dir / "events"
 
 
+def test_a_line_that_is_being_written_is_left_for_the_next_time(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    write(path, LOST)
+    path.write_text(path.read_text() + '{"event": "comm')
+    assert main(["timeline", str(path)]) == 0
+    assert "failure 1" in capsys.readouterr().out
+
+
 def test_every_agent_has_a_log_and_every_line_says_who_and_when(recovered):
     logs = read([recovered])
     assert len(logs) == 1 + 3 + 1  # the root's, the first machines', the replacement's

@@ -32,7 +32,8 @@ class WorkerAgentConfig:
     """Settings of one machine's worker agent.
 
     `host` is the address that peers use to reach this machine's slots; `capacity_bytes`
-    limits the arena (None: what the machine has); ranks silent for `hang_timeout_s` are
+    limits the arena (None: what the machine has); what the root's host does not acknowledge for
+    `heartbeat_timeout_s` means that it is out of reach; ranks silent for `hang_timeout_s` are
     killed (0: never). Resident copies are verified again at `scrub_bytes_per_s` (0: never),
     and copied to persistent storage at no more than `drain_bytes_per_s` (0: as fast as it goes).
     """
@@ -45,6 +46,7 @@ class WorkerAgentConfig:
     num_slots: int = 2
     capacity_bytes: int | None = None
     heartbeat_interval_s: float = 0.1
+    heartbeat_timeout_s: float = 1.0
     hang_timeout_s: float = 0.0
     scrub_bytes_per_s: float = 64.0 * (1 << 20)
     drain_directory: str = ""

@@ -218,6 +218,7 @@ def start_machine_agent(
         num_slots=settings.num_slots,
         capacity_bytes=settings.capacity_mib << 20 if settings.capacity_mib else None,
         heartbeat_interval_s=settings.heartbeat_interval_s,
+        heartbeat_timeout_s=settings.heartbeat_timeout_s,
         hang_timeout_s=settings.hang_timeout_s,
         scrub_bytes_per_s=settings.scrub_mib_per_s * (1 << 20),
         drain_directory=settings.drain_directory,

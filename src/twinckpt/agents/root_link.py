@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Iterable
 
 from twinckpt.agents.config import WorkerAgentConfig
@@ -92,6 +93,10 @@ class RootLink:
         reader, self._writer = await call_async(
             *self.address, self._secret, self._tls, wire.MAX_FRAME_BYTES
         )
+        # Without it a host that is cut off would count as there for a quarter of an hour.
+        timeout_ms = int(1000 * self._config.heartbeat_timeout_s)
+        connection = self._writer.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._told = ""
         for message in self._hello():
             self.send(message)

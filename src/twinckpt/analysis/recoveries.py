@@ -8,11 +8,12 @@ between them, and half their distance is the error. Without any, the machine is 
 Wall time serves only to leave out lines of other runs.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from twinckpt.results.jsonl import read_jsonl
 
 Event = dict[str, Any]
 
@@ -102,7 +103,7 @@ def read(paths: Iterable[Path]) -> list[list[Event]]:
         if not found:
             raise ValueError(f"no *.jsonl in {path}")
         files += found
-    return [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    return [read_jsonl(path) for path in files]
 
 
 def failures(logs: Iterable[list[Event]]) -> list[Failure]:

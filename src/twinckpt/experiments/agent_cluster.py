@@ -38,6 +38,7 @@ class AgentMachine:
         self._process = start_worker_agent(config)
         self._launcher: local.AgentLink | None = None
         self._rank: local.AgentLink | None = None
+        self._grant: tuple[local.Granted, int] | None = None
 
     def join(self, num_machines: int) -> None:
         """Ask for a place in the next generation; the former one's rank is gone."""
@@ -69,6 +70,24 @@ class AgentMachine:
         assert self._rank is not None
         return _next(self._rank, *kinds)
 
+    def granted(self) -> tuple[local.Granted, int]:
+        """Return the next grant of a slot, and the slot's descriptor."""
+        grant, self._grant = self._grant, None
+        if grant is None:
+            message, fd = self.from_agent(local.Granted)
+            assert fd is not None
+            grant = message, fd
+        return grant
+
+    def resolved(self, ticket: int) -> local.Resolved:
+        """Wait until a ticket is decided; the next grant may come before."""
+        while True:
+            message, fd = self.from_agent(local.Resolved, local.Granted)
+            if fd is not None:
+                self._grant = message, fd
+            elif message.ticket == ticket:
+                return message
+
     @property
     def pid(self) -> int:
         """The worker agent's process."""
@@ -87,6 +106,9 @@ class AgentMachine:
             self._launcher = None
 
     def _end_rank(self) -> None:
+        if self._grant is not None:
+            os.close(self._grant[1])
+            self._grant = None
         if self._rank is not None:
             self._rank.close()
             self._rank = None
@@ -116,6 +138,7 @@ class AgentCluster:
                 "event_log": self._run_dir / "events",
             }
         )
+        self._root_host = "127.0.0.1"
         self._port = free_port()
         self._root: subprocess.Popen[bytes] | None = None
         self._machines: list[AgentMachine] = []
@@ -123,16 +146,7 @@ class AgentCluster:
 
     def __enter__(self) -> Self:
         os.environ["TWINCKPT_SECRET"] = self._secret
-        self._root = start_root_agent(
-            RootAgentConfig(
-                "127.0.0.1",
-                self._port,
-                self._settings.root(),
-                watch_pid=os.getpid(),
-                event_log=self._settings.event_log,
-                tls=self._settings.tls,
-            )
-        )
+        self._root = self._start_root()
         try:
             self._form([])
         except BaseException:
@@ -155,15 +169,19 @@ class AgentCluster:
 
     def checkpoint(self) -> int:
         """Let every machine stage its shard of the next step; wait for the commit, return it."""
+        return self.wait_until_committed(self.stage())
+
+    def stage(self) -> list[int]:
+        """Let every machine stage its shard of the next step; return the tickets, by place."""
         self._step += 1
         for machine in self._machines:
             machine.to_agent(local.Attach(self._shard_bytes))
-        tickets = [self._stage(machine) for machine in self._machines]
+        return [self._stage(machine) for machine in self._machines]
+
+    def wait_until_committed(self, tickets: list[int]) -> int:
+        """Wait until every machine knows that what was staged is committed; return the step."""
         for machine, ticket in zip(self._machines, tickets, strict=True):
-            resolved = machine.from_agent(local.Resolved)[0]
-            while resolved.ticket != ticket:
-                resolved = machine.from_agent(local.Resolved)[0]
-            if not resolved.committed:
+            if not machine.resolved(ticket).committed:
                 raise AgentUnavailableError(f"step {self._step} was abandoned; see {self._run_dir}")
         return self._step
 
@@ -199,26 +217,40 @@ class AgentCluster:
             machine.wait_until_formed(self.num_machines)
         self._machines.sort(key=lambda machine: machine.place)
 
+    def _start_root(self) -> subprocess.Popen[bytes]:
+        return start_root_agent(
+            RootAgentConfig(
+                self._root_host,
+                self._port,
+                self._settings.root(),
+                watch_pid=os.getpid(),
+                event_log=self._settings.event_log,
+                tls=self._settings.tls,
+            )
+        )
+
     def _start_machine(self) -> AgentMachine:
+        return AgentMachine(self._new_machine(), self._secret.encode())
+
+    def _new_machine(self) -> WorkerAgentConfig:
         name = uuid.uuid4().hex[:12]
-        config = WorkerAgentConfig(
+        return WorkerAgentConfig(
             machine=name,
             socket_name=f"twinckpt-{name}",
-            root_host="127.0.0.1",
+            root_host=self._root_host,
             root_port=self._port,
             num_slots=self._settings.num_slots,
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
+            heartbeat_timeout_s=self._settings.heartbeat_timeout_s,
             watch_pid=os.getpid(),
             log_file=str(self._run_dir / "agents.log"),
             event_log=self._settings.event_log,
             tls=self._settings.tls,
         )
-        return AgentMachine(config, self._secret.encode())
 
     def _stage(self, machine: AgentMachine) -> int:
         """Fill the granted slot with this step's bytes; return the ticket."""
-        grant, fd = machine.from_agent(local.Granted)
-        assert fd is not None
+        grant, fd = machine.granted()
         slot = Slot(fd, grant.capacity_bytes)
         slot.buffer[: self._shard_bytes] = self._contents(machine.place, self._step)
         shard = slot.buffer[: self._shard_bytes]

@@ -37,6 +37,7 @@ _MAX_REPORTS = 64
 _MAX_STRANGERS = 256
 _ACCEPT_RETRY_S = 0.1
 TRANSFER_TIMEOUT_S = 30.0
+_SILENCE_TIMEOUT_S = 3.0
 
 
 class BulkServer:
@@ -171,7 +172,15 @@ class BulkClient:
 
 
 def _block(sock: socket.socket, timeout: int) -> None:
-    """Let the kernel wait, with a limit: Python's own time-outs cost a system call each."""
+    """Let the kernel wait, with a limit: Python's own time-outs cost a system call each.
+
+    A slow peer has that long; one whose host does not even acknowledge is cut off, and must not
+    keep a slot for so long.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _SILENCE_TIMEOUT_S))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if isinstance(sock, ssl.SSLSocket):  # would take the kernel's time-out for "try again"
         sock.settimeout(TRANSFER_TIMEOUT_S)
