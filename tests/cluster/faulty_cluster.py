@@ -120,7 +120,6 @@ class FaultyCluster:
         self._events: list[dict[str, Any]] = []
         self._num_event_bytes = 0
         self.step = 0
-        os.environ["TWINCKPT_SECRET"] = self._secret
         self.machines: list[Machine] = []
         self._root = self._start_root()
         try:
@@ -189,6 +188,8 @@ class FaultyCluster:
             machine.join()
         for machine in machines:
             machine.start_rank()
+        for machine in machines:
+            machine.rank.answer()  # it has made itself known
         machines.sort(key=lambda machine: machine.place)
 
     def resume(self) -> list[str]:
@@ -202,6 +203,7 @@ class FaultyCluster:
 
     def start_machine(self) -> Machine:
         """Start a machine; it joins when it is told to."""
+        os.environ["TWINCKPT_SECRET"] = self._secret
         name = uuid.uuid4().hex[:12]
         config = WorkerAgentConfig(
             machine=name,
@@ -221,6 +223,7 @@ class FaultyCluster:
         log = str(self._events_path)
         self._events_path.touch()
         since = len(self.events)
+        os.environ["TWINCKPT_SECRET"] = self._secret
         settings = {"job": job, "watch_pid": os.getpid(), "event_log": log}
         root = start_root_agent(RootAgentConfig("127.0.0.1", self._port, **settings))
         wait_until(lambda: self.logged("root_started", since), "a root agent")

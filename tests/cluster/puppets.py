@@ -177,6 +177,7 @@ class _Rank:
 def _obey(pipe: Connection, agent: str, secret: bytes, rank: int, num_ranks: int) -> None:
     """Carry out commands until the process is killed."""
     puppet = _Rank(agent, secret, rank, num_ranks)
+    pipe.send("connected")
     while True:
         while not pipe.poll(_SIGN_OF_LIFE_S):
             puppet.live()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from faulty_cluster import NUM_MACHINES, FaultyCluster, Machine, wait_until
-from puppets import SHARD_BYTES, Undisturbed
+from puppets import SHARD_BYTES, Undisturbed, digest
 
 from twinckpt.core import messages as m
-from twinckpt.memory.drained import drained_steps, step_directory
+from twinckpt.memory.drained import drained_steps, load_drained, step_directory
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -368,6 +368,8 @@ def strike_and_compare(
         cluster.advance()
     assert_undisturbed(cluster, cluster.checkpoint(), undisturbed)
 
+    assert_drained(cluster.drain_directory, undisturbed)
+
     for event in ("rank_lost", "machine_lost", "root_started"):
         num_expected = int(event == sign) + scene.num_losses * (event == "machine_lost")
         assert len(cluster.logged(event, num_before)) == num_expected, event
@@ -378,3 +380,10 @@ def assert_undisturbed(cluster: FaultyCluster, step: int, undisturbed: list[Undi
     """Every rank is at this step, with the bytes of a run without failures."""
     expected = [(step, rank.digest(step)) for rank in undisturbed]
     assert cluster.all_ranks("digest") == expected
+
+
+def assert_drained(directory: Path, undisturbed: list[Undisturbed]) -> None:
+    """The newest step in persistent storage, if there is one, is that of a run without failures."""
+    for step in drained_steps(directory)[-1:]:
+        for number, rank in enumerate(undisturbed):
+            assert digest(load_drained(directory, step, number)[1]) == rank.digest(step)
