@@ -342,7 +342,8 @@ class ClusterModel(RuleBasedStateMachine):
         ]
         newest = max(complete, default=0)
         assert (plan.ticket if plan else 0) == newest
-        assert newest_recoverable(holdings) == (newest, len(ranks) if newest else 0)
+        found = newest_recoverable(holdings)
+        assert (found.ticket, found.num_machines) == (newest, len(ranks) if newest else 0)
         if all(not set(row) <= self.lost_since for row in self.holders):
             assert newest >= self.safe_ticket  # some machine of every group has been there since
         if plan:
