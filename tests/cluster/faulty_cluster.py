@@ -59,12 +59,12 @@ class Machine:
         assert self._rank is not None
         return self._rank
 
-    def join(self) -> None:
+    def join(self, min_machines: int = NUM_MACHINES) -> None:
         """Stop the rank and ask for a place in the next generation, as torchrun does."""
         self._end_rank()
         if self._launcher is None:
             self._launcher = connect_to_agent(self._socket_name, self._secret)
-        message = local.LauncherJoin("127.0.0.1:0", None, NUM_MACHINES, NUM_MACHINES)
+        message = local.LauncherJoin("127.0.0.1:0", None, min_machines, NUM_MACHINES)
         self._launcher.send(message)
 
     def start_rank(self) -> None:
@@ -103,17 +103,19 @@ class Machine:
 
 
 class FaultyCluster:
-    """Three machines in a ring, each shard on two of them; every second commit is drained.
+    """Three machines in a ring, each shard on two of them; `machines` in the order of places.
 
-    `machines` are in the order of their places. With `drain_bytes_per_s` each drain takes its
-    time, and every commit is drained.
+    Every so many commits are drained, at `drain_bytes_per_s` (0: as fast as it goes).
     """
 
-    def __init__(self, run_dir: Path, drain_bytes_per_s: float = 0.0) -> None:
+    def __init__(
+        self, run_dir: Path, drain_bytes_per_s: float = 0.0, drain_every_commits: int = 2
+    ) -> None:
         run_dir.mkdir(parents=True)
         self.drain_directory = run_dir / "drained"
         self._run_dir = run_dir
         self._drain_bytes_per_s = drain_bytes_per_s
+        self._job = RootConfig(drain_every_commits=drain_every_commits)
         self._secret = secrets.token_hex(32)
         self._port = free_port()
         self._events_path = run_dir / "events.jsonl"
@@ -219,12 +221,11 @@ class FaultyCluster:
         return Machine(config, self._port, self._secret.encode())
 
     def _start_root(self) -> subprocess.Popen[bytes]:
-        job = RootConfig(drain_every_commits=1 if self._drain_bytes_per_s else 2)
         log = str(self._events_path)
         self._events_path.touch()
         since = len(self.events)
         os.environ["TWINCKPT_SECRET"] = self._secret
-        settings = {"job": job, "watch_pid": os.getpid(), "event_log": log}
+        settings = {"job": self._job, "watch_pid": os.getpid(), "event_log": log}
         root = start_root_agent(RootAgentConfig("127.0.0.1", self._port, **settings))
         wait_until(lambda: self.logged("root_started", since), "a root agent")
         return root

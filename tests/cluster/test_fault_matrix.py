@@ -294,7 +294,9 @@ class Clusters:
         cluster = self._living.pop(drain_bytes_per_s, None)
         if cluster is None:
             self._num_started += 1
-            cluster = FaultyCluster(self._folder / str(self._num_started), drain_bytes_per_s)
+            every = 1 if drain_bytes_per_s else 2
+            folder = self._folder / str(self._num_started)
+            cluster = FaultyCluster(folder, drain_bytes_per_s, every)
             cluster.checkpoint()
         return cluster
 
