@@ -27,7 +27,6 @@ from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
 
 NUM_MACHINES = 3
-HANG_TIMEOUT_S = 1.5
 _POLL_S = 0.005
 
 
@@ -105,16 +104,22 @@ class Machine:
 class FaultyCluster:
     """Three machines in a ring, each shard on two of them; `machines` in the order of places.
 
-    Every so many commits are drained, at `drain_bytes_per_s` (0: as fast as it goes).
+    Every so many commits are drained, at `drain_bytes_per_s` (0: as fast as it goes). All other
+    settings are the defaults, unless `hang_timeout_s` is given.
     """
 
     def __init__(
-        self, run_dir: Path, drain_bytes_per_s: float = 0.0, drain_every_commits: int = 2
+        self,
+        run_dir: Path,
+        *,
+        drain_every_commits: int = 2,
+        drain_bytes_per_s: float = 0.0,
+        hang_timeout_s: float = 0.0,
     ) -> None:
         run_dir.mkdir(parents=True)
         self.drain_directory = run_dir / "drained"
         self._run_dir = run_dir
-        self._drain_bytes_per_s = drain_bytes_per_s
+        self._drain_bytes_per_s, self._hang_timeout_s = drain_bytes_per_s, hang_timeout_s
         self._job = RootConfig(drain_every_commits=drain_every_commits)
         self._secret = secrets.token_hex(32)
         self._port = free_port()
@@ -212,7 +217,7 @@ class FaultyCluster:
             socket_name=f"twinckpt-{name}",
             root_host="127.0.0.1",
             root_port=self._port,
-            hang_timeout_s=HANG_TIMEOUT_S,
+            hang_timeout_s=self._hang_timeout_s,
             drain_directory=str(self.drain_directory),
             drain_bytes_per_s=self._drain_bytes_per_s,
             watch_pid=os.getpid(),

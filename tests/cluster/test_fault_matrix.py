@@ -21,6 +21,7 @@ from twinckpt.memory.drained import drained_steps, load_drained, step_directory
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 HALF = SHARD_BYTES // 2
+HANG_TIMEOUT_S = 1.5
 DRAIN_BYTES_PER_S = 1.0 * SHARD_BYTES
 
 
@@ -294,9 +295,12 @@ class Clusters:
         cluster = self._living.pop(drain_bytes_per_s, None)
         if cluster is None:
             self._num_started += 1
-            every = 1 if drain_bytes_per_s else 2
-            folder = self._folder / str(self._num_started)
-            cluster = FaultyCluster(folder, drain_bytes_per_s, every)
+            cluster = FaultyCluster(
+                self._folder / str(self._num_started),
+                drain_every_commits=1 if drain_bytes_per_s else 2,
+                drain_bytes_per_s=drain_bytes_per_s,
+                hang_timeout_s=HANG_TIMEOUT_S,
+            )
             cluster.checkpoint()
         return cluster
 
