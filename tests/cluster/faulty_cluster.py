@@ -102,7 +102,7 @@ class Machine:
 
 
 class FaultyCluster:
-    """Three machines in a ring, each shard on two of them; `machines` in the order of places.
+    """Three machines in a ring, each shard on `replicas`; `machines` in the order of places.
 
     Every so many commits are drained, at `drain_bytes_per_s` (0: as fast as it goes). All other
     settings are the defaults, unless `hang_timeout_s` is given.
@@ -112,6 +112,7 @@ class FaultyCluster:
         self,
         run_dir: Path,
         *,
+        replicas: int = 2,
         drain_every_commits: int = 2,
         drain_bytes_per_s: float = 0.0,
         hang_timeout_s: float = 0.0,
@@ -120,7 +121,7 @@ class FaultyCluster:
         self.drain_directory = run_dir / "drained"
         self._run_dir = run_dir
         self._drain_bytes_per_s, self._hang_timeout_s = drain_bytes_per_s, hang_timeout_s
-        self._job = RootConfig(drain_every_commits=drain_every_commits)
+        self._job = RootConfig(replicas, drain_every_commits=drain_every_commits)
         self._secret = secrets.token_hex(32)
         self._port = free_port()
         self._events_path = run_dir / "events.jsonl"
