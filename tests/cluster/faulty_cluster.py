@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from puppets import SHARD_BYTES, TIMEOUT_S, Puppet
 from relays import BulkRelay, RootRelay
@@ -69,8 +69,9 @@ class Machine:
     def start_rank(self) -> None:
         """Wait until the generation has formed; start the rank of this place."""
         assert self._launcher is not None
-        self.place = next_message(self._launcher, local.LauncherFormed)[0].index
-        self._rank = Puppet(self._socket_name, self._secret, self.place, NUM_MACHINES)
+        formed = next_message(self._launcher, local.LauncherFormed)[0]
+        self.place = formed.index
+        self._rank = Puppet(self._socket_name, self._secret, self.place, formed.num_machines)
 
     def wait_until_broken(self) -> None:
         """Wait until the agent says that the generation is over."""
@@ -114,6 +115,7 @@ class FaultyCluster:
         *,
         replicas: int = 2,
         drain_every_commits: int = 2,
+        last_call_s: float = 5.0,
         drain_bytes_per_s: float = 0.0,
         hang_timeout_s: float = 0.0,
     ) -> None:
@@ -121,7 +123,9 @@ class FaultyCluster:
         self.drain_directory = run_dir / "drained"
         self._run_dir = run_dir
         self._drain_bytes_per_s, self._hang_timeout_s = drain_bytes_per_s, hang_timeout_s
-        self._job = RootConfig(replicas, drain_every_commits=drain_every_commits)
+        self._job = RootConfig(
+            replicas, last_call_s=last_call_s, drain_every_commits=drain_every_commits
+        )
         self._secret = secrets.token_hex(32)
         self._port = free_port()
         self._events_path = run_dir / "events.jsonl"
@@ -129,6 +133,7 @@ class FaultyCluster:
         self._num_event_bytes = 0
         self.step = 0
         self.machines: list[Machine] = []
+        self._started: list[Machine] = []
         self._root = self._start_root()
         try:
             self.form([])
@@ -136,6 +141,12 @@ class FaultyCluster:
         except BaseException:
             self.end()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -168,7 +179,7 @@ class FaultyCluster:
     def advance(self) -> None:
         """Train one step."""
         self.step += 1
-        assert self.all_ranks("advance") == [self.step] * NUM_MACHINES
+        assert set(self.all_ranks("advance")) == {self.step}
 
     def stage(self, machines: Iterable[Machine] | None = None) -> None:
         """Have ranks (all, unless told) fill the slots that they were granted, and seal them."""
@@ -187,13 +198,21 @@ class FaultyCluster:
 
     # What becomes of it.
 
-    def form(self, survivors: list[Machine], replacements: Iterable[Machine] = ()) -> None:
-        """Let the next generation form of the survivors and others, and start its ranks."""
+    def form(
+        self,
+        survivors: list[Machine],
+        replacements: Iterable[Machine] = (),
+        min_machines: int = NUM_MACHINES,
+    ) -> None:
+        """Let the next generation form of the survivors and others, and start its ranks.
+
+        New machines are started where fewer than `min_machines` are there.
+        """
         machines = [*survivors, *replacements]
-        machines += [self.start_machine() for _ in range(NUM_MACHINES - len(machines))]
+        machines += [self.start_machine() for _ in range(min_machines - len(machines))]
         self.machines = machines
         for machine in machines:
-            machine.join()
+            machine.join(min_machines)
         for machine in machines:
             machine.start_rank()
         for machine in machines:
@@ -224,7 +243,8 @@ class FaultyCluster:
             watch_pid=os.getpid(),
             log_file=str(self._run_dir / "agents.log"),
         )
-        return Machine(config, self._port, self._secret.encode())
+        self._started.append(Machine(config, self._port, self._secret.encode()))
+        return self._started[-1]
 
     def _start_root(self) -> subprocess.Popen[bytes]:
         log = str(self._events_path)
@@ -243,8 +263,8 @@ class FaultyCluster:
         self._root = self._start_root()
 
     def end(self) -> None:
-        """SIGKILL everything."""
-        for machine in self.machines:
+        """SIGKILL everything, frozen machines too."""
+        for machine in self._started:
             machine.kill()
         self._root.kill()
         self._root.wait()

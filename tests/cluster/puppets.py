@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from twinckpt.memory.drained import load_drained, location
+from twinckpt.memory.drained import load_drained, location, read_manifest
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
@@ -116,7 +116,11 @@ class _Rank:
         if isinstance(answer, local.RestoreNothing):
             return 0, "nothing"
         if isinstance(answer, local.RestoreDrained):
-            seal, data = load_drained(location(answer.directory), answer.step, self._rank)
+            directory = location(answer.directory)
+            manifest = read_manifest(directory, answer.step)
+            assert manifest is not None
+            number = self._rank % manifest.world_size  # of what is not sharded, as everywhere
+            seal, data = load_drained(directory, answer.step, number)
             self._state, self._step = np.frombuffer(data, np.uint8).copy(), seal.step
             return self._step, "disk"
         slot = Slot(fd, answer.capacity_bytes)

@@ -19,10 +19,9 @@ PROCESSES_A_CORE = 2
 @pytest.fixture
 def cluster(tmp_path):
     """Three machines with real agents and a root at default timeouts."""
-    cluster = FaultyCluster(tmp_path / "cluster")
-    cluster.checkpoint()
-    yield cluster
-    cluster.end()
+    with FaultyCluster(tmp_path / "cluster") as cluster:
+        cluster.checkpoint()
+        yield cluster
 
 
 def burn(until_s: float) -> None:

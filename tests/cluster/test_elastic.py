@@ -17,10 +17,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 @pytest.fixture
 def cluster(tmp_path):
     """Three machines with real agents that drain nothing, and a committed step."""
-    cluster = FaultyCluster(tmp_path / "cluster", drain_every_commits=0)
-    cluster.checkpoint()
-    yield cluster
-    cluster.end()
+    with FaultyCluster(tmp_path / "cluster", drain_every_commits=0) as cluster:
+        cluster.checkpoint()
+        yield cluster
 
 
 def assert_undisturbed(cluster):
@@ -75,6 +74,38 @@ def test_a_machine_that_returns_from_the_dead_waits_and_is_of_use_again(cluster)
     assert cluster.step == 4
     cluster.checkpoint()
     assert_undisturbed(cluster)
+
+
+def test_fewer_machines_go_on_from_a_drained_step_and_grow_at_one(tmp_path):
+    """The first time they go back to what was drained last; to grow nothing is lost."""
+    folder = tmp_path / "cluster"
+    with FaultyCluster(folder, drain_every_commits=3, last_call_s=0.5) as cluster:
+        for _ in range(5):
+            cluster.checkpoint()
+        lost, *survivors = cluster.machines
+        lost.kill()
+        for machine in survivors:
+            machine.wait_until_broken()
+        cluster.form(survivors, min_machines=2)
+        assert cluster.resume() == ["disk", "disk"]
+        assert cluster.step == 3
+        (said,) = cluster.logged("steps_lost")
+        assert (said["committed_step"], said["lost_steps"]) == (5, 2)
+
+        cluster.checkpoint()
+        cluster.checkpoint()  # it is not due to be drained, nor is the next one
+        newcomer = cluster.start_machine()
+        newcomer.join(min_machines=2)
+        wait_until(lambda: cluster.logged("machine_waiting", machine=newcomer.name), "newcomer")
+        committed = cluster.checkpoint()
+        for machine in cluster.machines:
+            machine.wait_until_broken()
+        cluster.form(cluster.machines, [newcomer], min_machines=2)
+        assert cluster.resume() == ["disk", "disk", "disk"]
+        assert cluster.step == committed
+        cluster.checkpoint()
+        assert len(cluster.logged("steps_lost")) == 1
+        assert len(cluster.logged("machine_lost")) == 1
 
 
 def test_a_training_goes_on_with_fewer_machines_and_grows_again(tmp_path):

@@ -28,8 +28,7 @@ def replace_frozen(cluster, frozen):
 
 def test_the_next_checkpoint_needs_the_slot_of_a_copy_that_never_ends(tmp_path):
     """It was half sent; the machine that froze is replaced, and the others checkpoint again."""
-    cluster = FaultyCluster(tmp_path / "cluster")
-    try:
+    with FaultyCluster(tmp_path / "cluster") as cluster:
         frozen = cluster.machines[1]
         cluster.checkpoint()
         cluster.advance()
@@ -44,15 +43,11 @@ def test_the_next_checkpoint_needs_the_slot_of_a_copy_that_never_ends(tmp_path):
         cluster.checkpoint()
         cluster.checkpoint()
         assert time.monotonic() - begun_s < SOON_S
-    finally:
-        frozen.kill()
-        cluster.end()
 
 
 def test_a_recovery_turns_to_the_other_source(tmp_path):
     """Of three replicas one is lost, and another freezes while it is copied from."""
-    cluster = FaultyCluster(tmp_path / "cluster", replicas=3)
-    try:
+    with FaultyCluster(tmp_path / "cluster", replicas=3) as cluster:
         cluster.checkpoint()
         lost, *others = cluster.machines
         for machine in others:
@@ -70,6 +65,3 @@ def test_a_recovery_turns_to_the_other_source(tmp_path):
         assert "peer" in cluster.resume()
         assert cluster.step == 1
         assert time.monotonic() - begun_s < SOON_S
-    finally:
-        frozen.kill()
-        cluster.end()
