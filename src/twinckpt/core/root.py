@@ -128,7 +128,8 @@ class Root:
                 case m.Holds() if self.awaits(machine, message):
                     self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
                     self.copies.add(machine, message.holding)
-            self._grow_if_possible()
+            if not isinstance(message, m.Holds):  # what commits with it is told first
+                self._grow_if_possible()
         return self._outbox.take()
 
     def connection_lost(self, machine: str, now_s: float) -> list[Action]:
