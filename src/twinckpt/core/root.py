@@ -128,7 +128,7 @@ class Root:
                 case m.Holds() if self.awaits(machine, message):
                     self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
                     self.copies.add(machine, message.holding)
-            if not isinstance(message, m.Holds):  # what commits with it is told first
+            if isinstance(message, m.Heartbeat | m.Join | m.Drained):  # nothing commits with these
                 self._grow_if_possible()
         return self._outbox.take()
 
