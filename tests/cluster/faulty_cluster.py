@@ -219,6 +219,15 @@ class FaultyCluster:
             machine.rank.answer()  # it has made itself known
         machines.sort(key=lambda machine: machine.place)
 
+    def recover(self, gone: Iterable[Machine]) -> None:
+        """Let the next generation form, with new machines in the places of those that are gone."""
+        gone = list(gone)
+        replacements = [self.start_machine() for _ in gone]
+        survivors = [machine for machine in self.machines if machine not in gone]
+        for machine in survivors:
+            machine.wait_until_broken()
+        self.form(survivors, replacements)
+
     def resume(self) -> list[str]:
         """Restore all ranks; return where each had its state from."""
         restored = self.all_ranks("restore")

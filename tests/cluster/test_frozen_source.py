@@ -20,10 +20,7 @@ def replace_frozen(cluster, frozen):
     since = len(cluster.events)
     frozen.signal_agent(signal.SIGSTOP)
     wait_until(lambda: cluster.logged("machine_lost", since), "the loss of a silent machine")
-    others = [machine for machine in cluster.machines if machine is not frozen]
-    for machine in others:
-        machine.wait_until_broken()
-    cluster.form(others)
+    cluster.recover([frozen])
 
 
 def test_the_next_checkpoint_needs_the_slot_of_a_copy_that_never_ends(tmp_path):
@@ -53,9 +50,7 @@ def test_a_recovery_turns_to_the_other_source(tmp_path):
         for machine in others:
             machine.bulk.hold_after(HALF)
         lost.kill()
-        for machine in others:
-            machine.wait_until_broken()
-        cluster.form(others)
+        cluster.recover([lost])
         wait_until(lambda: any(x.bulk.is_holding for x in others), "half a shard")
         frozen = next(machine for machine in others if machine.bulk.is_holding)
         (other,) = (machine for machine in others if machine is not frozen)
