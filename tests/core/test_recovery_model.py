@@ -1,204 +1,20 @@
-"""Slots, tickets, placement and recovery against models that anybody can check by eye.
+"""Placement, copies, commits and recoveries of a job against a set of who holds what.
 
-Hypothesis draws sequences of events; after each, the code and a plain set or dictionary must
-agree. The sequences are the same in every run.
+Hypothesis draws sequences of events, the same in every run; after each the code and the model must
+agree.
 """
-
-from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from twinckpt.core.commit import CommitLog
 from twinckpt.core.copies import Copies
 from twinckpt.core.messages import Holding
 from twinckpt.core.placement import make_placement
 from twinckpt.core.recovery import Recovery, newest_recoverable, plan_recovery
-from twinckpt.core.slot_table import SlotTable
 
 SETTINGS = settings(max_examples=50, stateful_step_count=40, deadline=None, derandomize=True)
-TICKETS = st.integers(1, 12)
-
-
-class SlotTableModel(RuleBasedStateMachine):
-    """A table of slots beside a dictionary from ticket to slot."""
-
-    @initialize(num_slots=st.integers(2, 4))
-    def begin_empty(self, num_slots: int) -> None:
-        """No slot is used."""
-        self.table = SlotTable(num_slots)
-        self.slot_of: dict[int, int] = {}
-        self.sealed: set[int] = set()
-        self.pins: Counter[int] = Counter()
-
-    @rule(ticket=TICKETS)
-    def begin(self, ticket: int) -> None:
-        """A slot that nobody needs or reads is handed out, if there is one."""
-        if ticket in self.slot_of:
-            return
-        taken = set(self.slot_of.values()) | set(+self.pins)
-        slot = self.table.begin(ticket)
-        if slot is None:
-            assert len(taken) == len(self.table.slots)
-        else:
-            assert slot not in taken
-            self.slot_of[ticket] = slot
-
-    @rule(ticket=TICKETS)
-    def seal(self, ticket: int) -> None:
-        """What was begun becomes a copy."""
-        if ticket in self.slot_of:
-            self.table.seal(Holding(0, ticket, ticket, 0, 1, 1, "x"))
-            self.sealed.add(ticket)
-
-    @rule(ticket=TICKETS)
-    def pin(self, ticket: int) -> None:
-        """A transfer begins to read or write a slot."""
-        if ticket in self.slot_of:
-            self.table.slots[self.slot_of[ticket]].num_pins += 1
-            self.pins[self.slot_of[ticket]] += 1
-
-    @rule(slot=st.integers(0, 3))
-    def unpin(self, slot: int) -> None:
-        """A transfer ends, perhaps long after its version was dropped."""
-        if self.pins[slot]:
-            self.table.slots[slot].num_pins -= 1
-            self.pins[slot] -= 1
-
-    @rule(ticket=TICKETS)
-    def drop(self, ticket: int) -> None:
-        """One version is not needed."""
-        self.table.drop(ticket)
-        self._forget(lambda t: t == ticket)
-
-    @rule(low=st.none() | TICKETS, high=st.none() | TICKETS)
-    def drop_where(self, low: int | None, high: int | None) -> None:
-        """All versions outside a range are not needed."""
-        self.table.drop_where(older_than=low, newer_than=high)
-        self._forget(lambda t: (low is not None and t < low) or (high is not None and t > high))
-
-    @rule(ticket=TICKETS)
-    def drop_oldest(self, ticket: int) -> None:
-        """The oldest version makes room."""
-        self.table.drop_oldest(older_than=ticket)
-        oldest = min(self.slot_of, default=ticket)
-        self._forget(lambda t: t == oldest < ticket)
-
-    def _forget(self, is_dropped) -> None:
-        self.slot_of = {t: slot for t, slot in self.slot_of.items() if not is_dropped(t)}
-        self.sealed &= self.slot_of.keys()
-
-    @invariant()
-    def each_version_is_where_the_model_has_it(self) -> None:
-        """Sealed or not; and no slot holds two."""
-        for ticket in range(1, 13):
-            assert self.table.find(ticket) == self.slot_of.get(ticket)
-        assert [held.ticket for held in self.table.holdings()] == sorted(self.sealed)
-        assert len(set(self.slot_of.values())) == len(self.slot_of)
-
-
-class CommitLogModel(RuleBasedStateMachine):
-    """Tickets of several generations beside a list of what became of each."""
-
-    @initialize(window=st.integers(1, 3))
-    def begin_job(self, window: int) -> None:
-        """Nothing was issued."""
-        self.log = CommitLog(window)
-        self.generation = 1
-        self.log.restart(None, 1)
-        self.open: dict[int, int | None] = {}  # ticket in flight → step, once it is known
-        self.resumed = 0
-        self.committed: list[int] = []
-        self.ever_issued: set[int] = set()
-        self.newest_step = 0
-        self.not_before_step = 0
-
-    @rule()
-    def issue(self) -> None:
-        """Numbers are new for ever, no more are open than slots, none begins too early."""
-        issued = self.log.issue()
-        for ticket, not_before_step in issued:
-            assert ticket not in self.ever_issued
-            assert not_before_step == self.not_before_step
-            self.ever_issued.add(ticket)
-            self.open[ticket] = None
-        assert len(self.open) == self.log.window
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data(), step=st.integers(0, 9))
-    def use(self, data, step: int) -> None:
-        """A rank used a ticket: the first one decides the step, others agree or conflict."""
-        ticket = data.draw(st.sampled_from(sorted(self.open)))
-        step += self.newest_step
-        expected = self.open[ticket]
-        assert self.log.conflicts(ticket, step) == (expected is not None and expected != step)
-        self.open[ticket] = step if expected is None else expected
-        self.newest_step = max(self.newest_step, step)
-
-    @rule(data=st.data())
-    def commit(self, data) -> None:
-        """The oldest ones that were used commit in order; once."""
-        newest = self.committed[-1] if self.committed else 0
-        used = [t for t, step in self.open.items() if step is not None and t > newest]
-        if used:
-            ticket = data.draw(st.sampled_from(sorted(used)))
-            step, is_new = self.log.commit(ticket)
-            assert step == self.open.pop(ticket)
-            assert is_new == (ticket != self.resumed)
-            self.committed.append(ticket)
-            assert self.log.committed_step == step
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def abandon(self, data) -> None:
-        """The next ticket begins after every step that any rank has got to."""
-        ticket = data.draw(st.sampled_from(sorted(self.open)))
-        if ticket == self.resumed:
-            return
-        assert self.log.abandon(ticket) == (self.open.pop(ticket) or 0)
-        self.not_before_step = self.newest_step + 2
-        assert self.log.is_abandoned(ticket)
-
-    @rule(is_known=st.booleans())
-    def begin_generation(self, is_known: bool) -> None:
-        """It resumes the last commit from memory, or an old step from storage, or nothing."""
-        self.generation += 1
-        resumable = self.log.resumable_ticket
-        if is_known and resumable:
-            recovery = Recovery(step=self.newest_step, ticket=resumable)
-            self.open = {resumable: self.newest_step}
-        else:
-            recovery = Recovery(step=self.newest_step, drained=True) if is_known else None
-            self.open = {}
-        self.resumed = recovery.ticket if recovery else 0
-        self.newest_step = recovery.step if recovery else 0
-        self.not_before_step = 0
-        self.log.restart(recovery, self.generation)
-        self.committed = []
-
-    @invariant()
-    def it_knows_what_is_open(self) -> None:
-        """In flight: issued or resumed, and not decided yet."""
-        assert self.log.undecided() == sorted(self.open)
-        used = sorted(t for t, step in self.open.items() if step is not None)
-        assert self.log.pending() == used
-        assert self.log.steps_in_flight() == sorted(self.open[t] for t in used)
-        assert self.log.is_restoring == (self.resumed in self.open and self.resumed > 0)
-
-    @invariant()
-    def commits_are_monotonic(self) -> None:
-        """Within a generation, and what a failure resumes from is the last one."""
-        assert self.committed == sorted(set(self.committed))
-        newest = self.committed[-1] if self.committed else 0
-        assert self.log.committed_ticket == newest
-        assert self.log.resumable_ticket == (newest or self.resumed)
 
 
 class ClusterModel(RuleBasedStateMachine):
@@ -369,7 +185,5 @@ class ClusterModel(RuleBasedStateMachine):
             assert self.copies.has(name, rank, ticket)
 
 
-TestSlotTable = SlotTableModel.TestCase
-TestCommitLog = CommitLogModel.TestCase
 TestCluster = ClusterModel.TestCase
-TestSlotTable.settings = TestCommitLog.settings = TestCluster.settings = SETTINGS
+TestCluster.settings = SETTINGS
