@@ -15,7 +15,7 @@ from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 NUM_MACHINES = 4
-STEPS = 14
+STEPS, LONG_STEPS = 14, 60
 TIMEOUT_S = 120.0
 MODEL = ModelConfig(context=32, width=64, layers=2, heads=4)
 SOURCES = {
@@ -25,11 +25,11 @@ SOURCES = {
 }
 
 
-def training_cluster(run_dir, method, sharding="fsdp", **cluster):
+def training_cluster(run_dir, method, sharding="fsdp", steps=STEPS, **cluster):
     """Return a cluster that trains the small model; a machine has one rank unless told."""
     path = run_dir / "training.json"
     TrainingConfig(
-        steps=STEPS,
+        steps=steps,
         batch=2,
         method=method,
         sharding=sharding,
@@ -41,10 +41,10 @@ def training_cluster(run_dir, method, sharding="fsdp", **cluster):
     return LocalCluster(config, command, run_dir)
 
 
-def undisturbed(run_dir, sharding):
+def undisturbed(run_dir, sharding, steps=STEPS):
     """Return the fingerprints of a run on one machine without checkpoints or failures."""
     one = {"num_machines": 1, "ranks_per_machine": NUM_MACHINES, "replicas": 1}
-    with training_cluster(run_dir, "none", sharding, **one) as cluster:
+    with training_cluster(run_dir, "none", sharding, steps, **one) as cluster:
         cluster.wait(TIMEOUT_S)
         return FailureRun(cluster, NUM_MACHINES).fingerprints()
 
@@ -143,34 +143,43 @@ def test_a_rank_that_hangs_is_killed_and_comes_back(tmp_path, expected):
         assert run.fingerprints() == expected
 
 
-@pytest.mark.parametrize("what", ["freeze_machine", "freeze_agent"])
-def test_what_was_frozen_longer_than_the_timeout_is_fenced_and_joins_again(
-    tmp_path, expected, what
-):
-    """It missed the end of its generation, and learns of it when it is thawed."""
-    with training_cluster(tmp_path, "ram") as cluster:
+def test_one_failure_after_another(tmp_path):
+    """Each supporting process killed; an agent, then a machine, frozen for longer than the timeout.
+
+    What was frozen missed the end of its generation, and learns of it when it is thawed.
+    """
+    expected = undisturbed(tmp_path / "undisturbed", "fsdp", LONG_STEPS)
+    with training_cluster(tmp_path / "disturbed", "ram", steps=LONG_STEPS) as cluster:
         run = FailureRun(cluster, NUM_MACHINES)
-        run.wait_for_step(6)
-        frozen_s, frozen = getattr(cluster, what)(1)
-        lost = cluster.wait_for_event("machine_lost", after_s=frozen_s)
-        assert lost["index"] == 1
-        for process in frozen if isinstance(frozen, list) else [frozen]:
-            process.resume()
-        formed = cluster.wait_for_event("generation_formed", after_s=lost["monotonic_s"])
-        assert formed["recover_step"] >= 4
+        run.wait_for_step(4)
+        for strike in (
+            "kill_agent",
+            "kill_launched",
+            "kill_root",
+            "freeze_agent",
+            "freeze_machine",
+        ):
+            committed = max(e["step"] for e in cluster.events if e["event"] == "committed")
+            struck_s = strike_at(cluster, strike, machine=1)
+            formed = cluster.wait_for_event("generation_formed", after_s=struck_s)
+            assert formed["recover_step"] >= committed
+            assert not formed["drained"]
+            cluster.wait_for_event("committed", after_s=formed["monotonic_s"])
         cluster.wait(TIMEOUT_S)
+        assert count(cluster, "machine_lost") == 3
+        assert count(cluster, "rank_lost") == 1
+        assert count(cluster, "root_started") == 2
         assert run.fingerprints() == expected
 
 
-@pytest.mark.parametrize("kill", ["kill_agent", "kill_launched", "kill_root"])
-def test_supporting_process_lost(tmp_path, expected, kill):
-    """A worker agent, a warm parent, or the root: training goes on from what is left in RAM."""
-    with training_cluster(tmp_path, "ram") as cluster:
-        run = FailureRun(cluster, NUM_MACHINES)
-        run.wait_for_step(6)
-        killed_s = getattr(cluster, kill)(*([] if kill == "kill_root" else [1]))
-        formed = cluster.wait_for_event("generation_formed", after_s=killed_s)
-        assert formed["recover_step"] >= 4
-        assert not formed["drained"]
-        cluster.wait(TIMEOUT_S)
-        assert run.fingerprints() == expected
+def strike_at(cluster, strike, machine):
+    """Kill something, or freeze it until it counts as lost; return when that was."""
+    if strike == "kill_root":
+        return cluster.kill_root()
+    if strike.startswith("kill"):
+        return getattr(cluster, strike)(machine)
+    frozen_s, frozen = getattr(cluster, strike)(machine)
+    assert cluster.wait_for_event("machine_lost", after_s=frozen_s)["index"] == machine
+    for process in frozen if isinstance(frozen, list) else [frozen]:
+        process.resume()
+    return frozen_s

@@ -20,11 +20,13 @@ class Cluster:
         self.now_s = 0.0
         self.sent = []
         self.events = []
+        self.logged = []
         self.num_machines = num_machines
 
     def act(self, actions):
         self.sent = [a for a in actions if isinstance(a, Send)]
-        self.events = [a.event for a in actions if isinstance(a, Log)]
+        self.logged = [(a.event, a.fields) for a in actions if isinstance(a, Log)]
+        self.events = [event for event, _ in self.logged]
         return self
 
     def tell(self, machine, message):
@@ -351,6 +353,8 @@ def test_fewer_machines_wait_rather_than_begin_again_from_nothing():
     cluster = elastic("a", THREE_SHARDS)
     connect_elastic(cluster, "b")
     assert cluster.wait(2.0).sent == []
+    assert cluster.events == ["waiting_for_machines"]
+    assert cluster.wait(2.0).events == []  # once is enough
     connect_elastic(cluster, "c")
     assert {f.resume.step for _, f in cluster.messages(m.Formed)} == {5}
 
@@ -362,6 +366,96 @@ def test_fewer_machines_resume_from_the_newest_drained_step():
     cluster.wait(2.0)
     assert cluster.root.running
     assert cluster.root.current.recovery == Recovery(4, drained=True)
+
+
+FIRST_TICKET = 1
+
+
+def two_of_three(**config):
+    """A job of two to three machines that goes on with two, and has committed a step."""
+    cluster = Cluster(2, last_call_s=1.5, **config)
+    for machine in "ab":
+        connect_elastic(cluster, machine)
+    cluster.wait(2.0)
+    cluster.attach_all().commit(FIRST_TICKET, 4)
+    return cluster
+
+
+def rejoin(cluster, machines="abc"):
+    """Those whose generation ended join again; return what each is told of the next one."""
+    generation = cluster.root.generation
+    for machine in machines:
+        cluster.tell(machine, m.Join(generation, f"{machine}:1", None, 2, 3))
+    return [message for _, message in cluster.messages(m.Formed)]
+
+
+def drained_by_all(cluster, ticket):
+    for machine in "ab":
+        cluster.tell(machine, m.Drained(cluster.root.generation, ticket, ok=True))
+    return cluster
+
+
+def test_a_job_grows_once_its_newest_commit_is_drained():
+    """The next commit is drained at once, due or not; then nothing is lost by starting again."""
+    cluster = two_of_three(drain_every_commits=1000)
+    connect_elastic(cluster, "c")
+    assert cluster.messages(m.Broken) == []
+    cluster.commit(FIRST_TICKET + 1, 5)
+    assert [drain.step for _, drain in cluster.messages(m.Drain)] == [5, 5]
+    drained_by_all(cluster, FIRST_TICKET + 1)
+    assert {name for name, _ in cluster.messages(m.Broken)} == {"a", "b"}
+    formed = rejoin(cluster, "ab")
+    assert {(f.num_machines, f.resume.step, f.resume.drained) for f in formed} == {(3, 5, True)}
+    assert "steps_lost" not in cluster.events
+
+
+def test_a_job_with_a_third_slot_grows_as_well():
+    """What committed while a step was drained is drained next, and no ticket comes between."""
+    cluster = two_of_three(drain_every_commits=1000, num_slots=3)
+    connect_elastic(cluster, "c")
+    cluster.commit(FIRST_TICKET + 1, 5)
+    cluster.commit(FIRST_TICKET + 2, 6)
+    assert cluster.messages(m.Ticket) == []
+    drained_by_all(cluster, FIRST_TICKET + 1)
+    assert cluster.messages(m.Broken) == []
+    assert [drain.step for _, drain in cluster.messages(m.Drain)] == [6, 6]
+    drained_by_all(cluster, FIRST_TICKET + 2)
+    assert {f.resume.step for f in rejoin(cluster, "ab")} == {6}
+
+
+def test_a_job_that_drains_nothing_stays_as_it_is():
+    """To grow it would have to begin again; the machine that waits can still replace another."""
+    cluster = two_of_three()
+    connect_elastic(cluster, "c")
+    for ticket in range(FIRST_TICKET + 1, FIRST_TICKET + 5):
+        cluster.commit(ticket, ticket + 5)
+        assert cluster.messages(m.Broken) == []
+    cluster.act(cluster.root.connection_lost("b", cluster.now_s))
+    assert {f.num_machines for f in rejoin(cluster, "a")} == {2}
+
+
+def test_a_failure_does_not_make_a_job_grow_at_a_loss():
+    """Memory has a newer step than storage, for as many machines as there were."""
+    cluster = two_of_three(drain_every_commits=1000)
+    connect_elastic(cluster, "c")
+    cluster.tell("a", m.RankLost(cluster.root.generation, 0))
+    formed = rejoin(cluster, "ab")
+    assert {(f.num_machines, f.resume.step) for f in formed} == {(2, 4)}
+
+
+def test_what_is_lost_with_a_replica_group_is_said():
+    """How far the job goes back, and why."""
+    cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, 4)
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(cluster.root.generation, 1, ok=True))
+    cluster.commit(2, 9)
+    for machine in "bc":
+        cluster.act(cluster.root.connection_lost(machine, 0.0))
+    for machine in "xy":
+        cluster.connect(machine).join(machine)
+    cluster.join("a").wait(1.1)
+    (lost,) = (fields for event, fields in cluster.logged if event == "steps_lost")
+    assert (lost["committed_step"], lost["recover_step"], lost["lost_steps"]) == (9, 4, 5)
 
 
 def test_a_machine_without_a_place_lends_its_copies():

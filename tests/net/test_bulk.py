@@ -2,6 +2,7 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,7 +10,8 @@ from twinckpt.core.messages import Address
 from twinckpt.errors import AuthenticationError, DamagedCopyError
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
-from twinckpt.net.bulk import BulkClient, BulkServer
+from twinckpt.net.auth import authenticate, server_exchange
+from twinckpt.net.bulk import BulkClient, BulkServer, TransferCancelled
 from twinckpt.net.wire import ProtocolError
 
 SECRET = b"a secret of the job that is long"
@@ -53,6 +55,26 @@ def test_a_damaged_source_is_noticed_while_it_arrives(sender):
     store.entry(3, 5).slot.buffer[2 << 20] ^= 4
     with pytest.raises(DamagedCopyError, match=r"from machine .* chunk 8 "):
         BulkClient(SECRET).fetch(address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
+
+
+def test_a_transfer_from_a_machine_that_froze_can_be_ended():
+    """Its kernel still answers, and it sends nothing; unless there is no better source."""
+    with socket.create_server(("127.0.0.1", 0)) as frozen, ThreadPoolExecutor(1) as pool:
+        address = Address("frozen", *frozen.getsockname())
+        client = BulkClient(SECRET)
+        fetching = pool.submit(client.fetch, address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
+        sock, _ = frozen.accept()
+        with sock:
+            authenticate(sock, server_exchange(SECRET))
+            assert sock.recv(16, socket.MSG_WAITALL)  # the request
+            client.cancel(3, 5, unless_from=[address])
+            client.cancel(3, 4)
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+            client.cancel(3, 5)
+            with pytest.raises(TransferCancelled, match="rank 3 at ticket 5"):
+                fetching.result()
 
 
 def test_a_version_that_is_not_there_is_refused(sender):

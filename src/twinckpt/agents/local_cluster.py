@@ -44,10 +44,13 @@ class ClusterConfig:
 
     `num_spares` machines wait, with imports done if the command is `-m twinckpt.run`, to take
     the place of a lost one. Without spares and with `auto_replace` the operator starts a new
-    machine for each that it killed.
+    machine for each that it killed. With `min_machines` the job goes on with as few (0: with all
+    of them or not at all), `last_call_s` after the last one has joined.
     """
 
     num_machines: int = 4
+    min_machines: int = 0
+    last_call_s: float = 5.0
     ranks_per_machine: int = 1
     replicas: int = 2
     placement: str = "ring"
@@ -66,6 +69,15 @@ class ClusterConfig:
             raise ConfigurationError(
                 f"replicas={self.replicas}: between 1 and num_machines={self.num_machines}"
             )
+        if not 0 <= self.min_machines <= self.num_machines:
+            raise ConfigurationError(
+                f"min_machines={self.min_machines}: at most num_machines={self.num_machines}"
+            )
+
+    @property
+    def num_needed(self) -> int:
+        """How many machines the job needs at least."""
+        return self.min_machines or self.num_machines
 
 
 class LocalCluster:
@@ -124,6 +136,7 @@ class LocalCluster:
                 "heartbeat_interval_s": self.config.heartbeat_interval_s,
                 "heartbeat_timeout_s": self.config.heartbeat_timeout_s,
                 "hang_timeout_s": self.config.hang_timeout_s,
+                "last_call_s": self.config.last_call_s,
                 "drain_every_commits": self.config.drain_every_commits,
                 "drain_directory": self.run_dir / "drained",
                 "event_log": self.events_dir,
@@ -179,7 +192,7 @@ class LocalCluster:
             self._machines[name] = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "torch.distributed.run"),
-                    f"--nnodes={self.config.num_machines}",
+                    f"--nnodes={self.config.num_needed}:{self.config.num_machines}",
                     f"--nproc-per-node={self.config.ranks_per_machine}",
                     "--rdzv-backend=twinckpt",
                     f"--rdzv-endpoint=127.0.0.1:{self._port}",
@@ -215,7 +228,7 @@ class LocalCluster:
             for name, process in working.items():
                 if process.poll() not in (None, 0):
                     raise ClusterFailed(self._story(f"{name} ended with {process.returncode}"))
-            if len(done) >= self.config.num_machines:
+            if len(done) >= self.config.num_needed:
                 return
             if time.monotonic() > deadline_s:
                 raise ClusterFailed(self._story(f"the job did not end within {timeout_s} s"))

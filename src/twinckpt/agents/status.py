@@ -13,7 +13,15 @@ from typing import Any
 from twinckpt.core.root import Root
 
 NUM_FAILURES = 5
-FAILURES = ("machine_lost", "rank_lost", "generation_broken", "cannot_reserve", "copy_lost")
+FAILURES = (
+    "machine_lost",
+    "rank_lost",
+    "generation_broken",
+    "steps_lost",
+    "waiting_for_machines",
+    "cannot_reserve",
+    "copy_lost",
+)
 
 
 @dataclass(frozen=True, slots=True)

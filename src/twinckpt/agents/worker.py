@@ -29,7 +29,7 @@ from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net import local
-from twinckpt.net.bulk import BulkClient, BulkServer
+from twinckpt.net.bulk import BulkClient, BulkServer, TransferCancelled
 from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class WorkerAgent:
         try:
             actions = self._core.receive(message)
             self._events.from_root(message)
+            self._end_stale_transfers(message)
             self._act(actions)
         except TwinckptError as error:
             logger.error("%s: %s", type(message).__name__, error)
@@ -150,6 +151,18 @@ class WorkerAgent:
                     message.master_endpoint,
                 )
             )
+
+    def _end_stale_transfers(self, message: m.ToWorker) -> None:
+        """A frozen machine holds up a transfer from it, and with it a slot, for half a minute.
+
+        So those end that nobody wants any more, and those that have better sources now.
+        """
+        if isinstance(message, m.Formed | m.Resolve):
+            for rank, ticket in self._core.fetching:
+                if self._checkpoints.find(rank, ticket) is None:
+                    self._bulk.cancel(rank, ticket)
+        elif isinstance(message, m.Fetch) and message.generation == self._core.generation:
+            self._bulk.cancel(message.rank, message.ticket, unless_from=message.sources)
 
     def _on_root_lost(self) -> None:
         self._warm.clear()  # only torchrun's handler can start another root
@@ -342,6 +355,9 @@ class WorkerAgent:
                     what = (source, fetch.rank, fetch.ticket, slot.buffer)
                     seal = self._bulk.fetch(*what, on_progress)
                     return lambda: self._on_fetched(fetch, seal)
+                except TransferCancelled as error:
+                    reasons.append(str(error))
+                    break
                 except (TwinckptError, OSError, EOFError) as error:
                     logger.warning(
                         "fetch of rank %d from %s: %s", fetch.rank, source.machine, error

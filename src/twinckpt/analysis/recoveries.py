@@ -23,6 +23,8 @@ SHOWN = {
     "rank_lost": "rank lost",
     "generation_broken": "generation ended",
     "machine_joined": "machine joined",
+    "waiting_for_machines": "machines lacking",
+    "steps_lost": "committed steps lost",
     "root_lost": "root agent lost",
     "root_found": "root agent found",
     "joining": "asks for a place",

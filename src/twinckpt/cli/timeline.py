@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from twinckpt.analysis.recoveries import Failure
 
-TOLD = ("machine", "rank", "exit_code", "reason", "recover_step", "source", "step")
+TOLD = ("machine", "rank", "exit_code", "reason", "recover_step", "lost_steps", "source", "step")
 FORMATS = (".svg", ".pdf", ".png")
 
 

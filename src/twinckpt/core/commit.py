@@ -31,7 +31,7 @@ class CommitLog:
     """Issues tickets and decides each exactly once; commits are monotonic in ticket.
 
     `resumable_ticket` is what a failure now should resume from: the last commit, or else the
-    step that this generation itself resumed.
+    step that this generation itself resumed. `resumable_step` is its step, None if nothing is.
     """
 
     def __init__(self, window: int) -> None:
@@ -39,6 +39,7 @@ class CommitLog:
         self.committed_ticket = 0
         self.committed_step: int | None = None
         self.resumable_ticket = 0
+        self.resumable_step: int | None = None
         self._last_ticket = 0
         self._newest_step = 0
         self._not_before_step = 0
@@ -60,6 +61,7 @@ class CommitLog:
         self._newest_step = recovery.step if recovery else 0
         self.committed_ticket, self.committed_step = 0, None
         self.resumable_ticket = recovery.ticket if recovery else 0
+        self.resumable_step = recovery.step if recovery else None
         if recovery and recovery.ticket:
             self._in_flight[recovery.ticket] = _InFlight(recovery.step, is_new=False)
         elif recovery:
@@ -115,7 +117,7 @@ class CommitLog:
         assert flight.step is not None
         assert ticket > self.committed_ticket
         self.committed_ticket, self.committed_step = ticket, flight.step
-        self.resumable_ticket = ticket
+        self.resumable_ticket, self.resumable_step = ticket, flight.step
         return flight.step, flight.is_new
 
     def abandon(self, ticket: int) -> int:

@@ -17,6 +17,11 @@ class Drains:
         self._is_ok = True
 
     @property
+    def is_enabled(self) -> bool:
+        """Return whether anything is drained at all."""
+        return bool(self._every_commits or self._every_s)
+
+    @property
     def is_busy(self) -> bool:
         """Return whether a machine still copies: its slot must not be overwritten."""
         return bool(self._awaited)
@@ -30,26 +35,41 @@ class Drains:
         """A machine found damage: these steps are complete, and no others."""
         self.newest_step = max(steps, default=None)
 
-    def committed(self, step: int, machines: Iterable[str], now_s: float) -> bool:
-        """Count a commit; return whether these machines must copy it now."""
+    def committed(
+        self, step: int, machines: Iterable[str], now_s: float, *, is_wanted: bool = False
+    ) -> bool:
+        """Count a commit; return whether these machines must copy it now.
+
+        So they must where it is due, or where somebody waits for a drained step (`is_wanted`).
+        """
         self._num_commits += 1
         if self._began_at_s is None:
             self._began_at_s = now_s
         is_due = bool(self._every_commits) and self._num_commits % self._every_commits == 0
         is_late = bool(self._every_s) and now_s - self._began_at_s >= self._every_s
-        if not (is_due or is_late) or self.is_busy:
+        if not (is_due or is_late or is_wanted) or self.is_busy:
             return False
-        self._began_at_s = now_s
-        self._step, self._awaited, self._is_ok = step, set(machines), True
+        self.begin(step, machines, now_s)
         return True
 
-    def ended(self, machine: str, *, ok: bool) -> None:
-        """A machine has copied its shards, or failed to; the last one makes the step complete."""
-        if machine in self._awaited:
-            self._is_ok = self._is_ok and ok
-            self._awaited.remove(machine)
-            if not self._awaited and self._is_ok:
-                self.found([self._step])
+    def begin(self, step: int, machines: Iterable[str], now_s: float) -> None:
+        """These machines copy a committed step from now on."""
+        self._began_at_s = now_s
+        self._step, self._awaited, self._is_ok = step, set(machines), True
+
+    def ended(self, machine: str, *, ok: bool) -> bool:
+        """A machine has copied its shards, or failed to; return whether the step is complete.
+
+        That is so once the last one has, if none has failed.
+        """
+        if machine not in self._awaited:
+            return False
+        self._is_ok = self._is_ok and ok
+        self._awaited.remove(machine)
+        if self._awaited or not self._is_ok:
+            return False
+        self.found([self._step])
+        return True
 
     def give_up(self) -> None:
         """The generation is over; whether its drain was completed is not known."""

@@ -1,8 +1,10 @@
-"""When a generation may form, and of how many machines.
+"""When a generation may form, and of how many machines; and when it may grow.
 
 At once, unless that gave up a checkpoint which a short wait can save: machines that live may
 still have to stop their ranks, one that was cut off connects again, and spares are faster.
 """
+
+from dataclasses import dataclass
 
 from twinckpt.core.commit import CommitLog
 from twinckpt.core.copies import Copies
@@ -11,6 +13,17 @@ from twinckpt.core.membership import Membership
 from twinckpt.core.recovery import newest_recoverable
 
 SURVIVORS_REJOIN_S = 30.0  # stopping ranks takes torchrun's grace period at most
+
+
+@dataclass(frozen=True, slots=True)
+class Forming:
+    """The size of the generation that may form now, 0 while it is better to wait.
+
+    `lacks` says so in words where nothing but a further machine can help.
+    """
+
+    size: int = 0
+    lacks: str = ""
 
 
 def size_to_form(
@@ -22,8 +35,8 @@ def size_to_form(
     *,
     last_call_s: float,
     return_s: float,
-) -> int:
-    """Return the size of the generation that may form now; 0 while it is better to wait.
+) -> Forming:
+    """Return the size of the generation that may form now.
 
     Args:
         last_call_s: how long a job that can do with fewer machines waits for further ones.
@@ -32,21 +45,40 @@ def size_to_form(
     """
     size = membership.size_to_form(now_s, last_call_s)
     if not size:
-        return 0
+        return Forming()
     waited_s = now_s - membership.last_change_s
     if waited_s < SURVIVORS_REJOIN_S and membership.are_survivors_missing():
-        return 0
+        return Forming()
     holdings = {name: copies.of_machine(name) for name in membership.machines}
-    ticket, num_machines = newest_recoverable(holdings)
-    if waited_s < return_s and ticket < _expected_ticket(membership, copies, commits):
-        return 0
-    if num_machines in (0, size):
-        return size
-    # Shards fit only as many machines as wrote them. With fewer the newest drained step is
-    # resumed; without one it is better to wait than to begin again from nothing.
-    if num_machines < size:
-        return num_machines
-    return size if drains.newest_step is not None else 0
+    newest = newest_recoverable(holdings)
+    if waited_s < return_s and newest.ticket < _expected_ticket(membership, copies, commits):
+        return Forming()
+    if newest.num_machines in (0, size):
+        return Forming(size)
+    # Shards fit only as many machines as wrote them. With more of them the newest drained step is
+    # resumed if no newer one is lost by that. With fewer it is, whatever it is; without one it
+    # is better to wait than to begin again from nothing.
+    if newest.num_machines < size:
+        is_drained = drains.newest_step is not None and drains.newest_step >= newest.step
+        return Forming(size if is_drained else newest.num_machines)
+    if drains.newest_step is not None:
+        return Forming(size)
+    return Forming(
+        lacks=f"{size} machines are there; step {newest.step} in their memory is of "
+        f"{newest.num_machines} machines, and nothing is drained that fewer could resume"
+    )
+
+
+def may_grow(membership: Membership, commits: CommitLog, drains: Drains, num_machines: int) -> bool:
+    """Return whether a generation of so many machines can end for a larger one at no loss.
+
+    Shards in memory fit as many machines as wrote them; so the newest commit must be drained, no
+    other one on its way, and further machines wait.
+    """
+    if membership.size_with_waiting() <= num_machines or drains.is_busy or commits.is_restoring:
+        return False
+    is_drained = drains.newest_step is not None and drains.newest_step == commits.committed_step
+    return is_drained and not commits.pending()
 
 
 def _expected_ticket(membership: Membership, copies: Copies, commits: CommitLog) -> int:

@@ -50,6 +50,7 @@ class Generation:
         self._address = address
         self._outbox = outbox
         self._now_s = 0.0
+        self.is_growing = False  # further machines wait for a drained step
         self._copies.place(self._index, holders)
         self._commits.restart(recovery, number)
         self._drains.give_up()
@@ -81,8 +82,9 @@ class Generation:
             case m.RankStarted():
                 self._log("rank_started", rank=message.rank, pid=message.pid, machine=machine)
             case m.Drained():
-                self._drains.ended(machine, ok=message.ok)
                 self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
+                if self._drains.ended(machine, ok=message.ok):
+                    self._drain_what_grew_old()
             case _:
                 pass
         if reason is None:
@@ -192,12 +194,23 @@ class Generation:
             self._abandon([t for t in self._commits.undecided() if t < ticket])
             self._copies.remove_tickets([t for t in self._copies.tickets() if t < ticket])
             self._log("committed" if is_new else "redundancy_restored", step=step, ticket=ticket)
-            if is_new and self._drains.committed(step, self.places, self._now_s):
-                world_size = self._reservations.world_size
-                self._broadcast(m.Drain(self.number, ticket, step, world_size))
+            wanted = self.is_growing
+            if is_new and self._drains.committed(step, self.places, self._now_s, is_wanted=wanted):
+                self._drain(ticket, step)
             # First the next ticket: whoever waits for a commit may checkpoint right after it.
             self._issue_tickets()
             self._broadcast(m.Resolve(self.number, ticket, step, committed=True))
+
+    def _drain(self, ticket: int, step: int) -> None:
+        world_size = self._reservations.world_size
+        self._broadcast(m.Drain(self.number, ticket, step, world_size))
+
+    def _drain_what_grew_old(self) -> None:
+        """A step committed while the one before it was drained: who waits to grow needs it too."""
+        step = self._commits.committed_step
+        if self.is_growing and step is not None and step != self._drains.newest_step:
+            self._drains.begin(step, self.places, self._now_s)
+            self._drain(self._commits.committed_ticket, step)
 
     def _abandon(self, tickets: Sequence[int]) -> None:
         for ticket in tickets:

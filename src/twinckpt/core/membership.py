@@ -49,8 +49,8 @@ class Membership:
     def size_to_form(self, now_s: float, last_call_s: float) -> int:
         """Return how many machines may form a generation now; 0 while more must be awaited.
 
-        All that may take part are enough; so is the minimum, once `last_call_s` have passed
-        since the last one joined.
+        All that may take part are enough; so are as many as there were, for a job that goes on
+        with fewer; and so is the minimum, once `last_call_s` have passed since the last one joined.
         """
         if not self.waiting:
             return 0
@@ -59,7 +59,16 @@ class Membership:
         if len(self.waiting) >= largest:
             return largest
         is_late = now_s - self.last_change_s >= last_call_s
-        return len(self.waiting) if len(self.waiting) >= smallest and is_late else 0
+        is_as_before = 0 < len(self.places) <= len(self.waiting)
+        is_enough = len(self.waiting) >= smallest and (is_late or is_as_before)
+        return len(self.waiting) if is_enough else 0
+
+    def size_with_waiting(self) -> int:
+        """Return of how many machines a generation would be with those that wait."""
+        if not self.waiting:
+            return len(self.places)
+        largest = max(high for _, high in self._limits)
+        return max(len(self.places), min(len(self.places) + len(self.waiting), largest))
 
     def are_survivors_missing(self) -> bool:
         """Return whether a machine of the last generation is connected and has yet to join."""

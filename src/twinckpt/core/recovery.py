@@ -54,11 +54,21 @@ def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recove
     return None
 
 
-def newest_recoverable(holdings: Holdings) -> tuple[int, int]:
-    """Return the newest recoverable ticket, and how many machines wrote it; zeros for none."""
+@dataclass(frozen=True, slots=True)
+class Recoverable:
+    """A checkpoint of which every shard survives, and how many machines wrote it; or zeros."""
+
+    ticket: int = 0
+    step: int = 0
+    num_machines: int = 0
+
+
+def newest_recoverable(holdings: Holdings) -> Recoverable:
+    """Return the newest checkpoint of which every shard is there, for however many machines."""
     for shards in _complete(holdings):
-        return shards[0][0][1].ticket, len(_homes(shards))
-    return 0, 0
+        first = shards[0][0][1]
+        return Recoverable(first.ticket, first.step, len(_homes(shards)))
+    return Recoverable()
 
 
 def _complete(holdings: Holdings) -> Iterator[_Shards]:

@@ -14,12 +14,12 @@ from twinckpt.core import messages as m
 from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
-from twinckpt.core.forming import size_to_form
+from twinckpt.core.forming import may_grow, size_to_form
 from twinckpt.core.generation import Generation, Memory
 from twinckpt.core.membership import Machine, Membership
 from twinckpt.core.outbox import Action, Disconnect, Log, Outbox, Send
 from twinckpt.core.placement import check_kind, make_placement
-from twinckpt.core.recovery import Recovery, plan_recovery
+from twinckpt.core.recovery import Recovery, newest_recoverable, plan_recovery
 from twinckpt.errors import ConfigurationError
 
 __all__ = ["Action", "Disconnect", "Log", "Root", "RootConfig", "Send"]
@@ -68,6 +68,7 @@ class Root:
         self._now_s = 0.0
         self._num_failures = 0
         self._failed_at_step: int | None = None
+        self._lacks = ""
 
     @property
     def running(self) -> bool:
@@ -127,6 +128,8 @@ class Root:
                 case m.Holds() if self.awaits(machine, message):
                     self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
                     self.copies.add(machine, message.holding)
+            if isinstance(message, m.Heartbeat | m.Join | m.Drained):  # nothing commits with these
+                self._grow_if_possible()
         return self._outbox.take()
 
     def connection_lost(self, machine: str, now_s: float) -> list[Action]:
@@ -211,7 +214,7 @@ class Root:
 
     def _form_if_complete(self, now_s: float) -> None:
         if self.current is None:
-            size = size_to_form(
+            forming = size_to_form(
                 self.membership,
                 self.copies,
                 self.commits,
@@ -220,8 +223,21 @@ class Root:
                 last_call_s=self.config.last_call_s,
                 return_s=self.config.heartbeat_timeout_s,
             )
-            if size:
-                self._form(size)
+            if forming.lacks and forming.lacks != self._lacks:
+                self._log("waiting_for_machines", reason=forming.lacks)
+            self._lacks = forming.lacks
+            if forming.size:
+                self._form(forming.size)
+
+    def _grow_if_possible(self) -> None:
+        """Machines that wait are taken in as soon as that gives up no step."""
+        if self.current is None:
+            return
+        size, num_machines = self.membership.size_with_waiting(), len(self.places)
+        self.current.is_growing = size > num_machines and self.drains.is_enabled
+        if may_grow(self.membership, self.commits, self.drains, num_machines):
+            step = self.drains.newest_step
+            self._break(f"{size} machines instead of {num_machines} go on from drained step {step}")
 
     def _form(self, size: int) -> None:
         """Begin the next generation; survivors keep their places, newcomers fill the gaps."""
@@ -229,6 +245,7 @@ class Root:
         places = self.membership.places
         self.generation += 1
         recovery = self._plan()
+        self._report_lost_steps(recovery)
         self.current = Generation(
             self.generation,
             places,
@@ -264,12 +281,30 @@ class Root:
         return make_placement(kind, size, min(self.config.replicas, size), known).holders
 
     def _plan(self) -> Recovery | None:
-        """Return where to resume: the newest step in memory, or else in persistent storage."""
+        """Return where to resume: the newest step in memory, or else in persistent storage.
+
+        So it is too where the newest one in memory is of another number of machines.
+        """
         holdings = {name: self.copies.of_machine(name) for name in self.membership.machines}
         plan = plan_recovery(holdings, dict(enumerate(self.membership.places)))
-        if plan is None and self.drains.newest_step is not None:
+        is_newest = plan is not None and plan.ticket == newest_recoverable(holdings).ticket
+        if not is_newest and self.drains.newest_step is not None:
             plan = Recovery(step=self.drains.newest_step, drained=True)
         return plan
+
+    def _report_lost_steps(self, recovery: Recovery | None) -> None:
+        """Say which committed steps have to be trained again, if any."""
+        safe_step, step = self.commits.resumable_step, recovery.step if recovery else 0
+        if safe_step is None or step >= safe_step:
+            return
+        if recovery is None:
+            reason = "not every shard is left in memory, and nothing is drained"
+        elif recovery.drained:
+            reason = f"memory has no step for {len(self.places)} machines; drained is {step}"
+        else:
+            reason = "not every shard is left in memory"
+        steps = {"committed_step": safe_step, "recover_step": step, "lost_steps": safe_step - step}
+        self._log("steps_lost", **steps, reason=reason)
 
     def _newest_ticket(self, machine: str) -> int:
         return max((holding.ticket for holding in self.copies.of_machine(machine)), default=0)

@@ -50,15 +50,15 @@ class AgentMachine:
     def wait_until_formed(self, num_machines: int) -> None:
         """Wait for the generation and start the rank in it."""
         assert self._launcher is not None
-        self.place = _next(self._launcher, local.LauncherFormed)[0].index
+        self.place = next_message(self._launcher, local.LauncherFormed)[0].index
         self._rank = local.AgentLink(self._name, self._secret)
         self.to_agent(local.RankHello(self.place, num_machines, os.getpid()))
-        _next(self._rank, local.Welcome)
+        next_message(self._rank, local.Welcome)
 
     def wait_until_broken(self) -> None:
         """Wait until the agent says that the generation is over."""
         assert self._launcher is not None
-        _next(self._launcher, local.LauncherBroken)
+        next_message(self._launcher, local.LauncherBroken)
 
     def to_agent(self, message: local.ToAgent) -> None:
         """Send something as the rank."""
@@ -68,7 +68,7 @@ class AgentMachine:
     def from_agent(self, *kinds: type) -> tuple[Any, int | None]:
         """Return the next message of these kinds to the rank, and its descriptor."""
         assert self._rank is not None
-        return _next(self._rank, *kinds)
+        return next_message(self._rank, *kinds)
 
     def granted(self) -> tuple[local.Granted, int]:
         """Return the next grant of a slot, and the slot's descriptor."""
@@ -297,7 +297,7 @@ class AgentCluster:
             self._root.wait()
 
 
-def _next(link: local.AgentLink, *kinds: type) -> tuple[Any, int | None]:
+def next_message(link: local.AgentLink, *kinds: type) -> tuple[Any, int | None]:
     """Wait for a message of these kinds; the others are passed over."""
     deadline_s = time.monotonic() + TIMEOUT_S
     while (received := link.receive(max(0.0, deadline_s - time.monotonic()))) is not None:

@@ -7,13 +7,14 @@ interpreter's lock. With TLS each shard has a connection of its own, and so fres
 pair of keys may encrypt is limited, and the interpreter's TLS cannot renew them.
 """
 
+import contextlib
 import logging
 import socket
 import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -98,6 +99,10 @@ class BulkServer:
             sock.sendall(wire.frame(b""))
 
 
+class TransferCancelled(OSError):
+    """The transfer was ended from this side."""
+
+
 class BulkClient:
     """Fetches shards from peers; without TLS keeps idle connections. Thread-safe."""
 
@@ -105,6 +110,7 @@ class BulkClient:
         self._secret = secret
         self._tls = tls
         self._idle: dict[tuple[str, int], list[socket.socket]] = {}
+        self._busy: dict[tuple[int, int], tuple[Address, socket.socket]] = {}
         self._lock = threading.Lock()
 
     def fetch(
@@ -119,9 +125,11 @@ class BulkClient:
 
         `on_progress(seal, num_bytes)` is called now and then: so much has been verified.
         Raises DamagedCopyError if the peer has no intact copy, ProtocolError if it does not
-        fit, OSError or EOFError if the connection fails.
+        fit, TransferCancelled after `cancel`, OSError or EOFError if the connection fails.
         """
         sock = self._connect(address)
+        with self._lock:
+            self._busy[rank, ticket] = (address, sock)
         try:
             sock.sendall(_REQUEST.pack(rank, ticket))
             seal = _receive_seal(sock, address, rank, ticket)
@@ -130,15 +138,32 @@ class BulkClient:
                     f"rank {rank}'s shard has {seal.size_bytes} bytes, the slot {len(buffer)}"
                 )
             _receive_verified(sock, seal, buffer, address, on_progress)
-        except BaseException:
+        except BaseException as error:
+            is_cancelled = self._end(rank, ticket) is None
             sock.close()
+            if is_cancelled and isinstance(error, OSError | EOFError):
+                raise TransferCancelled(f"rank {rank} at ticket {ticket}: cancelled") from error
             raise
+        self._end(rank, ticket)
         if self._tls:
             sock.close()
         else:
             with self._lock:
                 self._idle.setdefault((address.host, address.bulk_port), []).append(sock)
         return seal
+
+    def cancel(self, rank: int, ticket: int, unless_from: Sequence[Address] = ()) -> None:
+        """End a transfer that is under way, if there is one, at once: its peer may be frozen."""
+        with self._lock:
+            address, sock = self._busy.get((rank, ticket), (None, None))
+            if sock is not None and address not in unless_from:
+                del self._busy[rank, ticket]
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # beneath TLS as well
+
+    def _end(self, rank: int, ticket: int) -> object | None:
+        with self._lock:
+            return self._busy.pop((rank, ticket), None)
 
     def close(self) -> None:
         """Close the idle connections."""
