@@ -48,7 +48,7 @@ class Machine:
         self.bulk = BulkRelay()
         self.root = RootRelay(root_port, self.bulk)
         self._socket_name, self._secret = config.socket_name, secret
-        self._agent = start_worker_agent(replace(config, root_port=self.root.port))
+        self._agent = start_worker_agent(replace(config, root_port=self.root.port), secret)
         self._launcher: local.AgentLink | None = None
         self._rank: Puppet | None = None
 
@@ -126,7 +126,7 @@ class FaultyCluster:
         self._job = RootConfig(
             replicas, last_call_s=last_call_s, drain_every_commits=drain_every_commits
         )
-        self._secret = secrets.token_hex(32)
+        self._secret = secrets.token_hex(32).encode()
         self._port = free_port()
         self._events_path = run_dir / "events.jsonl"
         self._events: list[dict[str, Any]] = []
@@ -239,7 +239,6 @@ class FaultyCluster:
 
     def start_machine(self) -> Machine:
         """Start a machine; it joins when it is told to."""
-        os.environ["TWINCKPT_SECRET"] = self._secret
         name = uuid.uuid4().hex[:12]
         config = WorkerAgentConfig(
             machine=name,
@@ -252,16 +251,15 @@ class FaultyCluster:
             watch_pid=os.getpid(),
             log_file=str(self._run_dir / "agents.log"),
         )
-        self._started.append(Machine(config, self._port, self._secret.encode()))
+        self._started.append(Machine(config, self._port, self._secret))
         return self._started[-1]
 
     def _start_root(self) -> subprocess.Popen[bytes]:
         log = str(self._events_path)
         self._events_path.touch()
         since = len(self.events)
-        os.environ["TWINCKPT_SECRET"] = self._secret
         settings = {"job": self._job, "watch_pid": os.getpid(), "event_log": log}
-        root = start_root_agent(RootAgentConfig("127.0.0.1", self._port, **settings))
+        root = start_root_agent(RootAgentConfig("127.0.0.1", self._port, **settings), self._secret)
         wait_until(lambda: self.logged("root_started", since), "a root agent")
         return root
 

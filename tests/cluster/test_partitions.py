@@ -56,7 +56,7 @@ class HostedCluster(AgentCluster):
     def _start_machine(self):
         host = self._free_hosts.pop(0)
         config = dataclasses.replace(self._new_machine(), host=self.network.address(host))
-        return HostedMachine(self.network, host, config, self._secret.encode())
+        return HostedMachine(self.network, host, config, self._secret)
 
     def machine(self, place):
         return self._machines[place]

@@ -159,7 +159,6 @@ class LocalCluster:
 
     def start(self) -> None:
         """Start the root agent, the machines and the spares."""
-        os.environ["TWINCKPT_SECRET"] = self._secret
         self._root = start_root_agent(
             RootAgentConfig(
                 "127.0.0.1",
@@ -168,7 +167,8 @@ class LocalCluster:
                 watch_pid=os.getpid(),
                 event_log=self._settings.event_log,
                 tls=self._settings.tls,
-            )
+            ),
+            self._secret.encode(),
         )
         self.wait_for_event("root_started", timeout_s=30)
         for _ in range(self.config.num_machines):

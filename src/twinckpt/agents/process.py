@@ -10,21 +10,25 @@ from pathlib import Path
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
 
 
-def start_worker_agent(config: WorkerAgentConfig) -> subprocess.Popen[bytes]:
-    """Start this machine's worker agent in a process of its own."""
-    return _start("twinckpt.agents.worker", to_json(config), config.log_file)
+def start_worker_agent(config: WorkerAgentConfig, secret: bytes = b"") -> subprocess.Popen[bytes]:
+    """Start this machine's worker agent in a process of its own.
+
+    Without a `secret` it finds the job's where this process would (`net.secret`).
+    """
+    return _start("twinckpt.agents.worker", to_json(config), config.log_file, secret)
 
 
-def start_root_agent(config: RootAgentConfig) -> subprocess.Popen[bytes]:
-    """Start the job's root agent in a process of its own."""
-    return _start("twinckpt.agents.root", to_json(config), "")
+def start_root_agent(config: RootAgentConfig, secret: bytes = b"") -> subprocess.Popen[bytes]:
+    """Start the job's root agent in a process of its own; `secret` as for a worker agent."""
+    return _start("twinckpt.agents.root", to_json(config), "", secret)
 
 
-def _start(module: str, argument: str, log_file: str) -> subprocess.Popen[bytes]:
+def _start(module: str, argument: str, log_file: str, secret: bytes) -> subprocess.Popen[bytes]:
     output = Path(log_file).open("ab") if log_file else None  # noqa: SIM115
     try:
         return subprocess.Popen(
             [sys.executable, "-m", module, argument],
+            env={**os.environ, "TWINCKPT_SECRET": secret.decode()} if secret else None,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

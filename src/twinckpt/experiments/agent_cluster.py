@@ -35,7 +35,7 @@ class AgentMachine:
         self.place = -1
         self._secret = secret
         self._name = config.socket_name
-        self._process = start_worker_agent(config)
+        self._process = start_worker_agent(config, secret)
         self._launcher: local.AgentLink | None = None
         self._rank: local.AgentLink | None = None
         self._grant: tuple[local.Granted, int] | None = None
@@ -130,7 +130,7 @@ class AgentCluster:
         self._shard_bytes = shard_bytes
         self._run_dir = Path(run_dir).resolve()
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._secret = secrets.token_hex(32)
+        self._secret = secrets.token_hex(32).encode()
         self._settings = JobSettings.load(
             {
                 "replicas": replicas,
@@ -145,7 +145,6 @@ class AgentCluster:
         self._step = 0
 
     def __enter__(self) -> Self:
-        os.environ["TWINCKPT_SECRET"] = self._secret
         self._root = self._start_root()
         try:
             self._form([])
@@ -226,11 +225,12 @@ class AgentCluster:
                 watch_pid=os.getpid(),
                 event_log=self._settings.event_log,
                 tls=self._settings.tls,
-            )
+            ),
+            self._secret,
         )
 
     def _start_machine(self) -> AgentMachine:
-        return AgentMachine(self._new_machine(), self._secret.encode())
+        return AgentMachine(self._new_machine(), self._secret)
 
     def _new_machine(self) -> WorkerAgentConfig:
         name = uuid.uuid4().hex[:12]

@@ -14,7 +14,6 @@ from twinckpt.core import messages as m
 from twinckpt.core.root import Root, RootConfig, Send
 from twinckpt.net import wire
 from twinckpt.net.auth import authenticate, client_exchange
-from twinckpt.net.secret import load_secret
 
 TO_ROOT, TO_WORKER = wire.Codec(m.ToRoot), wire.Codec(m.ToWorker)
 _TIMEOUT_S = 60.0
@@ -104,13 +103,12 @@ def heartbeats_per_s(num_connections: int, num_heartbeats: int) -> float:
     All connections send as fast as they are read. A connection's last message asks for a place
     in a generation: it forms, and all are told, once the root has read every heartbeat.
     """
-    os.environ["TWINCKPT_SECRET"] = secrets.token_hex(32)
-    secret = load_secret()
+    secret = secrets.token_hex(32).encode()
     port = free_port()
     config = RootAgentConfig(
         "127.0.0.1", port, RootConfig(replicas=1, heartbeat_timeout_s=_TIMEOUT_S), os.getpid()
     )
-    process = start_root_agent(config)
+    process = start_root_agent(config, secret)
     connections: list[socket.socket] = []
     try:
         connections += [_connect(port, secret, index) for index in range(num_connections)]
