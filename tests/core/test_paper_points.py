@@ -27,6 +27,7 @@ def test_the_line_rate_is_the_worst_assumption():
 
 
 def test_all_other_values_are_within_six_percent():
-    """Sizes, probabilities, times and frequencies."""
-    others = [p for p in paper_points() if p.name != "checkpoint_time_100"]
+    """Sizes, probabilities, times and frequencies; not where the set-up itself is assumed."""
+    assumed = ("checkpoint_time_100", "opt175b_lost")
+    others = [p for p in paper_points() if p.name not in assumed]
     assert max_error_percent(tuple(others)) < 6
