@@ -51,6 +51,7 @@ def save_cost(data: Dataset) -> Figure:
         values = _by_method(data, "save_cost", metric)
         _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
         axis.set(title=title, xlabel="milliseconds")
+    axes[1].set_yticklabels([])  # those of the first panel
     if by_size:
         save_sweep.draw(axes[2], data, "sweep_stall_s")
         save_sweep.draw(axes[3], data, "sweep_done_s")
@@ -77,12 +78,15 @@ def recovery_time(data: Dataset) -> Figure:
             label=phase.replace("_", " "), edgecolor="white",
         )  # fmt: skip
         left += widths
-    axes[0].invert_yaxis()
-    axes[0].set(title="End to end, median of each phase", xlabel="seconds")
+    axes[0].set(title="End to end, medians", xlabel="seconds")
     figure.legend(loc="outside lower center", ncols=len(style.PHASES), frameon=False)
     retrieve = _by_method(data, "recovery_time", "retrieve_s")
     _bars(axes[1], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
     axes[1].set(title="Load alone", xlabel="milliseconds")
+    # The rows of the first panel, which has all methods; the last one loads nothing.
+    axes[1].set_yticklabels([])
+    axes[1].set_ylim(len(methods) - 0.4, -0.6)
+    axes[0].set_ylim(len(methods) - 0.4, -0.6)
     return figure
 
 
@@ -111,7 +115,7 @@ def training(data: Dataset) -> Figure:
             linestyle="-" if index == 0 else (4 * index, (4, 8)),
         )  # fmt: skip
     axes[0].set(title="Loss with and without failures", xlabel="step", ylabel="bits per byte")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, handlelength=4)
     return figure
 
 

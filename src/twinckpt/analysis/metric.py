@@ -9,7 +9,7 @@ from twinckpt.analysis.statistics import Estimate
 
 Unit = Literal[
     "s", "min", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "MiB", "steps",
-    "iterations", "count", "per_s", "ratio", "GB", "GPU-hours",
+    "iterations", "count", "per_s", "ratio", "GB", "GPU-h",
 ]  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def _final_bits_per_byte(data: Dataset) -> Estimate:
 # The units of the paper's points as metrics have them.
 POINT_UNITS: dict[str, Unit] = {
     "%": "percent", "x": "x", "min": "min", "s": "s", "GB": "GB", "iterations": "iterations",
-    "GPU-hours": "GPU-hours",
+    "GPU-h": "GPU-h",
 }  # fmt: skip
 
 

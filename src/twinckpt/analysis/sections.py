@@ -139,9 +139,9 @@ SECTIONS: dict[str, Section] = {
         r"after every event.",
         r"\simulatedClusters{} clusters, \simulatedEvents{} events, "
         r"\invariantViolations{} violations; of \mutantsPlanted{} planted bugs "
-        r"\mutantsMissed{} were missed. Left: the root's time for one decision; it "
-        r"plans the recovery of 10,000 machines in "
-        r"\planOneZeroZeroZeroZeroMachinesS{} and takes in \rootHeartbeatsPerS{} heartbeats. "
+        r"\mutantsMissed{} were missed. Left: the root's time for one decision (dotted: in "
+        r"proportion); it plans the recovery of 10,000 machines in "
+        r"\planOneZeroZeroZeroZeroMachinesS{} and takes in heartbeats at \rootHeartbeatsPerS{}. "
         r"Right: how soon simulated clusters commit again after the last of their faults.",
     ),
     "soak": Section(

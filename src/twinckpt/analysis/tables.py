@@ -81,7 +81,7 @@ def verdicts(judgements: Sequence[Judgement]) -> str:
         )
         for one in judgements
     ]
-    return tabular(r"lp{0.52\linewidth}p{0.24\linewidth}l", ("", "Claim", "Here", "Verdict"), rows)
+    return tabular(r"lp{0.5\linewidth}p{0.2\linewidth}l", ("", "Claim", "Here", "Verdict"), rows)
 
 
 def outcomes(judgements: Sequence[Judgement]) -> str:
@@ -164,7 +164,8 @@ def points() -> str:
                 else fmt.with_unit(error, "percent"),
             )
         )
-    return tabular("llrrr", ("Where", "Quantity", "Published", "Predicted", "Error"), rows)
+    header = ("Where", "Quantity", "Published", "Predicted", "Error")
+    return tabular(r"lp{0.42\linewidth}rrr", header, rows)
 
 
 def predictions() -> str:

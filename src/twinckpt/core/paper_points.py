@@ -68,7 +68,7 @@ def paper_points() -> tuple[PaperPoint, ...]:
         105.0, 2.5 * mt_nlg_s / 60, "min")
     add("opt175b_lost", "§2", "OPT-175B: GPU-hours lost to 110 failures, storage every 3 h",
         178_000.0, setup.OPT_FAILURES * setup.OPT_GPUS * strawman(opt, storage).wasted_s / 3600,
-        "GPU-hours")
+        "GPU-h")
     add("state_bytes", "Fig. 7", "GPT-2 100B: state a GPU, from the model's shape", 9.4,
         GPT2_100B.checkpoint_bytes / 128 / 1e9, "GB")
     add("traffic", "Fig. 8", "checkpoint traffic of an iteration, line rate", 3.0,
@@ -110,9 +110,19 @@ def max_error_percent(points: tuple[PaperPoint, ...]) -> float:
     return max(one.error_percent for one in points if one.error_percent is not None)
 
 
-def end_to_end_ratio() -> float:
-    """Return what Fig. 10's ratio becomes with everything around a hardware failure (Fig. 14)."""
-    job = setup.GPT2_100B
-    remote = EndToEnd(highfreq(job, setup.STORAGE_BYTES_PER_S), setup.STORAGE_HARDWARE)
-    peer = gemini(job, setup.P4D_NETWORK_BYTES_PER_S, from_peer=True)
-    return remote.total_s / EndToEnd(peer, setup.GEMINI_HARDWARE).total_s
+def end_to_end_ratios() -> tuple[float, float]:
+    """Return what Fig. 10's ratio becomes with everything around a failure (Fig. 14).
+
+    First for a software failure, then for a hardware failure.
+    """
+    job, network = setup.GPT2_100B, setup.P4D_NETWORK_BYTES_PER_S
+    remote = highfreq(job, setup.STORAGE_BYTES_PER_S)
+    software, hardware = (
+        EndToEnd(remote, around_storage).total_s
+        / EndToEnd(gemini(job, network, from_peer=from_peer), around_memory).total_s
+        for around_storage, around_memory, from_peer in (
+            (setup.STORAGE_SOFTWARE, setup.GEMINI_SOFTWARE, False),
+            (setup.STORAGE_HARDWARE, setup.GEMINI_HARDWARE, True),
+        )
+    )
+    return software, hardware
