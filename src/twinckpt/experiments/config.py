@@ -208,6 +208,8 @@ class SaveCostSection:
 
     def __post_init__(self) -> None:
         at_least("save_cost.num_tensors", self.num_tensors, 3)
+        if not self.sizes_mib:
+            raise ConfigurationError("save_cost.sizes_mib=[]: at least one size")
         for size in self.sizes_mib:
             at_least("save_cost.sizes_mib", size, 1)
 

@@ -98,8 +98,8 @@ def _try_dlrover_replicas(disk: Path, memory: Path, environment: dict[str, str])
             return f"no answer within {TRIAL_TIMEOUT_S:.0f} s"
     if process.returncode == 0:
         return "restored"
-    errors = [line for line in output.splitlines() if re.search(r"\b\w+(Error|Exception): ", line)]
-    return errors[0].rpartition("]:")[2].strip() if errors else f"exit {process.returncode}"
+    errors = re.findall(r"^\[rank\d+\]: (\w+(?:Error|Exception): .*)$", output, re.MULTILINE)
+    return str(errors[0]) if errors else f"exit status {process.returncode}"
 
 
 def _all_saved(experiment: Experiment, cluster: LocalCluster) -> bool:

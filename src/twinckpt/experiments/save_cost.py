@@ -12,7 +12,7 @@ TIMEOUT_S = 1800.0
 
 
 def measure(experiment: Experiment) -> None:
-    """Run one job in which the methods alternate, then one for each size and placement."""
+    """Run one job in which the methods alternate, then one for each size; the last in groups."""
     config = experiment.config
     rounds = config.measure.warmup + config.measure.repeats
     disk = (experiment.out / "logs" / "save_cost" / "disk").resolve()
@@ -30,10 +30,10 @@ def measure(experiment: Experiment) -> None:
                 experiment.add(method, "stall_s", entry["stall_s"], "s", **place)
                 experiment.add(method, "recoverable_s", entry["recoverable_s"], "s", **place)
                 experiment.add(method, "bytes", entry["bytes"], "bytes", **place)
-    divisible = config.cluster.num_machines % config.cluster.replicas == 0
     for size_mib in config.save_cost.sizes_mib:
-        for placement in ("ring", "group" if divisible else "mixed"):
-            _sweep(experiment, size_mib, placement)
+        _sweep(experiment, size_mib, "ring")
+    divisible = config.cluster.num_machines % config.cluster.replicas == 0
+    _sweep(experiment, max(config.save_cost.sizes_mib), "group" if divisible else "mixed")
 
 
 def _sweep(experiment: Experiment, size_mib: int, placement: str) -> None:

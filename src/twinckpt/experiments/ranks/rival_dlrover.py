@@ -73,8 +73,10 @@ class FlashCheckpoint:
 
     def lose(self) -> None:
         """Forget the shared memory, as a machine that was replaced."""
-        self._engine._shm_handler.unlink()
-        self._engine._shm_handler.shared_memory = None
+        handler = self._engine._shm_handler
+        handler.shared_memory.unlink()
+        handler.shared_memory = None
+        handler.metadata.set({})
 
     def load(self) -> dict[str, torch.Tensor]:
         """Load from memory, its own or a replica's; all ranks at once."""
@@ -112,7 +114,8 @@ def main() -> None:
         flash.lose()
     loaded = flash.load()
     if set(loaded) != set(saved) or not torch.equal(loaded["weight"], saved["weight"]):
-        raise RuntimeError(f"rank {number} was given back another state than it had saved")
+        given = "another state than it had saved" if loaded else "nothing"
+        raise RuntimeError(f"rank {number} was given back {given}")
     flash.close()
     dist.destroy_process_group()
 
