@@ -40,7 +40,7 @@ METHODS = {
     "root_loss": ("root agent lost", _PURPLE),
     "soak": ("under failures", _BLUE),
     "torch_save": ("torch.save + fsync", _RED),
-    "dcp_sync": ("DCP", _RED),
+    "dcp_sync": ("DCP", _BROWN),
     "dcp_thread": ("DCP async, thread", _YELLOW),
     "dcp_process": ("DCP async, process", _YELLOW),
     "torchsnapshot": ("torchsnapshot async", _YELLOW),
