@@ -1,5 +1,5 @@
 # From measurements to the report. `snakemake --cores all`, or with --config:
-#   scale=quick|laptop|gpu1|gpu4   how long to measure, and the model
+#   scale=quick|laptop|full|gpu1|gpu4   how long to measure, and the model
 #   name=NAME                      keep the results of a variant beside the default ones
 #   overrides="KEY=VALUE …"        any setting below conf/, as on an experiment's command line
 from snakemake.utils import min_version

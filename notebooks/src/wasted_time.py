@@ -21,6 +21,13 @@ data = open_results()
 show.paper_points()
 
 # %% [markdown]
+# ## Its other models and clusters
+# Published or not: line rates and the models' shapes, nothing else.
+
+# %%
+show.paper_predictions()
+
+# %% [markdown]
 # ## The figure
 # Dots are simulated, lines the closed form, which knows nothing of groups that are lost whole.
 

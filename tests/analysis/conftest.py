@@ -44,6 +44,16 @@ def save_cost() -> Iterator[Sample]:
                         repeat=repeat, metric=metric, value=value, unit=unit,
                     )  # fmt: skip
 
+    for method, factor in (("dcp_sync", 8.0), ("dcp_thread", 4.0), ("ram_ring", 1.0)):
+        for size_mib in (4, 16):
+            for repeat in range(5):
+                for metric in ("sweep_stall_s", "sweep_done_s"):
+                    yield Sample(
+                        experiment="save_cost", variant="default", method=method, rank=0,
+                        repeat=repeat, step=size_mib, metric=metric, unit="s",
+                        value=0.01 * factor * size_mib * jitter(repeat),
+                    )  # fmt: skip
+
 
 def recovery_time() -> Iterator[Sample]:
     for method, scale in (("disk", 3.0), ("ram_local", 0.5), ("ram_peer", 1.0)):

@@ -6,6 +6,7 @@ import pytest
 
 from twinckpt.analysis.claims import CLAIMS, at_least, below, holds, judge, near
 from twinckpt.analysis.metrics import BY_NAME
+from twinckpt.core.paper_points import paper_points
 
 
 def metric(value: float, low: float | None, high: float | None) -> dict[str, Any]:
@@ -22,6 +23,7 @@ def metric(value: float, low: float | None, high: float | None) -> dict[str, Any
         (1.2, 0.9, 1.5, "not reproduced"),
         (0.5, 0.4, 0.6, "not reproduced"),
         (5.0, None, None, "in shape"),
+        (9.0, 0.5, 20.0, "not reproduced"),  # too wide to tell even the direction
     ],
 )
 def test_gain(value: float, low: float | None, high: float | None, verdict: str) -> None:
@@ -74,3 +76,9 @@ def test_no_claim_is_left_out() -> None:
 def test_claims_ask_for_metrics_that_exist() -> None:
     """A misspelt metric would stay unmeasured for ever."""
     assert {claim.metric for claim in CLAIMS} <= BY_NAME.keys()
+
+
+def test_every_published_point_has_a_verdict() -> None:
+    """None of the paper's numbers that are predicted is left out."""
+    judged = {claim.metric for claim in CLAIMS}
+    assert {f"paper_{point.name}" for point in paper_points()} <= judged

@@ -10,6 +10,7 @@ from twinckpt.analysis.engine import find_engine
 from twinckpt.analysis.format import escape, number, with_unit
 from twinckpt.analysis.html import HtmlError, to_html
 from twinckpt.analysis.macros import macro_name
+from twinckpt.analysis.sections import peers_that_ran
 from twinckpt.results.samples import Sample, write_samples
 
 SOURCE = Path(__file__).parents[2] / "report"
@@ -88,7 +89,7 @@ def test_without_an_engine_there_is_html_with_the_same_content(
     assert "Test &amp; Sons CPU_1" in text
     assert text.count("data:image/png;base64,") == len(figures.FIGURES) + 1
     assert "\\" not in text.partition("<h2>Reproduction")[0]
-    assert slides.read_text(encoding="utf-8").count('<section class="slide">') == 12
+    assert slides.read_text(encoding="utf-8").count('<section class="slide">') == 15
 
 
 def test_an_experiment_joins_the_report_by_having_results(analysed: Path, tmp_path: Path) -> None:
@@ -138,6 +139,18 @@ def test_the_papers_numbers_stand_beside_our_predictions(analysed: Path, tmp_pat
     assert r"65\,x & 80\,x" in table.replace(r"$\times$", r"\,x")
     assert "holds" in table
     assert "fails" not in table
+
+
+def test_peers_that_did_not_run_say_why() -> None:
+    """Versions, and reasons as the run gave them."""
+    text = peers_that_ran(
+        {"dlrover": "0.6.1", "torchft": None, "dlrover_replicas": "KeyError: 0",
+         "reasons": {"torchft": "ImportError: no_such"}}
+    )  # fmt: skip
+    assert text.startswith("Versions: dlrover 0.6.1.")
+    assert r"Left out: torchft (\texttt{ImportError: no\_such})" in text
+    assert r"\texttt{KeyError: 0}" in text
+    assert peers_that_ran({}) == ""
 
 
 def test_html_refuses_what_it_does_not_know(tmp_path: Path) -> None:

@@ -35,6 +35,16 @@ def test_ratio_and_percent_are_of_medians() -> None:
     assert percent_more([30.0, 30.0], [20.0, 20.0]).value == pytest.approx(50.0)
 
 
+def test_a_disturbance_of_both_sides_cancels_in_pairs() -> None:
+    """Twice as slow, in a machine whose speed varies by ten: pairs know it, halves do not."""
+    speeds = [1.0, 3.0, 10.0, 2.0, 5.0]
+    slow = [2 * one for one in speeds]
+    paired, apart = ratio(slow, speeds, paired=True), ratio(slow, speeds)
+    assert paired.value == apart.value == 2.0
+    assert (paired.low, paired.high) == (2.0, 2.0)
+    assert apart.low < 1 < apart.high
+
+
 def test_no_samples_is_an_error() -> None:
     """An estimate from nothing is refused."""
     with pytest.raises(ValueError, match="no samples"):

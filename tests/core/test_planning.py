@@ -53,6 +53,16 @@ def test_the_prediction_agrees_with_the_simulator():
     assert plan.goodput == pytest.approx(outcome.goodput, abs=0.01)
 
 
+def test_a_third_replica_must_be_worth_its_memory():
+    """560 machines, eight failures a day: 0.03 % more goodput for half as much memory again."""
+    facts = replace(P4D, num_machines=560, failures_per_day=8.0, iteration_s=44.4,
+                    bytes_per_rank=1.42e9, network_bytes_per_s=2e11, storage_bytes_per_s=1.6e12,
+                    memory_bytes=None)  # fmt: skip
+    plans, _ = candidates(facts)
+    assert plans[1].goodput > plans[0].goodput
+    assert recommend(facts).num_replicas == 2
+
+
 def test_an_odd_number_of_machines_gets_mixed_placement():
     """Groups of two do not cover seventeen machines."""
     assert recommend(replace(P4D, num_machines=17)).placement == "mixed"

@@ -102,7 +102,7 @@ def test_an_edited_module_measures_anew_what_runs_it(finished, module, expected)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.parametrize("scale", ["quick", "laptop", "gpu1", "gpu4"])
+@pytest.mark.parametrize("scale", ["quick", "laptop", "full", "gpu1", "gpu4"])
 def test_a_fresh_variant_runs_everything_once(scale):
     """Each experiment, and all that is made from them."""
     result = snakemake("--config", f"scale={scale}", "name=of_this_test")

@@ -17,22 +17,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twinckpt.analysis import control_plane as control
-from twinckpt.analysis import goodput, statistics, style
+from twinckpt.analysis import goodput, save_sweep, statistics, style
 from twinckpt.analysis import interleaving as schemes
 from twinckpt.analysis import placement as placements
 from twinckpt.analysis import scaling as growth
 from twinckpt.analysis import soak as soaking
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.metrics import METRICS
+from twinckpt.analysis.metrics import BY_NAME
 
 WIDTH_IN = 6.5
+LIMITS = {
+    "staging_vs_memcpy_x": "staging / memcpy",
+    "training_extra_vs_floor_x": "added to a busy step / memcpy + TCP",
+    "replication_vs_loopback_x": "replication / plain TCP",
+    "restore_local_vs_memcpy_x": "restore, own RAM / memcpy",
+    "restore_peer_vs_loopback_x": "restore, peer's RAM / plain TCP",
+}
+TURNED_LIMITS = ("replication_vs_loopback_x",)
 MS_PER_S = 1000.0
 
 
 def save_cost(data: Dataset) -> Figure:
-    """Stall of the loop and time until recoverable, for each way to save."""
-    figure, axes = _canvas(2.6, 2)
+    """Stall of the loop and time until recoverable, for each way to save; and by size."""
+    by_size = save_sweep.has(data)
+    figure = Figure(figsize=(WIDTH_IN, 5.4 if by_size else 2.6), layout="constrained")
+    rows = 2 if by_size else 1
+    axes = [figure.add_subplot(rows, 2, index + 1) for index in range(2 * rows)]
     for axis, metric, title in (
         (axes[0], "stall_s", "Training loop waits"),
         (axes[1], "recoverable_s", "Until recoverable"),
@@ -40,6 +51,14 @@ def save_cost(data: Dataset) -> Figure:
         values = _by_method(data, "save_cost", metric)
         _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
         axis.set(title=title, xlabel="milliseconds")
+    axes[1].set_yticklabels([])  # those of the first panel
+    if by_size:
+        save_sweep.draw(axes[2], data, "sweep_stall_s")
+        save_sweep.draw(axes[3], data, "sweep_done_s")
+        axes[2].set_title("Blocking stall by size")
+        axes[3].set_title("Until recoverable by size")
+        handles, labels = axes[3].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -59,12 +78,15 @@ def recovery_time(data: Dataset) -> Figure:
             label=phase.replace("_", " "), edgecolor="white",
         )  # fmt: skip
         left += widths
-    axes[0].invert_yaxis()
-    axes[0].set(title="End to end, median of each phase", xlabel="seconds")
+    axes[0].set(title="End to end, medians", xlabel="seconds")
     figure.legend(loc="outside lower center", ncols=len(style.PHASES), frameon=False)
     retrieve = _by_method(data, "recovery_time", "retrieve_s")
     _bars(axes[1], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
     axes[1].set(title="Load alone", xlabel="milliseconds")
+    # The rows of the first panel, which has all methods; the last one loads nothing.
+    axes[1].set_yticklabels([])
+    axes[1].set_ylim(len(methods) - 0.4, -0.6)
+    axes[0].set_ylim(len(methods) - 0.4, -0.6)
     return figure
 
 
@@ -93,7 +115,7 @@ def training(data: Dataset) -> Figure:
             linestyle="-" if index == 0 else (4 * index, (4, 8)),
         )  # fmt: skip
     axes[0].set(title="Loss with and without failures", xlabel="step", ylabel="bits per byte")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, handlelength=4)
     return figure
 
 
@@ -115,18 +137,25 @@ def wasted_time(data: Dataset) -> Figure:
 
 
 def limits(data: Dataset) -> Figure:
-    """How far each operation is from the plain copy or transfer it cannot beat."""
-    figure, axes = _canvas(2.8, 1)
-    shown = [metric for metric in METRICS if metric.experiment == "limits" and metric.unit == "x"]
-    for position, metric in enumerate(shown):
-        estimate = metric.compute(data)
-        axes[0].plot(estimate.value, position, "o", color=style.METHODS["ram_replica"][1])
-        if estimate.low is not None and estimate.high is not None:
-            axes[0].hlines(position, estimate.low, estimate.high, color="black", linewidth=1.2)
+    """How many times each operation takes of the plain copy or transfer it cannot beat."""
+    figure, axes = _canvas(2.5, 1)
+    for position, name in enumerate(LIMITS):
+        estimate = BY_NAME[name].compute(data)
+        # A goodput over that of the plain transfer is turned into a time over its time.
+        turned = name in TURNED_LIMITS
+        value, *interval = (
+            1 / number if turned else number
+            for number in (estimate.value, estimate.low, estimate.high)
+            if number is not None
+        )
+        axes[0].plot(value, position, "o", color=style.METHODS["ram_replica"][1])
+        if interval:
+            axes[0].hlines(position, min(interval), max(interval), color="black", linewidth=1.2)
     axes[0].axvline(1.0, color="black", linewidth=0.8, linestyle=":")
-    axes[0].set_yticks(range(len(shown)), [metric.name for metric in shown])
-    axes[0].set_ylim(len(shown) - 0.5, -0.5)
-    axes[0].set(title="Times the plain operation", xlabel="ratio")
+    axes[0].set_yticks(range(len(LIMITS)), list(LIMITS.values()))
+    axes[0].set_ylim(len(LIMITS) - 0.5, -0.5)
+    axes[0].set(title="Times the plain operation", xlabel="time over that of the plain operation")
+    axes[0].set_xlim(left=0)
     return figure
 
 

@@ -30,7 +30,9 @@ def iteration_ms(scheme: str) -> Callable[[Dataset], Estimate]:
 
 def overhead_percent(scheme: str) -> Callable[[Dataset], Estimate]:
     """By how much iterations of a scheme are longer than those without checkpoints."""
-    return lambda data: percent_more(iterations_s(data, scheme), iterations_s(data, "none"))
+    return lambda data: percent_more(
+        iterations_s(data, scheme), iterations_s(data, "none"), paired=True
+    )
 
 
 def predicted_overhead_percent(scheme: str) -> Callable[[Dataset], Estimate]:

@@ -13,6 +13,7 @@ from twinckpt.analysis import format as fmt
 from twinckpt.analysis.claims import VERDICTS, Judgement
 from twinckpt.analysis.metrics import METRICS
 from twinckpt.analysis.summary import by_name
+from twinckpt.core.paper_points import end_to_end_ratios
 
 _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
@@ -47,6 +48,8 @@ def macros(
     values["numReproducedPredicted"] = str(
         sum(one.verdict == "reproduced" and one.evidence == "predicted" for one in judgements)
     )
+    for kind, gain in zip(("Software", "Hardware"), end_to_end_ratios(), strict=True):
+        values[f"gain{kind}"] = fmt.with_unit(gain, "x")
     return values | _machine(summary["hardware"]) | _origin(provenance, variant)
 
 

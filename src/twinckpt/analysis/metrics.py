@@ -6,38 +6,27 @@ seed project's final table and from the GEMINI paper (SOSP 2023); nothing else i
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
-from twinckpt.analysis import control_plane, goodput, interleaving, peers, placement, scaling, soak
+from twinckpt.analysis import (
+    control_plane,
+    goodput,
+    interleaving,
+    peers,
+    placement,
+    save_sweep,
+    scaling,
+    soak,
+)
 from twinckpt.analysis.dataset import Dataset
+from twinckpt.analysis.metric import Metric, Unit
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
-
-Unit = Literal[
-    "s", "min", "ms", "x", "it/s", "percent", "bool", "bits_per_byte", "bytes", "MiB", "steps",
-    "iterations", "count", "per_s", "ratio",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A headline number. `definition` is one phrase that says what the clock measures."""
-
-    name: str
-    unit: Unit
-    experiment: str
-    definition: str
-    compute: Callable[[Dataset], Estimate]
-    seed_value: float | None = None
-    paper_value: float | None = None
-
+from twinckpt.core.paper_points import paper_points
 
 SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput", "training"
 WASTED_TIME = goodput.EXPERIMENT
 LIMITS = "limits"
 PLACEMENT = placement.EXPERIMENT
 CONTROL = control_plane.EXPERIMENT
-PEERS = peers.EXPERIMENT
 INTERLEAVING = interleaving.EXPERIMENT
 SCALING = scaling.EXPERIMENT
 SOAK = soak.EXPERIMENT
@@ -61,12 +50,18 @@ def _speedup(
     experiment: str, metric: str, slow: str, fast: str, phase: str | None = None
 ) -> Callable[[Dataset], Estimate]:
     return lambda data: ratio(
-        _s(data, experiment, metric, slow, phase), _s(data, experiment, metric, fast, phase)
+        _s(data, experiment, metric, slow, phase),
+        _s(data, experiment, metric, fast, phase),
+        paired=experiment != RECOVERY,  # whose methods run one after the other
     )
 
 
 def _rates(data: Dataset, method: str) -> list[float]:
     return data.repeats(THROUGHPUT, "iterations_per_s", over_ranks="min", method=method)
+
+
+def _rates_apart(data: Dataset, first: str, second: str) -> Estimate:
+    return percent_more(_rates(data, first), _rates(data, second), paired=True)
 
 
 def _rate(method: str) -> Callable[[Dataset], Estimate]:
@@ -86,20 +81,11 @@ def _final_bits_per_byte(data: Dataset) -> Estimate:
     return median(list(table[table.step == table.step.max()].value))
 
 
-PAPER_POINTS: tuple[tuple[str, Unit, str, float], ...] = (
-    ("wasted_ratio", "x", "wasted time, HighFreq over GEMINI (Eq. 1)", 13),
-    ("software_wasted", "iterations", "wasted time of a software failure", 1.5),
-    ("checkpoint_time_100", "x", "checkpoint time, remote storage over 100 Gbps", 65),
-    ("checkpoint_time_400", "x", "checkpoint time, remote storage over 400 Gbps", 250),
-    ("frequency_highfreq", "x", "frequency over HighFreq's bandwidth bound", 8),
-    ("frequency_strawman", "x", "frequency over Strawman's", 170),
-    ("recovery_k2", "percent", "recovery from RAM, N=16, m=2, k=2", 93.3),
-    ("recovery_k3", "percent", "recovery from RAM, N=16, m=2, k=3", 80.0),
-    ("software_total", "min", "around a software failure", 7),
-    ("hardware_total", "min", "around a hardware failure", 12),
-    ("mt_nlg_checkpoint", "min", "MT-NLG's checkpoint at 20 Gbps", 42),
-    ("mt_nlg_wasted", "min", "MT-NLG's wasted time of a failure", 105),
-)
+# The units of the paper's points as metrics have them.
+POINT_UNITS: dict[str, Unit] = {
+    "%": "percent", "x": "x", "min": "min", "s": "s", "GB": "GB", "iterations": "iterations",
+    "GPU-h": "GPU-h",
+}  # fmt: skip
 
 
 def _limits_case(data: Dataset) -> str:
@@ -112,7 +98,8 @@ def _over_limit(metric: str, limit: str, scale: float = 1.0) -> Callable[[Datase
     def compute(data: Dataset) -> Estimate:
         case = _limits_case(data)
         values = data.repeats(LIMITS, metric, method=case)
-        return ratio([scale * v for v in values], data.repeats(LIMITS, limit, method=case))
+        limits = data.repeats(LIMITS, limit, method=case)
+        return ratio([scale * v for v in values], limits, paired=True)
 
     return compute
 
@@ -140,6 +127,16 @@ METRICS = (
            _ms(SAVE, "stall_s", "ram_replica")),
     Metric("save_stall_speedup_x", "x", SAVE, "the loop's wait on disk over its wait on RAM",
            _speedup(SAVE, "stall_s", "disk", "ram_replica")),
+    *(
+        Metric(f"{clock}_vs_{name}_x", "x", SAVE, f"{words}, over RAM on two machines; largest",
+               save_sweep.over_ram(metric, method))
+        for clock, name, metric, method, words in (
+            ("save", "dcp", "sweep_done_s", "dcp_sync", "DCP: until recoverable"),
+            ("save", "dcp_async", "sweep_done_s", "dcp_thread", "DCP async: until recoverable"),
+            ("save", "group", "sweep_done_s", "ram_group", "RAM with groups: until recoverable"),
+            ("save_stall", "dcp_async", "sweep_stall_s", "dcp_thread", "DCP async: blocking stall"),
+        )
+    ),
     Metric("save_bytes", "bytes", SAVE, "state of the largest rank",
            lambda data: median(data.repeats(SAVE, "bytes", method="ram_replica"))),
     Metric("save_disk_bytes", "bytes", SAVE, "what the largest rank writes to disk",
@@ -160,6 +157,12 @@ METRICS = (
            _ms(RECOVERY, "duration_s", "ram_peer", "total")),
     Metric("recovery_ram_local_total_ms", "ms", RECOVERY, "kill to first new step, from own RAM",
            _ms(RECOVERY, "duration_s", "ram_local", "total")),
+    Metric("recovery_group_total_ms", "ms", RECOVERY,
+           "SIGKILL of a replica group to first new step, from a drained step",
+           _ms(RECOVERY, "duration_s", "group_drained", "total")),
+    Metric("recovery_torchrun_total_ms", "ms", RECOVERY,
+           "SIGKILL of a rank to first new step, torchrun alone: training starts anew",
+           _ms(RECOVERY, "duration_s", "torchrun", "total")),
     Metric("recovery_total_speedup_x", "x", RECOVERY, "kill to first new step, disk over peer",
            _speedup(RECOVERY, "duration_s", "disk", "ram_peer", "total")),
     Metric("rank_loss_to_step_s", "s", RECOVERY, "SIGKILL of a rank to the next step, warm restart",
@@ -184,10 +187,13 @@ METRICS = (
            _rate("ram"), seed_value=40.3),
     Metric("throughput_overhead_percent", "percent", THROUGHPUT,
            "longer iterations with checkpoints to RAM than without any",
-           lambda data: percent_more(_rates(data, "none"), _rates(data, "ram")), paper_value=0),
+           lambda data: _rates_apart(data, "none", "ram"), paper_value=0),
+    Metric("throughput_control_percent", "percent", THROUGHPUT,
+           "the same for no checkpoints once more: what the noise is",
+           lambda data: _rates_apart(data, "none", "none_again")),
     Metric("throughput_gain_percent", "percent", THROUGHPUT,
            "more iterations/s with checkpoints to RAM than to disk",
-           lambda data: percent_more(_rates(data, "ram"), _rates(data, "disk")), seed_value=100),
+           lambda data: _rates_apart(data, "ram", "disk"), seed_value=100),
     Metric("committed_steps_percent", "percent", THROUGHPUT,
            "share of the steps' checkpoints that were committed, one every step",
            lambda data: median(
@@ -195,7 +201,7 @@ METRICS = (
                    THROUGHPUT, "committed_share", over_ranks="min", method="ram")])),
     Metric("training_overhead_percent", "percent", THROUGHPUT,
            "longer iterations of the workflow's training with a checkpoint every step",
-           lambda data: percent_more(_rates(data, "none"), _rates(data, "ram"))),
+           lambda data: _rates_apart(data, "none", "ram")),
     Metric("staging_vs_memcpy_x", "x", LIMITS,
            "blocking staging with checksums over a memcpy of the same bytes",
            _over_limit("staging_s", "memcpy_s")),
@@ -224,9 +230,10 @@ METRICS = (
     Metric("paper_bounds_hold", "bool", WASTED_TIME,
            "each bound of the paper holds for our prediction", goodput.paper_bounds_hold),
     *(
-        Metric(f"paper_{name}", unit, WASTED_TIME, f"predicted: {definition}",
-               goodput.paper_prediction(name), paper_value=published)
-        for name, unit, definition, published in PAPER_POINTS
+        Metric(f"paper_{point.name}", POINT_UNITS[point.unit], WASTED_TIME,
+               f"predicted: {point.quantity}", goodput.paper_prediction(point.name),
+               paper_value=point.published)
+        for point in paper_points()
     ),
     *(
         Metric(f"goodput_{method}_{size}_percent", "percent", WASTED_TIME,
@@ -298,32 +305,7 @@ METRICS = (
     Metric("root_heartbeats_per_s", "per_s", CONTROL,
            "heartbeats that a root agent's process takes in over TCP",
            control_plane.heartbeats_per_s),
-    Metric("done_vs_lm_resiliency_x", "x", PEERS,
-           "lm-resiliency: save until replicated in a peer's RAM, over ours",
-           peers.over_ours("done_s", "lm_resiliency")),
-    Metric("restore_vs_lm_resiliency_x", "x", PEERS,
-           "lm-resiliency: restore of a rank that lost everything, over ours",
-           peers.over_ours("restore_s", "lm_resiliency")),
-    Metric("extra_vs_lm_resiliency_x", "x", PEERS,
-           "lm-resiliency: time added to a busy step, over ours",
-           peers.extra_over_ours("lm_resiliency")),
-    Metric("stall_vs_best_peer_x", "x", PEERS,
-           "the least blocking stall of all peers, over ours", peers.best_over_ours("stall_s")),
-    Metric("overlapped_stall_vs_best_peer_x", "x", PEERS,
-           "the same beside a host that waits",
-           peers.best_over_ours("overlapped_stall_s")),
-    Metric("restore_vs_torchft_x", "x", PEERS,
-           "torchft: in-place transfer from a live replica, over our restore from a peer's RAM",
-           peers.over_ours("restore_s", "torchft")),
-    *(
-        Metric(f"done_vs_{method}_x", "x", PEERS,
-               f"{words}: save until durable, over ours until replicated",
-               peers.over_ours("done_s", method))
-        for method, words in (
-            ("torch_save", "torch.save and fsync"), ("dcp_sync", "DCP"),
-            ("dcp_thread", "DCP async, thread"), ("dcp_process", "DCP async, process"),
-        )
-    ),
+    *peers.METRICS,
     Metric("interleaving_none_ms", "ms", INTERLEAVING,
            "iteration over emulated links without checkpoints", interleaving.iteration_ms("none")),
     *(
@@ -391,7 +373,8 @@ METRICS = (
                _all_identical(experiment, method))
         for experiment, methods in (
             (TRAINING, ("rank_loss", "machine_loss", "group_loss")),
-            (RECOVERY, ("ram_local", "ram_peer", "disk", "warm_local", "warm_peer")),
+            (RECOVERY, ("ram_local", "ram_peer", "disk", "warm_local", "warm_peer",
+                        "group_drained", "torchrun")),
         )
         for method in methods
     ),

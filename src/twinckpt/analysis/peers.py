@@ -7,16 +7,20 @@ from collections.abc import Callable
 from statistics import fmean
 
 from twinckpt.analysis.dataset import Dataset, NotMeasured
+from twinckpt.analysis.metric import Metric
 from twinckpt.analysis.statistics import Estimate, ratio
 
 EXPERIMENT = "peers"
 OURS = "twinckpt"
-NAMES = ("torch_save", "dcp_sync", "dcp_thread", "dcp_process", "lm_resiliency", "torchft")
+NAMES = (
+    *("torch_save", "dcp_sync", "dcp_thread", "dcp_process", "torchsnapshot", "lm_resiliency"),
+    *("nv_resiliency", "dlrover", "torchft"),
+)
 
 
 def over_ours(metric: str, method: str) -> Callable[[Dataset], Estimate]:
     """The peer's time over ours."""
-    return lambda data: ratio(_of(data, metric, method), _of(data, metric, OURS))
+    return lambda data: ratio(_of(data, metric, method), _of(data, metric, OURS), paired=True)
 
 
 def best_over_ours(metric: str) -> Callable[[Dataset], Estimate]:
@@ -37,7 +41,7 @@ def extra_over_ours(method: str) -> Callable[[Dataset], Estimate]:
     """What the peer adds to a busy step, over what we add; steps without frame both."""
 
     def compute(data: Dataset) -> Estimate:
-        return ratio(extra_s(data, method), extra_s(data, OURS))
+        return ratio(extra_s(data, method), extra_s(data, OURS), paired=True)
 
     return compute
 
@@ -51,3 +55,43 @@ def extra_s(data: Dataset, method: str) -> list[float]:
 
 def _of(data: Dataset, metric: str, method: str) -> list[float]:
     return data.repeats(EXPERIMENT, metric, method=method)
+
+
+METRICS = (
+    Metric("done_vs_lm_resiliency_x", "x", EXPERIMENT,
+           "lm-resiliency: save until replicated in a peer's RAM, over ours",
+           over_ours("done_s", "lm_resiliency")),
+    Metric("restore_vs_lm_resiliency_x", "x", EXPERIMENT,
+           "lm-resiliency: restore of a rank that lost everything, over ours",
+           over_ours("restore_s", "lm_resiliency")),
+    Metric("extra_vs_lm_resiliency_x", "x", EXPERIMENT,
+           "lm-resiliency: time added to a busy step, over ours",
+           extra_over_ours("lm_resiliency")),
+    Metric("stall_vs_best_peer_x", "x", EXPERIMENT,
+           "the least blocking stall of all peers, over ours", best_over_ours("stall_s")),
+    Metric("overlapped_stall_vs_best_peer_x", "x", EXPERIMENT,
+           "the same beside a host that waits",
+           best_over_ours("overlapped_stall_s")),
+    Metric("restore_vs_torchft_x", "x", EXPERIMENT,
+           "torchft: in-place transfer from a live replica, over our restore from a peer's RAM",
+           over_ours("restore_s", "torchft")),
+    *(
+        Metric(f"done_vs_{method}_x", "x", EXPERIMENT,
+               f"{words}: save until durable, over ours until replicated",
+               over_ours("done_s", method))
+        for method, words in (
+            ("torch_save", "torch.save and fsync"), ("dcp_sync", "DCP"),
+            ("dcp_thread", "DCP async, thread"), ("dcp_process", "DCP async, process"),
+            ("torchsnapshot", "torchsnapshot async"),
+            ("nv_resiliency", "NVIDIA Resiliency Extension, with replication"),
+        )
+    ),
+    *(
+        Metric(f"{clock}_vs_{method}_x", "x", EXPERIMENT, f"{words}, over ours",
+               over_ours(f"{clock}_s", method))
+        for clock, method, words in (
+            ("restore", "nv_resiliency", "NVIDIA Resiliency Extension: restore from a replica"),
+            ("stall", "dlrover", "DLRover: blocking copy to shared memory, no replica"),
+        )
+    ),
+)  # fmt: skip

@@ -47,7 +47,7 @@ def generate(results: Path, directory: Path) -> dict[str, str]:
     values = macros(summary, judgements, provenance, results.resolve().name)
     write_text(directory / "macros.tex", as_latex(values))
     figures = [path.stem for path in (results / "figures").glob("*.pdf")]
-    experiments = sections(summary, judgements, list(provenance), figures)
+    experiments = sections(summary, judgements, provenance, figures)
     write_text(directory / "experiments.tex", experiments)
     recorded = recorded_summaries(results.resolve().parent / "recorded")
     for name, table in all_tables(summary, judgements, provenance, recorded).items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinckpt.analysis import format as fmt
+from twinckpt.analysis import style
 from twinckpt.analysis.claims import Judgement
 from twinckpt.analysis.metrics import BY_NAME
 from twinckpt.analysis.tables import evidence, metric_rows, tabular
@@ -31,24 +32,37 @@ SECTIONS: dict[str, Section] = {
         r"\saveBytes{} for the largest rank in RAM, \saveDiskBytes{} on disk.",
         r"What the training loop waits, and how long it takes until the copy is recoverable. The "
         r"loop waits \saveDiskStallMs{} for disk and \saveRamStallMs{} for RAM; the state is safe "
-        r"after \saveDiskMs{} and \saveRamMs{}. Dots are repeats.",
+        r"after \saveDiskMs{} and \saveRamMs{}. Dots are repeats, whiskers intervals. Below, "
+        r"states of several sizes, with nothing else to do: at the largest, DCP takes "
+        r"\saveVsDcpX{} and DCP async \saveVsDcpAsyncX{} of the time of RAM on two machines; a "
+        r"blocking stall of DCP async is \saveStallVsDcpAsyncX{} of ours.",
     ),
     "recovery_time": Section(
         "Recovery from a killed process and a killed machine",
         r"Seed row 2; the paper's recovery timeline (Fig.~14). Ranks and machines are killed with "
         r"SIGKILL; the clock runs from the kill to the end of the first new step.",
-        r"Recovery from disk takes \recoveryDiskTotalMs{}, from a peer's RAM "
-        r"\recoveryRamTotalMs{}, from the machine's own RAM \recoveryRamLocalTotalMs{}. The "
-        r"load alone (right) takes \recoveryDiskMs{}, \recoveryRamMs{} and "
-        r"\recoveryRamLocalMs{}.",
+        r"Left: medians of the phases. Recovery from disk takes \recoveryDiskTotalMs{}, from a "
+        r"peer's RAM \recoveryRamTotalMs{}, from the machine's own RAM "
+        r"\recoveryRamLocalTotalMs{}. The load alone (right) takes \recoveryDiskMs{}, "
+        r"\recoveryRamMs{} and \recoveryRamLocalMs{}. Dots are repeats, whiskers intervals. After "
+        r"the loss of a whole replica group a drained step is read: \recoveryGroupTotalMs{}. "
+        r"torchrun alone restarts in \recoveryTorchrunTotalMs{} and begins at step 0.",
     ),
     "throughput": Section(
         "Training speed with a checkpoint every step",
         r"Seed row 3; the paper's iteration time (Fig.~7). Blocks with and without checkpoints "
-        r"alternate in one process.",
-        r"Without checkpoints \throughputNoneItS{}, with checkpoints to disk \throughputDiskItS{}, "
-        r"to peers' RAM \throughputRamItS{}. Against training without checkpoints, RAM lengthens "
-        r"the iteration by \throughputOverheadPercent{} \throughputOverheadPercentInterval{}.",
+        r"alternate in one process. The seed's \throughputGainPercentSeed{} is against training "
+        r"that a blocking save to disk stalls: any gain follows from the length and the "
+        r"frequency of those stalls, and would be as large with checkpoints that cost nothing. "
+        r"Against training without checkpoints nobody can gain; there the question is what a "
+        r"checkpoint costs.",
+        r"Without checkpoints \throughputNoneItS{}, with checkpoints to disk "
+        r"\throughputDiskItS{}, to peers' RAM \throughputRamItS{}. RAM gains "
+        r"\throughputGainPercent{} \throughputGainPercentInterval{} on disk. Against training "
+        r"without checkpoints, RAM lengthens the iteration by \throughputOverheadPercent{} "
+        r"\throughputOverheadPercentInterval{}. How much of that is noise the second bar says, the "
+        r"same training without checkpoints once more: \throughputControlPercent{} "
+        r"\throughputControlPercentInterval{}. Dots are blocks of steps, whiskers intervals.",
     ),
     "training": Section(
         "Does a failure change the result?",
@@ -63,7 +77,19 @@ SECTIONS: dict[str, Section] = {
         "Traffic in the idle spans of the network",
         r"The paper's ablation (Fig.~16): blocking, naive, without pipeline, full schedule. "
         r"Links are slowed by a configured limit, so they are emulated.",
-        r"Iteration time under each way to send the copies, and the idle spans that they use.",
+        r"Left: iterations under each way to send the copies (dots; bars are medians, whiskers "
+        r"intervals). Right: what was busy when in one iteration of each. Against no checkpoints "
+        r"(\interleavingNoneMs{}) blocking adds \interleavingBlockingOverheadPercent{} "
+        r"\interleavingBlockingOverheadPercentInterval{}, naive "
+        r"\interleavingNaiveOverheadPercent{} \interleavingNaiveOverheadPercentInterval{}, no "
+        r"pipeline \interleavingNoPipelineOverheadPercent{} "
+        r"\interleavingNoPipelineOverheadPercentInterval{}, the full schedule "
+        r"\interleavingFullScheduleOverheadPercent{} "
+        r"\interleavingFullScheduleOverheadPercentInterval{}. The schedule's own prediction is "
+        r"\interleavingBlockingPredictedPercent{}, \interleavingNaivePredictedPercent{}, "
+        r"\interleavingNoPipelinePredictedPercent{} and "
+        r"\interleavingFullSchedulePredictedPercent{}. Links are idle for "
+        r"\interleavingIdlePercent{} of an iteration.",
     ),
     "placement": Section(
         "Which losses a placement survives",
@@ -77,7 +103,9 @@ SECTIONS: dict[str, Section] = {
     "scaling": Section(
         "How it grows with ranks and state",
         r"Beyond the paper: power laws fitted to stall, replication and recovery.",
-        r"Measured values and fitted lines, with their exponents.",
+        r"Medians with intervals, fitted lines and their exponents (0 is constant, 1 "
+        r"proportional). Until replicated: \scalingDoneMibExponent{} with the state, "
+        r"\scalingDoneRanksExponent{} with the ranks, which share this machine's cores.",
     ),
     "wasted_time": Section(
         "A year of failures, up to 10,000 machines",
@@ -98,7 +126,7 @@ SECTIONS: dict[str, Section] = {
         "What users could take instead",
         r"Beyond the paper: rivals on the same tensors, in turn, in their recommended settings; "
         r"lm-resiliency is by the paper's author. Files survive more than memory does; torchft "
-        r"needs a live data-parallel replica.",
+        r"needs a live data-parallel replica; DLRover's copy survives its rank alone.",
         r"Stall of a blocking save, time until the state survives its machine, and restore of a "
         r"rank that lost everything. lm-resiliency over ours: \doneVsLmResiliencyX{} until "
         r"replicated, \restoreVsLmResiliencyX{} for the restore, \extraVsLmResiliencyX{} added "
@@ -111,9 +139,9 @@ SECTIONS: dict[str, Section] = {
         r"after every event.",
         r"\simulatedClusters{} clusters, \simulatedEvents{} events, "
         r"\invariantViolations{} violations; of \mutantsPlanted{} planted bugs "
-        r"\mutantsMissed{} were missed. Left: the root's time for one decision; it "
-        r"plans the recovery of 10,000 machines in "
-        r"\planOneZeroZeroZeroZeroMachinesS{} and takes in \rootHeartbeatsPerS{} heartbeats. "
+        r"\mutantsMissed{} were missed. Left: the root's time for one decision (dotted: in "
+        r"proportion); it plans the recovery of 10,000 machines in "
+        r"\planOneZeroZeroZeroZeroMachinesS{} and takes in heartbeats at \rootHeartbeatsPerS{}. "
         r"Right: how soon simulated clusters commit again after the last of their faults.",
     ),
     "soak": Section(
@@ -129,23 +157,31 @@ SECTIONS: dict[str, Section] = {
     "limits": Section(
         "How far from the limits of the machine",
         r"Beyond the paper: each operation beside the memory copy or transfer it cannot beat.",
-        r"Operations and their limits.",
+        r"Time of each operation over that of the plain copy or transfer (dotted: as fast as "
+        r"that); lines are intervals. Staging takes \stagingVsMemcpyX{}, replication reaches "
+        r"\replicationVsLoopbackX{} of plain TCP's rate; restores verify every byte. A worker "
+        r"agent needs \agentOverheadMib{} beyond its slots.",
     ),
 }  # fmt: skip
 
 
 def sections(
-    summary: dict[str, Any], judgements: Sequence[Judgement], experiments: Sequence[str],
-    figures: Sequence[str],
+    summary: dict[str, Any], judgements: Sequence[Judgement],
+    provenance: Mapping[str, Mapping[str, Any]], figures: Sequence[str],
 ) -> str:  # fmt: skip
-    """All sections in the given order of experiments; those that have no samples are not given."""
+    """A section for each experiment that has a provenance, in the order of that."""
     return "\n".join(
-        _section(name, summary, judgements, name in figures) for name in experiments
-    )  # fmt: skip
+        _section(name, summary, judgements, origin, name in figures)
+        for name, origin in provenance.items()
+    )
 
 
 def _section(
-    name: str, summary: dict[str, Any], judgements: Sequence[Judgement], has_figure: bool
+    name: str,
+    summary: dict[str, Any],
+    judgements: Sequence[Judgement],
+    origin: Mapping[str, Any],
+    has_figure: bool,
 ) -> str:
     words = SECTIONS.get(name)
     title = words.title if words else name.replace("_", " ").capitalize()
@@ -157,8 +193,30 @@ def _section(
     found = [metric for metric in summary["metrics"] if _experiment_of(metric) == name]
     if found and not words:
         lines += [r"\begin{center}", r"\small", _numbers(found), r"\end{center}"]
-    lines.append(_verdicts(name, judgements))
+    lines += [_verdicts(name, judgements), peers_that_ran(origin.get("peers") or {})]
     return "\n".join(lines) + "\n"
+
+
+def peers_that_ran(found: Mapping[str, Any]) -> str:
+    """The peers' versions, and the reasons that the run itself gave for what did not work."""
+    if not found:
+        return ""
+    versions = [
+        f"{fmt.escape(name)} {fmt.escape(version)}"
+        for name, version in found.items()
+        if isinstance(version, str) and name != "dlrover_replicas"
+    ]
+    lines = [f"Versions: {', '.join(versions)}."]
+    for method, reason in dict(found.get("reasons") or {}).items():
+        lines.append(
+            rf"Left out: {fmt.escape(style.label(method))} (\texttt{{{fmt.escape(reason)}}})."
+        )
+    if trial := found.get("dlrover_replicas"):
+        lines.append(
+            "Two ranks that DLRover replicates, of which one loses its memory and loads again: "
+            rf"\texttt{{{fmt.escape(str(trial))}}}."
+        )
+    return "\n".join(lines)
 
 
 def _verdicts(name: str, judgements: Sequence[Judgement]) -> str:

@@ -1,6 +1,7 @@
 """What notebooks display: a figure as an image, headline metrics as a table."""
 
 import io
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.metrics import BY_NAME
 from twinckpt.analysis.summary import summarise
 from twinckpt.core import paper_points as core_points
+from twinckpt.core import paper_predictions as core_predictions
 from twinckpt.core.planning import ClusterFacts, candidates, storage_plan
 
 
@@ -105,6 +107,13 @@ def paper_points() -> pd.DataFrame:
         for point in core_points.paper_points()
     ]
     return pd.DataFrame(rows).set_index("where")
+
+
+def paper_predictions() -> pd.DataFrame:
+    """The paper's models on both of its clusters, published or not."""
+    rows = [asdict(one) for one in core_predictions.paper_predictions()]
+    table = pd.DataFrame(rows).set_index(["model", "machine", "num_machines"])
+    return table.assign(ratio=table.storage_s / table.peer_s).round(2)
 
 
 def _image(figure: Figure) -> Any:

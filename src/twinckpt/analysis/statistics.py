@@ -34,15 +34,21 @@ def median(samples: Sequence[float]) -> Estimate:
 
 
 def combine(
-    first: Sequence[float], second: Sequence[float], function: Callable[[Array, Array], Array]
+    first: Sequence[float],
+    second: Sequence[float],
+    function: Callable[[Array, Array], Array],
+    paired: bool = False,
 ) -> Estimate:
-    """`function(median of first, median of second)`, both sides resampled independently.
+    """`function(median of first, median of second)`.
 
-    `n` is the size of the smaller side.
+    `paired`: sample i of both was measured in the same repeat, in alternation, so that whole
+    repeats are resampled; else both sides independently. `n` is the size of the smaller side.
     """
     a, b = _checked(first), _checked(second)
     value = function(np.median(a, keepdims=True), np.median(b, keepdims=True))
-    medians_a, medians_b = _resampled_medians(a), _resampled_medians(b, SEED + 1)
+    together = paired and len(a) == len(b)
+    medians_a = _resampled_medians(a)
+    medians_b = _resampled_medians(b, SEED if together else SEED + 1)
     if medians_a is None or medians_b is None:
         low, high = None, None
     else:
@@ -50,14 +56,16 @@ def combine(
     return Estimate(float(value[0]), low, high, min(len(a), len(b)))
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
+def ratio(
+    numerator: Sequence[float], denominator: Sequence[float], paired: bool = False
+) -> Estimate:
     """How many times the numerator's median is the denominator's."""
-    return combine(numerator, denominator, lambda a, b: a / b)
+    return combine(numerator, denominator, lambda a, b: a / b, paired)
 
 
-def percent_more(first: Sequence[float], second: Sequence[float]) -> Estimate:
+def percent_more(first: Sequence[float], second: Sequence[float], paired: bool = False) -> Estimate:
     """By how many percent the first median exceeds the second (negative: falls short)."""
-    return combine(first, second, lambda a, b: 100 * (a / b - 1))
+    return combine(first, second, lambda a, b: 100 * (a / b - 1), paired)
 
 
 def power_law(samples: Mapping[float, Sequence[float]]) -> tuple[Estimate, float]:

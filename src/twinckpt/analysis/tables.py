@@ -13,6 +13,7 @@ from twinckpt.analysis.macros import commit_name
 from twinckpt.analysis.metrics import BY_NAME, METRICS
 from twinckpt.analysis.summary import by_name
 from twinckpt.core.paper_points import paper_points
+from twinckpt.core.paper_predictions import paper_predictions
 
 # A page holds this many rows of a small font.
 MAX_ROWS = 50
@@ -51,7 +52,12 @@ def all_tables(
     """
     return {
         "verdicts": verdicts(judgements),
-        "verdicts_paper": verdicts([one for one in judgements if one.source == "paper"]),
+        "verdicts_paper": verdicts(
+            [one for one in judgements if one.source == "paper" and one.evidence == "measured"]
+        ),
+        "verdicts_predicted": verdicts(
+            [one for one in judgements if one.source == "paper" and one.evidence == "predicted"]
+        ),
         "verdicts_others": verdicts([one for one in judgements if one.source != "paper"]),
         "seed": seed_published(),
         "equal_bytes": equal_bytes(summary),
@@ -60,6 +66,7 @@ def all_tables(
         "outcomes": outcomes(judgements),
         "side_by_side": side_by_side(summary, recorded),
         "paper_points": points(),
+        "predictions": predictions(),
     }
 
 
@@ -74,7 +81,7 @@ def verdicts(judgements: Sequence[Judgement]) -> str:
         )
         for one in judgements
     ]
-    return tabular(r"lp{0.52\linewidth}p{0.24\linewidth}l", ("", "Claim", "Here", "Verdict"), rows)
+    return tabular(r"lp{0.5\linewidth}p{0.2\linewidth}l", ("", "Claim", "Here", "Verdict"), rows)
 
 
 def outcomes(judgements: Sequence[Judgement]) -> str:
@@ -157,7 +164,26 @@ def points() -> str:
                 else fmt.with_unit(error, "percent"),
             )
         )
-    return tabular("llrrr", ("Where", "Quantity", "Published", "Predicted", "Error"), rows)
+    header = ("Where", "Quantity", "Published", "Predicted", "Error")
+    return tabular(r"lp{0.42\linewidth}rrr", header, rows)
+
+
+def predictions() -> str:
+    """The paper's models on both of its clusters: sizes, times and how often storage can save."""
+    rows = [
+        (
+            fmt.escape(one.model),
+            fmt.escape(one.machine),
+            str(one.num_machines),
+            fmt.with_unit(one.gpu_bytes / 1e9, "GB"),
+            fmt.with_unit(one.storage_s, "s"),
+            fmt.with_unit(one.peer_s, "s"),
+            fmt.with_unit(one.storage_s / one.peer_s, "x"),
+        )
+        for one in paper_predictions()
+    ]
+    header = ("Model", "Machine", "N", "A GPU", "To storage", "To a peer", "Ratio")
+    return tabular("llrrrrr", header, rows)
 
 
 def metrics(summary: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 DAY_S, YEAR_DAYS = 86400, 365
-NO_DIFFERENCE = 1e-3
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 ADVICE = {
@@ -107,6 +106,8 @@ def as_lines(
     facts: "ClusterFacts", chosen: "Plan", plans: "list[Plan]", reasons: list[str]
 ) -> list[str]:
     """Return the answer as text: the recommendation, all candidates, the causes of waste."""
+    from twinckpt.core.planning import SAME_GOODPUT
+
     lines = [
         f"placement={chosen.placement} replicas={chosen.num_replicas}: checkpoint every "
         f"{_iterations(chosen)} ({_time(chosen.interval_iterations * facts.iteration_s)}), drain "
@@ -125,7 +126,7 @@ def as_lines(
             f"{_time(plan.interval_iterations * facts.iteration_s):>10}{_time(plan.safe_s):>12}"
             f"{_time(plan.drain_interval_s):>13}{ram:>13}{lost:>15}{100 * plan.goodput:>8.2f} %"
         )
-    if plans[0].goodput >= chosen.goodput - NO_DIFFERENCE:
+    if plans[0].goodput >= chosen.goodput - SAME_GOODPUT:
         lines.append("  storage alone would do as well here")
     lines += [f"  not possible: {reason}" for reason in reasons]
     wasted = 1 - chosen.goodput

@@ -19,6 +19,8 @@ MAX_DRAIN_INTERVAL_S = 24 * 3600.0
 DRAIN_SHARE = 0.02
 # Below this goodput there is no plan to recommend.
 MIN_GOODPUT = 0.05
+# Plans so close in goodput count as equal: a minute and a half a day.
+SAME_GOODPUT = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +216,7 @@ def recommend(facts: ClusterFacts) -> Plan:
     if not plans:
         raise ConfigurationError(f"no plan with replicas in memory: {reasons[0]}")
     best = max(plan.goodput for plan in plans)
-    plan = next(plan for plan in plans if plan.goodput >= best - 1e-4)
+    plan = next(plan for plan in plans if plan.goodput >= best - SAME_GOODPUT)
     if plan.goodput < MIN_GOODPUT:
         mean_s = 1 / facts.rate_per_s
         raise ConfigurationError(

@@ -21,6 +21,7 @@ GPT2_100B = Workload(iteration_s=62.0, checkpoint_bytes=128 * 9.4 * 2**30, num_m
 
 # Adam in mixed precision: weights and two moments in 32 bits.
 STATE_BYTES_PER_PARAMETER = 12
+VOCABULARY = 50265
 
 # Fig. 14. A machine's replacement takes 4 to 7 minutes; the middle counts.
 DETECTION_S, SERIALIZATION_S, WARM_UP_S = 15.0, 162.0, 253.0
@@ -29,6 +30,9 @@ GEMINI_SOFTWARE = Restart(DETECTION_S, SERIALIZATION_S, 0.0, WARM_UP_S)
 GEMINI_HARDWARE = Restart(DETECTION_S, SERIALIZATION_S, REPLACEMENT_S, WARM_UP_S)
 STORAGE_SOFTWARE = Restart(DETECTION_S, 0.0, 0.0, WARM_UP_S)
 STORAGE_HARDWARE = Restart(DETECTION_S, 0.0, REPLACEMENT_S, WARM_UP_S)
+
+# OPT-175B: about 110 failures in two months of 992 GPUs (§1).
+OPT_FAILURES, OPT_GPUS = 110, 992
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ FAILURE_STATISTICS = (
         "the other end of the same assumption",
     ),
     FailureStatistics(
-        "opt175b", 110 / (992 / 8) / 60, 1.0,
+        "opt175b", OPT_FAILURES / (OPT_GPUS / 8) / 60, 1.0,
         "OPT-175B: about 110 failures in two months on 124 machines of 8 A100",
         "Zhang et al. 2022, §2.5, https://arxiv.org/abs/2205.01068, as counted by GEMINI §1",
     ),

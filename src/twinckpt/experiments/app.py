@@ -60,6 +60,7 @@ class Experiment:
         **cluster: Any,
     ) -> LocalCluster:
         """Return a cluster that will run `program CONFIG.json` below `logs/<name>`."""
+        logger.info("%s: running", name)
         run_dir = self.fresh_log_directory(name)
         path = (run_dir / "training.json").resolve()
         training.write(path)

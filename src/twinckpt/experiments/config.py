@@ -200,6 +200,21 @@ class ControlPlaneSection:
 
 
 @dataclass
+class SaveCostSection:
+    """States of `sizes_mib` a rank, in `num_tensors`, beside the training's own."""
+
+    sizes_mib: list[int] = field(default_factory=lambda: [4, 16, 64])
+    num_tensors: int = 200
+
+    def __post_init__(self) -> None:
+        at_least("save_cost.num_tensors", self.num_tensors, 3)
+        if not self.sizes_mib:
+            raise ConfigurationError("save_cost.sizes_mib=[]: at least one size")
+        for size in self.sizes_mib:
+            at_least("save_cost.sizes_mib", size, 1)
+
+
+@dataclass
 class PeersSection:
     """A state of `size_mib` a rank, and the directory of the peers' packages."""
 
@@ -353,6 +368,7 @@ class ExperimentConfig:
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     failure: FailureSection = field(default_factory=FailureSection)
     measure: MeasureSection = field(default_factory=MeasureSection)
+    save_cost: SaveCostSection = field(default_factory=SaveCostSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
     optimization: OptimizationSection = field(default_factory=OptimizationSection)
     goodput: GoodputSection = field(default_factory=GoodputSection)
@@ -420,6 +436,7 @@ _IRRELEVANT["soak"] = ("failure", "measure")
 _IRRELEVANT["peers"] = _IRRELEVANT["scaling"] = _IRRELEVANT["limits"]
 # Sections that one experiment alone uses.
 _ONLY = {
+    "save_cost": "save_cost",
     "goodput": "wasted_time",
     "limits": "limits",
     "placement": "placement",

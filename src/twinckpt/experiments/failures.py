@@ -1,5 +1,6 @@
 """Training runs with failures: kill, wait for the recovery, and take it apart into phases."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,21 @@ class FailureRun:
             lambda: all(_steps(log, self._generation())[-1:] >= [step] for log in self._logs())
         )
 
+    def wait_until_drained(self) -> None:
+        """Wait until every machine has drained its part of a step of the newest generation."""
+
+        def is_drained() -> bool:
+            drained: dict[int, set[str]] = defaultdict(set)
+            for event in self.cluster.events:
+                if event["event"] != "drained" or not event["ok"]:
+                    continue
+                if event["generation"] == self._generation():
+                    drained[event["ticket"]].add(event["machine"])
+            most = max(map(len, drained.values()), default=0)
+            return most == self.cluster.config.num_machines
+
+        self._wait(is_drained)
+
     def inject(self, kind: str, victim: int) -> Recovery:
         """Kill a rank, a machine, or a machine and its replica's; wait for the next step."""
         generation = self._generation()
@@ -94,7 +110,11 @@ class FailureRun:
             stepped_s=max(_first(log, "step", newest)["monotonic_s"] for log in logs),
             lost_steps=trained - resumed_step,
             resumed_step=resumed_step,
-            retrieve_s={rank: entry["retrieve_s"] for rank, entry in enumerate(restored)},
+            retrieve_s={
+                rank: entry["retrieve_s"]
+                for rank, entry in enumerate(restored)
+                if "retrieve_s" in entry
+            },
         )
 
     def fingerprints(self) -> list[str]:

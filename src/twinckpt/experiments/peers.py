@@ -6,16 +6,25 @@ experiment see: `snakemake peers` installs them there. Not part of the default w
 
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from twinckpt.agents.local_cluster import LocalCluster
+from twinckpt.agents.local_cluster import ClusterFailed, LocalCluster
 from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.app import Experiment, run_app
 
 TIMEOUT_S = 3600.0
-PACKAGES = ("lm-resiliency", "torchft")
+TRIAL_TIMEOUT_S = 90.0
+PACKAGES = ("torchsnapshot", "lm-resiliency", "nvidia-resiliency-ext", "dlrover", "torchft")
+MEMORY = Path("/dev/shm")  # what the peers themselves recommend
+DLROVER_SOCKETS = Path("/tmp/ckpt_sock")  # its own choice
 
 
 def measure(experiment: Experiment) -> None:
@@ -28,17 +37,17 @@ def measure(experiment: Experiment) -> None:
             "installs the peers there and measures"
         )
     rounds = config.measure.warmup + config.measure.repeats
-    scratch = (experiment.out / "scratch").resolve()
     program = ["-m", "twinckpt.experiments.ranks.peers"]
-    arguments = [str(section.size_mib), str(section.num_tensors), str(rounds), str(scratch)]
+    arguments = [str(section.size_mib), str(section.num_tensors), str(rounds)]
     paths = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
+    environment = {"PYTHONPATH": os.pathsep.join(paths)}
+    with _directories(experiment) as (disk, memory):
         with experiment.cluster(
             "cluster",
-            program + arguments,
+            [*program, *arguments, str(disk), str(memory)],
             config.training(method="none", steps=rounds),
             warm=True,
-            env={"PYTHONPATH": os.pathsep.join(paths)},
+            env=environment,
             ranks_per_machine=1,
         ) as cluster:
             num_ranks = experiment.num_ranks
@@ -47,14 +56,55 @@ def measure(experiment: Experiment) -> None:
             cluster.wait(TIMEOUT_S)
             for rank in range(num_ranks):
                 _add_rank(experiment, rank, experiment.log_of(cluster, rank))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        replicas = _try_dlrover_replicas(disk, memory, environment)
     experiment.facts["peers"] = {name: _version(packages, name) for name in PACKAGES} | {
-        "reasons": _reasons(experiment, num_ranks, cluster)
+        "reasons": _reasons(experiment, num_ranks, cluster),
+        "dlrover_replicas": replicas,
     }
 
 
+@contextmanager
+def _directories(experiment: Experiment) -> Iterator[tuple[Path, Path]]:
+    """Directories for files, on a disk and in memory; nothing of the peers is left in them."""
+    disk = (experiment.out / "scratch").resolve()
+    memory = MEMORY / f"twinckpt-peers-{os.getpid()}"
+    DLROVER_SOCKETS.mkdir(exist_ok=True)  # or its ranks race for it, which share a host only here
+    try:
+        yield disk, memory
+    finally:
+        left = [disk, *MEMORY.glob(f"{memory.name}*"), *DLROVER_SOCKETS.glob(f"{memory.name}*")]
+        for path in left:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _try_dlrover_replicas(disk: Path, memory: Path, environment: dict[str, str]) -> str:
+    """Return what came of restoring a lost machine's shard from DLRover's replicas."""
+    trial = memory.with_name(f"{memory.name}-trial")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *("-m", "twinckpt.experiments.ranks.rival_dlrover", str(trial), str(disk / "trial")),
+    ]
+    with subprocess.Popen(
+        command, env=os.environ | environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=TRIAL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return f"no answer within {TRIAL_TIMEOUT_S:.0f} s"
+    if process.returncode == 0:
+        return "restored"
+    errors = re.findall(r"^\[rank\d+\]: (\w+(?:Error|Exception): .*)$", output, re.MULTILINE)
+    return str(errors[0]) if errors else f"exit status {process.returncode}"
+
+
 def _all_saved(experiment: Experiment, cluster: LocalCluster) -> bool:
+    if any(event["event"] == "generation_broken" for event in cluster.events):
+        raise ClusterFailed(f"a rank was lost while it measured; see {cluster.run_dir}")
     paths = (cluster.run_dir / "ranks" / f"rank-{r}.jsonl" for r in range(experiment.num_ranks))
     return all(
         path.exists() and any(json.loads(line)["event"] == "saved" for line in path.open())

@@ -7,6 +7,8 @@
 | ram_peer | a machine | a new machine | a peer's RAM |
 | warm_local | a rank | fork of a warm image | its own machine's RAM |
 | warm_peer | a machine | a warm spare | a peer's RAM |
+| group_drained | a replica group | new machines | a drained step on disk |
+| torchrun | a rank | torchrun | nothing: it trains from the start |
 """
 
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ class Method:
     checkpoint: str = "ram"
     warm: bool = False
     num_spares: int = 0
+    drain_every_commits: int = 0
+    max_repeats: int = 1_000_000
 
 
 METHODS = (
@@ -37,6 +41,8 @@ METHODS = (
     Method("ram_peer", "machine_loss"),
     Method("warm_local", "rank_loss", warm=True),
     Method("warm_peer", "machine_loss", warm=True, num_spares=1),
+    Method("group_drained", "group_loss", drain_every_commits=1, max_repeats=3),
+    Method("torchrun", "rank_loss", checkpoint="none", max_repeats=3),
 )
 
 
@@ -58,17 +64,24 @@ def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
     failure = experiment.config.failure
     training = _training(experiment, method.checkpoint, steps=ENDLESS_STEPS, name=method.name)
     cluster = experiment.cluster(
-        method.name, PROGRAM, training, warm=method.warm, num_spares=method.num_spares
+        method.name,
+        PROGRAM,
+        training,
+        warm=method.warm,
+        num_spares=method.num_spares,
+        drain_every_commits=method.drain_every_commits,
     )
     with cluster:
         run = FailureRun(cluster, experiment.num_ranks)
         step = 0
-        for repeat in range(failure.repeats):
+        for repeat in range(min(failure.repeats, method.max_repeats)):
             if method.num_spares:
                 if repeat:
                     cluster.add_machine(spare=True)
                 cluster.wait_for_spare()
             run.wait_for_step(step + failure.gap_steps)
+            if method.drain_every_commits:
+                run.wait_until_drained()
             victim = (1 + repeat) % experiment.config.cluster.num_machines
             recovery = run.inject(method.kind, victim)
             _add_samples(experiment, method, repeat, victim, recovery)
@@ -80,12 +93,12 @@ def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
 def _add_samples(
     experiment: Experiment, method: Method, repeat: int, victim: int, recovery: Recovery
 ) -> None:
-    for phase, duration_s in recovery.phases(machine=method.kind == "machine_loss").items():
+    for phase, duration_s in recovery.phases(machine=method.kind != "rank_loss").items():
         experiment.add(method.name, "duration_s", duration_s, "s", phase=phase, repeat=repeat)
     for rank, retrieve_s in recovery.retrieve_s.items():
-        # After a machine's loss the survivors read their own RAM: only the newcomer's time is
+        # After one machine's loss the survivors read their own RAM: only the newcomer's time is
         # that of a retrieval from a peer.
-        if method.kind == "rank_loss" or rank in _ranks_of(victim, experiment):
+        if method.kind != "machine_loss" or rank in _ranks_of(victim, experiment):
             experiment.add(method.name, "retrieve_s", retrieve_s, "s", rank=rank, repeat=repeat)
     experiment.add(method.name, "lost_steps", recovery.lost_steps, "steps", repeat=repeat)
 

@@ -1,7 +1,10 @@
 """`save_cost`: what a checkpoint costs, to disk, to RAM, and to RAM on two machines.
 
-Clocks and their limits are described in docs/results-schema.md.
+First the training's own state, in the seed's rows; then states of several sizes, with DCP and
+other placements beside them. Clocks and their limits are described in docs/results-schema.md.
 """
+
+import shutil
 
 from twinckpt.experiments.app import Experiment, run_app
 
@@ -9,7 +12,7 @@ TIMEOUT_S = 1800.0
 
 
 def measure(experiment: Experiment) -> None:
-    """Run one job in which the methods alternate, and collect every rank's samples."""
+    """Run one job in which the methods alternate, then one for each size; the last in groups."""
     config = experiment.config
     rounds = config.measure.warmup + config.measure.repeats
     disk = (experiment.out / "logs" / "save_cost" / "disk").resolve()
@@ -27,6 +30,38 @@ def measure(experiment: Experiment) -> None:
                 experiment.add(method, "stall_s", entry["stall_s"], "s", **place)
                 experiment.add(method, "recoverable_s", entry["recoverable_s"], "s", **place)
                 experiment.add(method, "bytes", entry["bytes"], "bytes", **place)
+    for size_mib in config.save_cost.sizes_mib:
+        _sweep(experiment, size_mib, "ring")
+    divisible = config.cluster.num_machines % config.cluster.replicas == 0
+    _sweep(experiment, max(config.save_cost.sizes_mib), "group" if divisible else "mixed")
+
+
+def _sweep(experiment: Experiment, size_mib: int, placement: str) -> None:
+    """Add the samples of one size under one placement; `step` is the size in MiB."""
+    config = experiment.config
+    rounds = config.measure.warmup + config.measure.repeats
+    name = f"{placement}_mib{size_mib}"
+    disk = (experiment.out / "scratch").resolve()
+    program = ["-m", "twinckpt.experiments.ranks.save_sweep"]
+    arguments = [str(size_mib), str(config.save_cost.num_tensors), str(rounds), placement]
+    try:
+        with experiment.cluster(
+            name,
+            [*program, *arguments, str(disk)],
+            config.training(method="none", steps=rounds),
+            placement=placement,
+            ranks_per_machine=1,
+        ) as cluster:
+            cluster.wait(TIMEOUT_S)
+            for rank in range(config.cluster.num_machines):
+                for entry in experiment.log_of(cluster, rank):
+                    repeat = entry.get("repeat", -1) - config.measure.warmup
+                    for metric, value in entry.items():
+                        if metric.startswith("sweep_") and repeat >= 0:
+                            place = {"rank": rank, "repeat": repeat, "step": size_mib}
+                            experiment.add(entry["method"], metric, value, "s", **place)
+    finally:
+        shutil.rmtree(disk, ignore_errors=True)
 
 
 if __name__ == "__main__":

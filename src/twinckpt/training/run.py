@@ -41,6 +41,7 @@ def main(path: str) -> None:
         case "disk":
             _train_with_disk(training, log, generation)
         case _:
+            log.write("restored", generation=generation, at_step=0)
             _loop(training, log, generation, 0, lambda step: "none")
     dist.barrier()
     log.write("finished", generation=generation, fingerprint=fingerprint(training.state()))

@@ -23,7 +23,8 @@ from twinckpt.experiments.ranks.limits import (
     clocked,
     meet,
 )
-from twinckpt.experiments.ranks.rivals import Rival, Twinckpt, makers
+from twinckpt.experiments.ranks.rival_makers import RANK_ONLY, makers
+from twinckpt.experiments.ranks.rivals import Rival, Twinckpt
 from twinckpt.results.jsonl import JsonLines
 
 BLOCK_STEPS = 2
@@ -61,7 +62,8 @@ class Saving:
         rival.finish()
         done_s = time.monotonic() - started_s
         self._add(repeat, name, "stall_s", stalled_s - started_s)
-        self._add(repeat, name, "done_s", done_s)
+        if name not in RANK_ONLY:
+            self._add(repeat, name, "done_s", done_s)
         if repeat <= 1 and rival.in_memory:
             self._longest_s = max(self._longest_s, done_s)
 
@@ -135,29 +137,43 @@ def start_rivals(
 ) -> dict[str, Rival]:
     """Make every rival and let it save once; those that fail on any rank are left out."""
     rivals: dict[str, Rival] = {"twinckpt": ours}
-    for name, make in made.items():
-        rival, reason = None, ""
+
+    def works_everywhere(name: str, action: Callable[[], None]) -> bool:
+        """Act, unless another rank could not: what it waits for would never come."""
+        reason = ""
         try:
-            rival = make()
-            if rival.saves:
-                rival.save(1)
-                rival.fence()
-            rival.finish()
+            action()
         except Exception as error:  # whatever a rival raises is why it is left out
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        failed = torch.tensor(int(rival is None or bool(reason)))
-        dist.all_reduce(failed)
-        if rival is not None and not failed.item():
-            rivals[name] = rival
-        elif reason:
             log.write("failed", method=name, reason=reason)
+        failed = torch.tensor(int(bool(reason)))
+        dist.all_reduce(failed)
+        return not failed.item()
+
+    for name, make in made.items():
+        started: list[Rival] = []
+        if works_everywhere(name, partial(_start, make, started)):
+            rival = started[0]
+            if works_everywhere(name, partial(_save_once, rival)):
+                rivals[name] = rival
     return rivals
 
 
+def _start(make: Callable[[], Rival], started: list[Rival]) -> None:
+    started.append(make())
+
+
+def _save_once(rival: Rival) -> None:
+    if rival.saves:
+        rival.save(1)
+        rival.fence()
+    rival.finish()
+
+
 def main() -> None:
-    """`peers SIZE_MIB NUM_TENSORS ROUNDS SCRATCH`."""
+    """`peers SIZE_MIB NUM_TENSORS ROUNDS DISK MEMORY`; the last two are directories."""
     size_mib, num_tensors, rounds = map(int, sys.argv[1:4])
-    scratch = Path(sys.argv[4])
+    disk, memory = map(Path, sys.argv[4:6])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
@@ -167,7 +183,10 @@ def main() -> None:
         restored = checkpointer.restore()
         if restored is None:
             checkpointer.save(0, block=True)
-        rivals = start_rivals(makers(rank, scratch), Twinckpt(checkpointer), log)
+        made = makers(rank, disk, memory)
+        if restored is not None:
+            made = {name: make for name, make in made.items() if name not in RANK_ONLY}
+        rivals = start_rivals(made, Twinckpt(checkpointer), log)
         if restored is None:
             saving = Saving(rivals, log)
             for repeat in range(rounds):

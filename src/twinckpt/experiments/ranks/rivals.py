@@ -6,7 +6,6 @@ the module and the optimizer, as users do. Packages that are not ours are import
 
 import os
 import socket
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -217,15 +216,3 @@ class Torchft(Rival):
             self._transport.send_checkpoint([loser], 1, self._replica, _TIMEOUT)
         elif number == loser:
             self._transport.recv_checkpoint(source, "<n/a>", 1, _TIMEOUT)
-
-
-def makers(rank: Rank, scratch: Path) -> dict[str, Callable[[], Rival]]:
-    """Return how to make each rival; a maker raises where its rival cannot run here."""
-    return {
-        "torch_save": lambda: TorchSave(rank, scratch / "torch_save"),
-        "dcp_sync": lambda: Dcp(rank, scratch / "dcp_sync"),
-        "dcp_thread": lambda: Dcp(rank, scratch / "dcp_thread", AsyncCheckpointerType.THREAD),
-        "dcp_process": lambda: Dcp(rank, scratch / "dcp_process", AsyncCheckpointerType.PROCESS),
-        "lm_resiliency": lambda: LmResiliency(rank, scratch / "lm_resiliency"),
-        "torchft": lambda: Torchft(rank),
-    }

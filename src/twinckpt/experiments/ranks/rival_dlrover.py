@@ -1,0 +1,124 @@
+"""DLRover's flash checkpoint in shared memory, behind the verbs of `rivals`.
+
+Measured without replicas, its default. Whether a machine's loss can be made good from its
+replicas is tried apart, by the program below on two ranks: it may fail or wait for ever, and
+`dlrover_replicas` of the provenance says what it did.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from dlrover.trainer.torch.flash_checkpoint import engine
+from dlrover.trainer.torch.flash_checkpoint.checkpointer import StorageType
+from dlrover.trainer.torch.flash_checkpoint.ddp import DdpCheckpointer
+
+from twinckpt.experiments.ranks.limits import Rank
+from twinckpt.experiments.ranks.rivals import Rival
+
+_PR_SET_PDEATHSIG = 1
+
+
+class DLRover(Rival):
+    """A blocking copy to shared memory of the own machine, which survives the rank alone."""
+
+    def __init__(self, rank: Rank, memory: Path, directory: Path) -> None:
+        tensors = {str(index): tensor for index, tensor in enumerate(rank.tensors)}
+        self._flash = FlashCheckpoint(tensors, memory, directory)
+
+    def save(self, step: int) -> None:
+        self._flash.save()
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._flash.close()
+
+
+class FlashCheckpoint:
+    """`DdpCheckpointer` as for a model that is sharded over all ranks, a machine each.
+
+    The names of its sockets and segments begin with the name of the directory in `memory`.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], memory: Path, directory: Path, replicas: int = 0
+    ) -> None:
+        number, size = dist.get_rank(), dist.get_world_size()
+        os.environ["TORCHELASTIC_RUN_ID"] = f"{memory.name}-{number}"
+        os.environ |= {"NODE_RANK": str(number), "NODE_NUM": str(size)}
+        self._tensors = tensors
+        with mock.patch.object(engine, "start_async_save", _with_its_parent()):
+            self._checkpointer = DdpCheckpointer(
+                str(directory), local_shard_num=1, global_shard_num=size, replica_count=replicas
+            )
+        self._engine: Any = self._checkpointer._engine
+        self._step = 0
+
+    def save(self) -> None:
+        """Save to memory; it may skip a checkpoint without a word."""
+        self._step += 1
+        state = dict(self._tensors)
+        self._checkpointer.save_checkpoint(self._step, state, storage_type=StorageType.MEMORY)
+        if self._engine._cached_step != self._step:
+            raise RuntimeError("dlrover skipped the checkpoint")
+
+    def lose(self) -> None:
+        """Forget the shared memory, as a machine that was replaced."""
+        handler = self._engine._shm_handler
+        handler.shared_memory.unlink()
+        handler.shared_memory = None
+        handler.metadata.set({})
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """Load from memory, its own or a replica's; all ranks at once."""
+        return dict(self._checkpointer.load_checkpoint())
+
+    def close(self) -> None:
+        """End the process that would write to storage."""
+        self._engine.close()
+        if self._engine.saver_proc is not None:
+            self._engine.saver_proc.kill()
+
+
+def _with_its_parent() -> Callable[[], None]:
+    """Let its saver end with the rank, which is going to be killed."""
+    save = engine.start_async_save
+
+    def start_async_save() -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        save()
+
+    return start_async_save
+
+
+def main() -> None:
+    """`rival_dlrover MEMORY DIRECTORY`: rank 1 of two loses its memory and is to get it back."""
+    memory, directory = map(Path, sys.argv[1:3])
+    dist.init_process_group("gloo")
+    number = dist.get_rank()
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"GROUP_RANK": str(number), "GROUP_WORLD_SIZE": str(dist.get_world_size())}
+    saved = {"weight": torch.full((1 << 18,), float(number + 1))}
+    flash = FlashCheckpoint(saved, memory, directory, replicas=2)
+    flash.save()
+    if number == 1:
+        flash.lose()
+    loaded = flash.load()
+    if set(loaded) != set(saved) or not torch.equal(loaded["weight"], saved["weight"]):
+        given = "another state than it had saved" if loaded else "nothing"
+        raise RuntimeError(f"rank {number} was given back {given}")
+    flash.close()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

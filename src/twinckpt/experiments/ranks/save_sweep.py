@@ -1,0 +1,84 @@
+"""One rank of `save_cost`'s sweep: files, DCP and RAM in alternation on a state of a given size."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+from twinckpt.checkpointer import Checkpointer
+from twinckpt.experiments.ranks.limits import Rank, meet, require_committed
+from twinckpt.experiments.ranks.rivals import Dcp, Rival, TorchSave
+from twinckpt.results.jsonl import JsonLines
+
+
+def to_files(rival: Rival, step: int) -> dict[str, float]:
+    """Save with a rival, nothing else being done; seconds since the call."""
+    started_s = time.monotonic()
+    rival.save(step)
+    rival.fence()
+    stalled_s = time.monotonic()
+    rival.finish()
+    return {"sweep_stall_s": stalled_s - started_s, "sweep_done_s": time.monotonic() - started_s}
+
+
+def to_memory(checkpointer: Checkpointer, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Save to this machine and its peers; seconds until safe here, and until safe there."""
+    started_s = time.monotonic()
+    handle = checkpointer.save(step)
+    checkpointer.fence()
+    stall_s = time.monotonic() - started_s
+    handle.wait("staged")
+    staged_s = time.monotonic() - started_s
+    handle.wait("replicated")
+    replicated_s = time.monotonic() - started_s
+    require_committed(handle)
+    committed_s = time.monotonic() - started_s
+    own = {"sweep_stall_s": stall_s, "sweep_done_s": staged_s}
+    return own, {
+        "sweep_stall_s": stall_s,
+        "sweep_replicated_s": replicated_s,
+        "sweep_done_s": committed_s,
+    }
+
+
+def main() -> None:
+    """`save_sweep SIZE_MIB NUM_TENSORS ROUNDS PLACEMENT DISK`; files only beside a ring."""
+    size_mib, num_tensors, rounds = map(int, sys.argv[1:4])
+    placement, disk = sys.argv[4], Path(sys.argv[5])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
+    log = JsonLines(run_dir / "ranks" / f"rank-{dist.get_rank()}.jsonl")
+    rank = Rank(size_mib, num_tensors)
+    rivals: dict[str, Rival] = {}
+    if placement == "ring":
+        rivals = {
+            "disk": TorchSave(rank, disk / "disk"),
+            "dcp_sync": Dcp(rank, disk / "dcp_sync"),
+            "dcp_thread": Dcp(rank, disk / "dcp_thread", AsyncCheckpointerType.THREAD),
+        }
+    with Checkpointer(rank.state) as checkpointer:
+        checkpointer.save(0, block=True)
+        for repeat in range(rounds):
+            found = {}
+            for name, rival in rivals.items():
+                meet()
+                found[name] = to_files(rival, repeat + 1)
+            meet()
+            own, found[f"ram_{placement}"] = to_memory(checkpointer, repeat + 1)
+            if placement == "ring":
+                found["ram"] = own
+            for method, metrics in found.items():
+                log.write("sample", repeat=repeat, method=method, **metrics)
+        for rival in rivals.values():
+            rival.close()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
