@@ -183,3 +183,25 @@ def strike_at(cluster, strike, machine):
     for process in frozen if isinstance(frozen, list) else [frozen]:
         process.resume()
     return frozen_s
+
+
+def test_root_then_the_machine_of_the_next_root_lost_with_etcd(tmp_path, expected, etcd):
+    """Ranks train on while another machine's root agent takes over their generation."""
+    with training_cluster(tmp_path, "ram", endpoint=etcd.endpoint) as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(4)
+        killed_s = cluster.kill_root()
+        started = cluster.wait_for_event("root_started", after_s=killed_s)
+        assert started["monotonic_s"] - killed_s < 2.0
+        adopted = cluster.wait_for_event("generation_adopted", after_s=killed_s)
+        cluster.wait_for_event("committed", after_s=adopted["monotonic_s"])
+        assert count(cluster, "generation_formed") == 1
+        assert count(cluster, "generation_broken") == 0
+        run.wait_for_step(8)
+        victim = cluster.root_index()
+        recovery = run.inject("machine_loss", victim)
+        assert recovery.resumed_step >= 6
+        assert restored_sources(cluster)[victim] == "peer"
+        cluster.wait(TIMEOUT_S)
+        assert count(cluster, "generation_formed") == 2
+        assert run.fingerprints() == expected

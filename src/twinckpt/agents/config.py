@@ -12,9 +12,10 @@ from twinckpt.net.tls import TlsFiles
 class RootAgentConfig:
     """Settings of the root agent.
 
-    `watch_pid` is the process whose end ends the agent; `event_log` a JSON-lines file,
-    or a directory of them;
-    Prometheus metrics are served where `metrics_port` is not 0.
+    It listens at `host` and `port`; or is elected in the control `store` that is named, and
+    listens at some port of `host`. `watch_pid` is the process whose end ends the agent;
+    `event_log` a JSON-lines file, or a directory of them; Prometheus metrics are served where
+    `metrics_port` is not 0.
     """
 
     host: str
@@ -25,12 +26,15 @@ class RootAgentConfig:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     tls: TlsFiles = field(default_factory=TlsFiles)
+    store: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerAgentConfig:
     """Settings of one machine's worker agent.
 
+    The root agent is at `root_host` and `root_port`, or where the control `store` says.
     `host` is the address that peers use to reach this machine's slots; `capacity_bytes`
     limits the arena (None: what the machine has); what the root's host does not acknowledge for
     `heartbeat_timeout_s` means that it is out of reach; ranks silent for `hang_timeout_s` are
@@ -57,6 +61,7 @@ class WorkerAgentConfig:
     event_log: str = ""
     failure_domain: str = ""
     tls: TlsFiles = field(default_factory=TlsFiles)
+    store: str = ""
 
 
 def to_json(config: RootAgentConfig | WorkerAgentConfig) -> str:

@@ -8,6 +8,7 @@ docs/configuration.md.
 import difflib
 import os
 import socket
+import subprocess
 import time
 import uuid
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
+from twinckpt.agents.control_store import ETCD_SCHEME, ControlStore, open_store
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.placement import check_kind
 from twinckpt.core.root import RootConfig
@@ -26,6 +28,7 @@ from twinckpt.net.local import AgentLink
 from twinckpt.net.tls import TlsFiles
 
 START_TIMEOUT_S = 30.0
+_RESTART_S = 1.0
 
 # Where torchrun's rendezvous backend tells the ranks what it has decided.
 LAUNCHED = "TWINCKPT_LAUNCHED"
@@ -173,6 +176,54 @@ def _converted(name: str, value: Any, kind: type) -> Any:
     return converted
 
 
+class RootCandidate:
+    """This machine's part in the job having a root agent, under the store that an endpoint names.
+
+    With the embedded store it starts the root agent if that belongs here. With one that elects
+    roots it keeps a `process` that stands by, so that this machine can become root at any time.
+    """
+
+    def __init__(self, settings: JobSettings, endpoint: str, run_id: str) -> None:
+        self.store: ControlStore = open_store(endpoint, run_id)
+        self.endpoint = f"{endpoint}/{run_id}" if endpoint.startswith(ETCD_SCHEME) else ""
+        self._settings = settings
+        self.process: subprocess.Popen[bytes] | None = None
+        self._started_s = 0.0
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Return where the root agent is, if that is fixed; else a port that is none."""
+        root = None if self.store.elects_successors else self.store.root()
+        return (root.host, root.port) if root else ("", 0)
+
+    def start(self) -> None:
+        """Do it now; called before each generation.
+
+        Raises AgentUnavailableError if the store does not answer; later only the election of a
+        successor depends on that.
+        """
+        if not self.store.elects_successors:
+            start_root_if_local(self._settings, *self.address)
+        elif self.process is None:
+            self.store.root()
+            self._start()
+        else:
+            self.keep()
+
+    def keep(self) -> None:
+        """Replace a process that stood by and has died; called often."""
+        if self.process is None or self.process.poll() is None:
+            return
+        if time.monotonic() - self._started_s > _RESTART_S:
+            self._start()
+
+    def _start(self) -> None:
+        self._started_s = time.monotonic()
+        self.process = start_root_agent(
+            _root_agent(self._settings, self._settings.host, 0, os.getpid(), self.endpoint)
+        )
+
+
 def start_root_if_local(
     settings: JobSettings, host: str, port: int, watch_pid: int | None = None
 ) -> None:
@@ -182,17 +233,7 @@ def start_root_if_local(
     """
     if _listens(host, port) or not _is_local(host):
         return
-    config = RootAgentConfig(
-        host,
-        port,
-        settings.root(),
-        watch_pid=watch_pid or os.getpid(),
-        event_log=settings.event_log,
-        metrics_host=settings.metrics_host,
-        metrics_port=settings.metrics_port,
-        tls=settings.tls,
-    )
-    process = start_root_agent(config)
+    process = start_root_agent(_root_agent(settings, host, port, watch_pid or os.getpid()))
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not _listens(host, port):
         # One that lost the race for the port ends, and the winner listens.
@@ -204,16 +245,41 @@ def start_root_if_local(
         time.sleep(0.02)
 
 
+def _root_agent(
+    settings: JobSettings, host: str, port: int, watch_pid: int, store: str = ""
+) -> RootAgentConfig:
+    return RootAgentConfig(
+        host,
+        port,
+        settings.root(),
+        watch_pid=watch_pid,
+        event_log=settings.event_log,
+        metrics_host=settings.metrics_host,
+        metrics_port=settings.metrics_port,
+        tls=settings.tls,
+        store=store,
+        machine=settings.machine,
+    )
+
+
 def start_machine_agent(
-    settings: JobSettings, root_host: str, root_port: int, watch_pid: int, socket_name: str = ""
+    settings: JobSettings,
+    root: tuple[str, int],
+    watch_pid: int,
+    *,
+    socket_name: str = "",
+    store: str = "",
 ) -> str:
-    """Start this machine's worker agent and return the name of its socket."""
+    """Start this machine's worker agent and return the name of its socket.
+
+    The root agent is at the address `root`, or wherever the `store` says.
+    """
     unique = uuid.uuid4().hex[:12]
     config = WorkerAgentConfig(
         machine=settings.machine or unique,
         socket_name=socket_name or f"twinckpt-{unique}",
-        root_host=root_host,
-        root_port=root_port,
+        root_host=root[0],
+        root_port=root[1],
         host=settings.host,
         num_slots=settings.num_slots,
         capacity_bytes=settings.capacity_mib << 20 if settings.capacity_mib else None,
@@ -229,6 +295,7 @@ def start_machine_agent(
         event_log=settings.event_log,
         failure_domain=settings.failure_domain,
         tls=settings.tls,
+        store=store,
     )
     start_worker_agent(config)
     return config.socket_name

@@ -1,7 +1,8 @@
 """`LocalCluster`: N emulated machines on this host, and the operator who kills and replaces them.
 
 A machine is a torchrun with its ranks and its worker agent. To kill it is to SIGKILL all of
-them, so its memory is gone too. The root agent belongs to the operator here.
+them, so its memory is gone too. The root agent belongs to the operator here, unless the
+machines elect it.
 """
 
 import contextlib
@@ -45,7 +46,8 @@ class ClusterConfig:
     `num_spares` machines wait, with imports done if the command is `-m twinckpt.run`, to take
     the place of a lost one. Without spares and with `auto_replace` the operator starts a new
     machine for each that it killed. With `min_machines` the job goes on with as few (0: with all
-    of them or not at all), `last_call_s` after the last one has joined.
+    of them or not at all), `last_call_s` after the last one has joined. `endpoint` names a control
+    store (`etcd://HOST:PORT`) by which the machines elect the root; else the operator runs it.
     """
 
     num_machines: int = 4
@@ -63,6 +65,7 @@ class ClusterConfig:
     num_spares: int = 0
     auto_replace: bool = True
     monitor_interval_s: float = 0.05
+    endpoint: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= self.num_machines:
@@ -105,6 +108,8 @@ class LocalCluster:
         self._command = list(command)
         self._ranks_each = config.ranks_per_machine
         self._port = free_port()
+        self.endpoint = config.endpoint or f"127.0.0.1:{self._port}"
+        self.run_id = f"local-{secrets.token_hex(4)}"
         self.events_dir = self.run_dir / "events"
         self._events_path = self.events_dir / "root.jsonl"
         for path in self.events_dir.glob("*.jsonl"):
@@ -159,6 +164,16 @@ class LocalCluster:
 
     def start(self) -> None:
         """Start the root agent, the machines and the spares."""
+        if not self.config.endpoint:
+            self._start_root()
+        for _ in range(self.config.num_machines):
+            self.add_machine()
+        if self.config.num_spares:
+            self.wait_for_event("generation_formed", timeout_s=120)
+            for _ in range(self.config.num_spares):
+                self.add_machine(spare=True)
+
+    def _start_root(self) -> None:
         self._root = start_root_agent(
             RootAgentConfig(
                 "127.0.0.1",
@@ -171,12 +186,6 @@ class LocalCluster:
             self._secret.encode(),
         )
         self.wait_for_event("root_started", timeout_s=30)
-        for _ in range(self.config.num_machines):
-            self.add_machine()
-        if self.config.num_spares:
-            self.wait_for_event("generation_formed", timeout_s=120)
-            for _ in range(self.config.num_spares):
-                self.add_machine(spare=True)
 
     def add_machine(self, *, spare: bool = False) -> str:
         """Start one more machine and return its name."""
@@ -195,7 +204,8 @@ class LocalCluster:
                     f"--nnodes={self.config.num_needed}:{self.config.num_machines}",
                     f"--nproc-per-node={self.config.ranks_per_machine}",
                     "--rdzv-backend=twinckpt",
-                    f"--rdzv-endpoint=127.0.0.1:{self._port}",
+                    f"--rdzv-endpoint={self.endpoint}",
+                    f"--rdzv-id={self.run_id}",
                     "--local-addr=127.0.0.1",
                     f"--max-restarts={self.config.max_restarts}",
                     f"--monitor-interval={self.config.monitor_interval_s}",
@@ -206,7 +216,7 @@ class LocalCluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_operator,
+                preexec_fn=die_with_operator,
             )
         return name
 
@@ -366,13 +376,25 @@ class LocalCluster:
         raise ClusterFailed(f"rank {rank} has not started")
 
     def kill_root(self) -> float:
-        """SIGKILL the root agent; torchrun's plugin starts another one, on some machine."""
-        for process in self.processes_of_job():
-            if "twinckpt.agents.root" in process.cmdline():
-                now_s = time.monotonic()
-                process.kill()
-                return now_s
-        raise ClusterFailed("no root agent runs")
+        """SIGKILL the root agent; another one is started by torchrun's plugin, or elected."""
+        pid = self._root_pid()
+        now_s = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        return now_s
+
+    def root_index(self) -> int:
+        """Return the machine of the newest generation on which the root agent runs."""
+        pid = self._root_pid()
+        for index, name in self.members.items():
+            if pid in [process.pid for process in self.processes(name)]:
+                return index
+        raise ClusterFailed("the root agent runs on no machine of the generation")
+
+    def _root_pid(self) -> int:
+        pids = [int(event["pid"]) for event in self.events if event["event"] == "root_started"]
+        if not pids or not psutil.pid_exists(pids[-1]):
+            raise ClusterFailed("no root agent runs")
+        return pids[-1]
 
     def kill_machine(self, index: int) -> float:
         """SIGKILL everything of one machine, its memory included; return the monotonic time."""
@@ -452,7 +474,7 @@ class LocalCluster:
         return "\n".join(tails)
 
 
-def _die_with_operator() -> None:
+def die_with_operator() -> None:
     """Have the kernel end a machine's torchrun, and so the machine, when the operator is killed."""
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """`torchrun --rdzv-backend=twinckpt`: the way in for machines, as a rendezvous handler.
 
 It runs inside torchrun's process, once a machine: starts the machine's worker agent (and the
-root agent, if the endpoint is this machine), and forms generations through them. This is
+root agent, if the endpoint is this machine; or one that stands by, if the endpoint is etcd), and
+forms generations through them. This is
 the one module of the agents that imports torch, for the types that torchrun expects.
 """
 
@@ -17,15 +18,14 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
-from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from twinckpt.agents.launch import (
     LAUNCHED,
     JobSettings,
+    RootCandidate,
     connect_to_agent,
     free_port,
     start_machine_agent,
-    start_root_if_local,
 )
 from twinckpt.errors import AgentUnavailableError
 from twinckpt.net.local import (
@@ -39,7 +39,6 @@ from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 29400
 _JOIN_TIMEOUT_S = 600.0
 
 
@@ -63,7 +62,8 @@ class TwinRendezvousHandler(RendezvousHandler):
         self._max_machines = parameters.max_nodes
         self._settings = JobSettings.load(parameters.config)
         self._join_timeout_s = float(parameters.get("join_timeout", _JOIN_TIMEOUT_S))
-        self._root = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT)
+        self._endpoint = parameters.endpoint
+        self._root = RootCandidate(self._settings, parameters.endpoint, parameters.run_id)
         self._local_address = parameters.local_addr or self._settings.host
         self._link: AgentLink | None = None
         self._is_broken = False
@@ -82,7 +82,7 @@ class TwinRendezvousHandler(RendezvousHandler):
         """Join the next generation and wait until it has formed."""
         if self._is_closed:
             raise RendezvousClosedError(f"the job {self._run_id} is closed")
-        start_root_if_local(self._settings, *self._root)
+        self._root.start()
         link = self._connect()
         if self._settings.warm_spare and "TWINCKPT_STANDBY" not in os.environ:
             return self._stand_by(link)
@@ -113,6 +113,7 @@ class TwinRendezvousHandler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Return 1 once this generation is over, so that torchrun restarts its ranks."""
+        self._root.keep()
         try:
             while self._link is not None and (received := self._link.receive(0.0)) is not None:
                 self._is_broken = self._is_broken or isinstance(received[0], LauncherBroken)
@@ -135,7 +136,9 @@ class TwinRendezvousHandler(RendezvousHandler):
     def _connect(self) -> AgentLink:
         if self._link is None:
             secret = load_secret()
-            name = start_machine_agent(self._settings, *self._root, watch_pid=os.getpid())
+            name = start_machine_agent(
+                self._settings, self._root.address, os.getpid(), store=self._root.endpoint
+            )
             self._link = connect_to_agent(name, secret)
             os.environ["TWINCKPT_AGENT"] = name
             os.environ[LAUNCHED] = self._settings.to_json()
@@ -148,7 +151,7 @@ class TwinRendezvousHandler(RendezvousHandler):
             if received is None:
                 raise RendezvousTimeoutError(
                     f"only {self._min_machines} or more machines make a generation, and too few "
-                    f"joined within {self._join_timeout_s:.0f} s at {self._root[0]}:{self._root[1]}"
+                    f"joined within {self._join_timeout_s:.0f} s at {self._endpoint}"
                 )
             message = received[0]
             if isinstance(message, LauncherFormed):

@@ -1,6 +1,7 @@
 """The root agent's process: carries out what `twinckpt.core.root.Root` decides.
 
-`python -m twinckpt.agents.root CONFIG` listens for worker agents until its launcher ends.
+`python -m twinckpt.agents.root CONFIG` listens for worker agents until its launcher ends. With
+a control store that elects roots it stands by until it is elected, and again once it is replaced.
 """
 
 import asyncio
@@ -8,11 +9,15 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 
 import msgspec
 
+from twinckpt.agents.candidate import stand_by
 from twinckpt.agents.config import RootAgentConfig, root_config
+from twinckpt.agents.control_store import Leadership, open_store
+from twinckpt.agents.embedded_store import EmbeddedStore
 from twinckpt.agents.event_log import EventLog, file_of
 from twinckpt.agents.metrics_endpoint import serve_metrics
 from twinckpt.agents.process import when_process_ends
@@ -29,34 +34,39 @@ logger = logging.getLogger(__name__)
 FROM_CALLER = wire.Codec(m.ToRoot | StatusQuestion)
 FROM_WORKER = wire.Codec(m.ToRoot)
 TO_WORKER = wire.Codec(m.ToWorker)
+_CHANGE_THE_RECORD = ("generation_formed", "machine_left")
 
 
 class RootAgent:
     """Drives the root's state machine over authenticated TCP connections."""
 
-    def __init__(self, config: RootAgentConfig, secret: bytes) -> None:
+    def __init__(self, config: RootAgentConfig, secret: bytes, leadership: Leadership) -> None:
         self._config = config
         self._secret = secret
         self._tls = config.tls.load()
-        self._root = Root(config.job)
+        self._leadership = leadership
+        self._root = Root(config.job, record=leadership.record, now_s=time.monotonic())
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._events = EventLog(file_of(config.event_log, "root"), agent="root")
         self._board = StatusBoard(self._root)
         self._done = asyncio.Event()
+        self._is_replaced = False
 
-    async def run(self) -> None:
-        """Serve until the watched process ends."""
+    async def run(self) -> bool:
+        """Serve until the watched process ends, or another root is elected: then return True."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._hold, args=(loop,), daemon=True).start()
         if self._config.watch_pid:
             when_process_ends(self._config.watch_pid, self._done.set)
         server = await asyncio.start_server(
             self._serve,
-            self._config.host,
-            self._config.port,
+            sock=self._leadership.listener,
             limit=wire.MAX_FRAME_BYTES,
             ssl=self._tls.server if self._tls else None,
             ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
         )
-        started = {"generation": self._root.generation, "port": self._config.port}
+        port = self._leadership.listener.getsockname()[1]
+        started = {"generation": self._root.generation, "port": port, "pid": os.getpid()}
         self._events.write("root_started", started)
         if self._config.metrics_port:
             host, port = self._config.metrics_host, self._config.metrics_port
@@ -68,6 +78,21 @@ class RootAgent:
         await self._done.wait()
         ticking.cancel()
         server.close()
+        for writer in self._writers.values():
+            writer.transport.abort()
+        return self._is_replaced
+
+    def _hold(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._leadership.hold()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending
+            loop.call_soon_threadsafe(self._resign)
+
+    def _resign(self) -> None:
+        """Nobody follows this root any more: what it would decide now means nothing."""
+        logger.warning("another root agent is elected; this one stands by")
+        self._events.write("root_replaced", {"pid": os.getpid(), "machine": self._config.machine})
+        self._is_replaced = True
+        self._done.set()
 
     async def _tick(self) -> None:
         """Look for silent machines, a few times within the heartbeat timeout.
@@ -115,6 +140,8 @@ class RootAgent:
             writer.close()
 
     def _act(self, actions: list[Action]) -> None:
+        if self._done.is_set():
+            return
         # Logged first: in the logs an event comes before what machines hear of it.
         for action in sorted(actions, key=lambda action: not isinstance(action, Log)):
             match action:
@@ -126,6 +153,8 @@ class RootAgent:
                     self._board.note(event, fields)
                     if event != "save_counts":  # every second from every rank
                         self._events.write(event, fields)
+                    if event in _CHANGE_THE_RECORD:
+                        self._leadership.leave(self._root.record)
                 case Disconnect(machine):
                     writer = self._writers.pop(machine, None)
                     if writer is not None:
@@ -137,12 +166,17 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s root %(levelname)s %(message)s")
     config = root_config(sys.argv[1])
 
-    async def serve() -> None:
-        await RootAgent(config, load_secret()).run()
+    store = open_store(config.store) if config.store else EmbeddedStore(config.host, config.port)
+    secret = load_secret()
+
+    async def serve(leadership: Leadership) -> bool:
+        return await RootAgent(config, secret, leadership).run()
 
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve())
+            while (leadership := stand_by(store, config)) is not None:
+                if not asyncio.run(serve(leadership)):
+                    break
     except OSError as error:
         sys.exit(f"twinckpt: the root agent cannot listen on {config.host}:{config.port}: {error}")
     os._exit(0)  # connections are served until the last moment; the kernel closes them

@@ -90,6 +90,8 @@ class RootLink:
             self._told = what
 
     async def _serve(self) -> None:
+        if not self.address[1]:
+            raise OSError("none is elected yet")
         reader, self._writer = await call_async(
             *self.address, self._secret, self._tls, wire.MAX_FRAME_BYTES
         )

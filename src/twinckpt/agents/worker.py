@@ -10,16 +10,19 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from twinckpt.agents.config import WorkerAgentConfig, worker_config
+from twinckpt.agents.control_store import RootEntry, open_store
 from twinckpt.agents.event_log import MachineEvents
 from twinckpt.agents.hang_watch import watch_for_hangs
 from twinckpt.agents.local_server import LocalPeer, LocalServer
 from twinckpt.agents.process import when_process_ends
 from twinckpt.agents.root_link import RootLink
+from twinckpt.agents.root_watch import follow_root
 from twinckpt.agents.scrub import Scrub
 from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
@@ -33,6 +36,8 @@ from twinckpt.net.bulk import BulkClient, BulkServer, TransferCancelled
 from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)
+
+ROOT_ABSENCE_S = 600.0  # how long ranks go on while no root is elected
 
 _Work = TypeVar("_Work")
 
@@ -68,6 +73,7 @@ class WorkerAgent:
         self._received: set[tuple[int, int]] = set()
         self._arriving: dict[int, tuple[core.StartFetch, Seal, int]] = {}
         self._reads_along: dict[int, core.StartFetch] = {}
+        self._absence: asyncio.TimerHandle | None = None
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -77,6 +83,10 @@ class WorkerAgent:
             loop.add_signal_handler(name, lambda: None)
         if self._config.watch_pid:
             when_process_ends(self._config.watch_pid, self._done.set)
+        if self._config.store:
+            store = open_store(self._config.store)
+            follow = (store, self._on_elected)
+            threading.Thread(target=follow_root, args=follow, daemon=True).start()
         launcher_ended = asyncio.create_task(self._done.wait())
         serving = [asyncio.create_task(self._local.run()), asyncio.create_task(self._root.run())]
         if self._config.scrub_bytes_per_s:
@@ -97,6 +107,8 @@ class WorkerAgent:
 
     def _hello(self) -> Iterable[m.ToRoot]:
         """What the root must know first, on each new connection."""
+        if self._absence is not None:
+            self._absence.cancel()
         directory = self._config.drain_directory
         steps = drained.drained_steps(drained.location(directory)) if directory else ()
         ticket = drained.newest_ticket(drained.location(directory)) if directory else 0
@@ -104,7 +116,9 @@ class WorkerAgent:
         domain = self._config.failure_domain
         number, fetching = self._core.generation, tuple(self._core.fetching)
         self._events.write("root_found", host=self._root.address[0], port=self._root.address[1])
-        yield m.Hello(self._address, number, inventory, steps, ticket, domain, fetching)
+        held = (inventory, steps, ticket, domain, fetching)
+        yield m.Hello(self._address, number, *held, self._core.running())
+        yield from self._core.unheard()
         if self._join is not None:
             yield self._join
 
@@ -164,9 +178,19 @@ class WorkerAgent:
         elif isinstance(message, m.Fetch) and message.generation == self._core.generation:
             self._bulk.cancel(message.rank, message.ticket, unless_from=message.sources)
 
+    def _on_elected(self, root: RootEntry) -> None:
+        self._in_loop(lambda: self._root.move(root.host, root.port))
+
     def _on_root_lost(self) -> None:
-        self._warm.clear()  # only torchrun's handler can start another root
         self._events.write("root_lost")
+        if self._config.store:  # another one takes over; ranks go on meanwhile
+            give_up = self._loop.call_later(ROOT_ABSENCE_S, self._give_up_root)
+            self._absence = give_up
+        else:
+            self._warm.clear()  # only torchrun's handler can start another root
+            self._give_up_root()
+
+    def _give_up_root(self) -> None:
         self._act(self._core.root_lost())
 
     def _tell_launcher(self, message: local.LauncherFormed | local.LauncherBroken) -> None:

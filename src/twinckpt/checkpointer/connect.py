@@ -98,7 +98,8 @@ def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | 
         if not machines.is_first_here:
             return ""
         if agent is None:
-            start_machine_agent(settings, host, int(port), _watched_pid(), name)
+            root = (host, int(port))
+            start_machine_agent(settings, root, _watched_pid(), socket_name=name)
             agent = connect_to_agent(name, load_secret())
         agent.send(RootMoved(host, int(port)))
         agent.send(LauncherJoin("", machines.index, machines.count, machines.count))

@@ -22,7 +22,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Declare the command's arguments."""
     parser = subparsers.add_parser("status", help="what a running job does now")
     parser.add_argument(
-        "endpoint", nargs="?", help="HOST:PORT of --rdzv-endpoint; default: this machine's job"
+        "endpoint",
+        nargs="?",
+        help="HOST:PORT of --rdzv-endpoint, or etcd://HOST:PORT,.../RUN_ID; "
+        "default: this machine's job",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -117,12 +120,24 @@ def _or_none(step: int | None) -> str:
 
 
 def _endpoint(given: str | None) -> tuple[str, int]:
+    if given and given.startswith("etcd://"):
+        return _root_in_etcd(given)
     if given:
         host, _, port = given.rpartition(":")
         if not host or not port.isdecimal():
             raise ValueError(f"{given!r} is no HOST:PORT")
         return host, int(port)
     return _root_of_this_machine()
+
+
+def _root_in_etcd(endpoint: str) -> tuple[str, int]:
+    from twinckpt.agents.control_store import open_store
+    from twinckpt.errors import AgentUnavailableError
+
+    root = open_store(endpoint).root()
+    if root is None:
+        raise AgentUnavailableError(f"no root agent is elected at {endpoint}; is /RUN_ID right?")
+    return root.host, root.port
 
 
 def _root_of_this_machine() -> tuple[str, int]:

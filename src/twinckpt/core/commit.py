@@ -8,6 +8,7 @@ ticket and lets the next one begin a few steps later, so that all ranks know it 
 A ticket is issued only while a slot for it is free everywhere, so no rank ever waits for one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from twinckpt.core.recovery import Recovery
@@ -66,6 +67,32 @@ class CommitLog:
             self._in_flight[recovery.ticket] = _InFlight(recovery.step, is_new=False)
         elif recovery:
             self.committed_step = recovery.step
+
+    def adopt(
+        self,
+        committed_ticket: int,
+        step: int,
+        abandoned: Iterable[int],
+        undecided: Iterable[int],
+        newest: int,
+    ) -> None:
+        """Go on, after `restart`, where another root stopped.
+
+        Args:
+            committed_ticket, step: the newest commit that it has told any machine of; 0 for none.
+            abandoned: the tickets since, of which it has told any machine that they never commit.
+            undecided: tickets of this generation that may still commit.
+            newest: the newest ticket that any machine has heard of.
+        """
+        self.skip_past(newest)
+        if committed_ticket:
+            self._in_flight = {}
+            self.committed_ticket, self.committed_step = committed_ticket, step
+            self.resumable_ticket, self.resumable_step = committed_ticket, step
+        for ticket in abandoned:
+            self._in_flight.pop(ticket, None)
+        for ticket in undecided:
+            self._in_flight.setdefault(ticket, _InFlight())
 
     def issue(self) -> list[tuple[int, int]]:
         """Return new tickets as (ticket, not_before_step) while slots are free for them."""

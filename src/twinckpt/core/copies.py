@@ -84,6 +84,10 @@ class Copies:
         """Return what a machine holds."""
         return self._of_machine.get(machine, {}).values()
 
+    def of_ticket(self, ticket: int) -> Mapping[int, Mapping[str, Holding]]:
+        """Return the copies of a ticket by rank, then by the machine that holds them."""
+        return self._of_ticket.get(ticket, {})
+
     def of_shard(self, rank: int, ticket: int) -> Mapping[str, Holding]:
         """Return the copies of one shard by the machine that holds them."""
         return self._of_ticket.get(ticket, {}).get(rank, {})

@@ -5,11 +5,11 @@
 Messages of other generations never come here (`twinckpt.core.root` refuses them).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
-from twinckpt.core.commit import CommitLog
+from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
 from twinckpt.core.outbox import Outbox
@@ -56,7 +56,8 @@ class Generation:
         self._drains.give_up()
         # Shards newer than the step resumed from belong to a future that is not repeated.
         newest = recovery.ticket if recovery else 0
-        self._copies.remove_tickets([t for t in self._copies.tickets() if t > newest])
+        former = [t for t in self._copies.tickets() if t > newest and generation_of(t) < number]
+        self._copies.remove_tickets(former)
 
     @property
     def num_ranks(self) -> int:
@@ -92,18 +93,94 @@ class Generation:
             self._issue_tickets()
         return reason
 
-    def fetch_missing(self) -> None:
-        """Restore what each machine should hold of the step resumed from, own ranks first."""
-        if self.recovery is None or not self.recovery.ticket:
-            return
+    def fetch_missing(self, ticket: int) -> None:
+        """Have each machine fetch what it should hold of a ticket and does not, own ranks first."""
+        is_resumed = self.recovery is not None and self.recovery.ticket == ticket
         for position in range(len(self.holders[0])):
-            for rank, sources in self.recovery.sources.items():
-                holding = self._copies.of_shard(rank, self.recovery.ticket)[sources[0]]
+            for rank, copies in sorted(self._copies.of_ticket(ticket).items()):
+                holding = next(iter(copies.values()))
                 target = self.places[self.holders[holding.home][position]]
-                if target not in sources:
-                    # It may overwrite what it has of older tickets.
-                    self._copies.remove_older(target, rank, self.recovery.ticket)
-                    self._fetch(target, holding, sources)
+                if target in copies:
+                    continue
+                if is_resumed:  # it may overwrite what it has of older tickets
+                    self._copies.remove_older(target, rank, ticket)
+                self._fetch(target, holding, self._nearest_first(holding.home, copies))
+
+    def _nearest_first(self, home: int, copies: Iterable[str]) -> tuple[str, ...]:
+        home_name = self.places[home]
+        return tuple(
+            sorted(copies, key=lambda name: (name != home_name, name not in self._index, name))
+        )
+
+    # Taking over from another root.
+
+    def adopt(self, told: Mapping[str, m.Running], now_s: float) -> str | None:
+        """Go on where another root stopped, with what every machine of the generation says.
+
+        Called once, before any message. Returns why the generation must end, or None.
+        """
+        self._now_s = now_s
+        for machine, running in told.items():
+            for attached in running.attached:
+                home = self._index[machine]
+                self._reservations.attach(
+                    attached.rank, home, attached.world_size, attached.slot_bytes
+                )
+        for machine, running in told.items():
+            for reserved in running.reserved:
+                index = self._index[machine]
+                self._reservations.reserve(reserved.rank, index, reserved.slot_bytes)
+        self._adopt_tickets(told)
+        for rank in self._reservations.home:
+            self._reserve_lacking(rank)
+        self._commit_complete()
+        if not self._reservations.is_complete:
+            self._abandon(self._commits.abandon_all())
+        for ticket in {*self._commits.undecided(), self._commits.committed_ticket}:
+            self.fetch_missing(ticket)
+        self._issue_tickets()
+        return self._lost_forever()
+
+    def _adopt_tickets(self, told: Mapping[str, m.Running]) -> None:
+        """What any machine was told is decided for all; what not all have heard of is given up."""
+        committed, step = max(
+            (each.committed_ticket, each.committed_step) for each in told.values()
+        )
+        abandoned = {ticket for each in told.values() for ticket in each.abandoned}
+        heard = {ticket for each in told.values() for ticket in each.undecided}
+        undecided = {ticket for ticket in heard - abandoned if ticket > committed}
+        newest = max(each.newest_ticket for each in told.values())
+        self._commits.adopt(committed, step, abandoned, undecided, newest)
+        gone = [t for t in self._copies.tickets() if t < committed or t in abandoned]
+        self._copies.remove_tickets(gone)
+        given_up = abandoned | {ticket for ticket in heard if ticket < committed}
+        for machine, running in told.items():
+            for ticket in sorted(given_up.difference(running.abandoned)):
+                if ticket > running.committed_ticket or ticket in running.undecided:
+                    resolve = m.Resolve(self.number, ticket, 0, committed=False)
+                    self._outbox.send(machine, resolve)
+            if running.committed_ticket < committed:
+                self._outbox.send(machine, m.Resolve(self.number, committed, step, committed=True))
+        for ticket in sorted(undecided):
+            holdings = [
+                next(iter(held.values())) for held in self._copies.of_ticket(ticket).values()
+            ]
+            is_mixed = any([self._commits.conflicts(ticket, held.step) for held in holdings])
+            if is_mixed or any(ticket not in each.undecided for each in told.values()):
+                self._abandon([ticket])
+            for holding in holdings:
+                if self._is_replicated(holding):
+                    self._tell_replicated(holding)
+
+    def _lost_forever(self) -> str | None:
+        """Return which shard that a rank has yet to restore nobody holds any more."""
+        ticket = self.recovery.ticket if self.recovery else 0
+        if not ticket or self._commits.committed_ticket > ticket or self._reservations.is_attached:
+            return None
+        shards = self._copies.of_ticket(ticket)
+        size = next(iter(next(iter(shards.values())).values())).world_size if shards else 1
+        lost = [r for r in range(size) if r not in shards and r not in self._reservations.home]
+        return f"no intact copy of rank {lost[0]} at ticket {ticket} is left" if lost else None
 
     # Slots.
 
@@ -112,6 +189,10 @@ class Generation:
         home = self._index[machine]
         if self._reservations.attach(rank, home, attached.world_size, slot_bytes):
             self._abandon(self._commits.abandon_all())
+        self._reserve_lacking(rank)
+
+    def _reserve_lacking(self, rank: int) -> None:
+        slot_bytes = self._reservations.slot_bytes[rank]
         for holder in self._reservations.lacking(rank):
             self._outbox.send(self.places[holder], m.Reserve(self.number, rank, slot_bytes))
 
@@ -137,8 +218,11 @@ class Generation:
             for holder in self.holders[holding.home][1:]:
                 self._fetch(self.places[holder], holding, (machine,))
         elif self._commits.in_flight(holding.ticket) and self._is_replicated(holding):
-            replicated = m.Replicated(self.number, holding.rank, holding.ticket)
-            self._outbox.send(self.places[holding.home], replicated)
+            self._tell_replicated(holding)
+
+    def _tell_replicated(self, holding: m.Holding) -> None:
+        replicated = m.Replicated(self.number, holding.rank, holding.ticket)
+        self._outbox.send(self.places[holding.home], replicated)
 
     def _is_replicated(self, holding: m.Holding) -> bool:
         holders = (self.places[index] for index in self.holders[holding.home])

@@ -74,10 +74,14 @@ class Membership:
         """Return whether a machine of the last generation is connected and has yet to join."""
         return any(name in self.machines and name not in self.waiting for name in self.places)
 
+    def take(self, places: Sequence[str]) -> None:
+        """These machines have the places from now on, in this order."""
+        self.places = list(places)
+        self.index = {name: index for index, name in enumerate(places)}
+
     def form(self, size: int, worth: Callable[[str], int]) -> list[m.Join]:
         """Give places to waiting machines; return their joins, in order of the places."""
-        self.places = assign_places(self.waiting, self.index, size, worth)
-        self.index = {name: index for index, name in enumerate(self.places)}
+        self.take(assign_places(self.waiting, self.index, size, worth))
         joins = [self.waiting[name] for name in self.places]
         for name in self.places:
             self._stop_waiting(name)

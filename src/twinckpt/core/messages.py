@@ -34,25 +34,7 @@ class Address:
     bulk_port: int
 
 
-# Worker agent → root agent.
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """First message of a connection: who is calling, and what its memory holds.
-
-    `drained_steps` are complete in persistent storage; `drained_ticket` is the newest of which
-    anything is there, complete or not. `domain` is the failure domain (a rack, say) that the
-    machine is in, empty if nobody has said. `fetching` is what still arrives, by rank and ticket.
-    """
-
-    address: Address
-    generation: int
-    inventory: tuple[Holding, ...] = ()
-    drained_steps: tuple[int, ...] = ()
-    drained_ticket: int = 0
-    domain: str = ""
-    fetching: tuple[tuple[int, int], ...] = ()
+# Worker agent → root agent; a connection begins with Hello.
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +74,45 @@ class Reserved:
     generation: int
     rank: int
     slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a machine does in a generation that goes on while another root takes over.
+
+    `attached` are its ranks and `reserved` the replicas that it has slots for. Of this
+    generation's tickets it was told that `committed_ticket` (at `committed_step`) is committed
+    (0: none is) and that later ones are `abandoned`; it has heard of the `undecided` ones, and
+    of none beyond `newest_ticket`.
+    """
+
+    attached: tuple[Attached, ...] = ()
+    reserved: tuple[Reserved, ...] = ()
+    committed_ticket: int = 0
+    committed_step: int = 0
+    abandoned: tuple[int, ...] = ()
+    undecided: tuple[int, ...] = ()
+    newest_ticket: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a connection: who is calling, and what its memory holds.
+
+    `drained_steps` are complete in persistent storage; `drained_ticket` is the newest of which
+    anything is there, complete or not. `domain` is the failure domain (a rack, say) that the
+    machine is in, empty if nobody has said. `fetching` is what still arrives, by rank and ticket.
+    `running` is there if the machine's ranks still run in `generation`.
+    """
+
+    address: Address
+    generation: int
+    inventory: tuple[Holding, ...] = ()
+    drained_steps: tuple[int, ...] = ()
+    drained_ticket: int = 0
+    domain: str = ""
+    fetching: tuple[tuple[int, int], ...] = ()
+    running: Running | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,22 +10,22 @@ class Reservations:
         self.home: dict[int, int] = {}
         self.world_size = 0
         self._holders = holders
-        self._slot_bytes: dict[int, int] = {}
+        self.slot_bytes: dict[int, int] = {}
         self._missing: set[tuple[int, int]] = set()
 
     def attach(self, rank: int, home: int, world_size: int, slot_bytes: int) -> bool:
         """A rank has its own slots; return whether its replicas need larger ones than before."""
         self.world_size = world_size
         self.home[rank] = home
-        if self._slot_bytes.get(rank, 0) >= slot_bytes:
+        if self.slot_bytes.get(rank, 0) >= slot_bytes:
             return False
-        self._slot_bytes[rank] = slot_bytes
+        self.slot_bytes[rank] = slot_bytes
         self._missing |= {(rank, holder) for holder in self._holders[home][1:]}
         return True
 
     def reserve(self, rank: int, holder: int, slot_bytes: int) -> None:
         """A machine has slots of this size for a replica of `rank`."""
-        if slot_bytes >= self._slot_bytes.get(rank, 0):
+        if slot_bytes >= self.slot_bytes.get(rank, 0):
             self._missing.discard((rank, holder))
 
     def lacking(self, rank: int) -> list[int]:
@@ -34,6 +34,11 @@ class Reservations:
         return [holder for holder in holders if (rank, holder) in self._missing]
 
     @property
+    def is_attached(self) -> bool:
+        """Return whether all ranks have their own slots: so they have restored what they wanted."""
+        return bool(self.world_size) and len(self.home) == self.world_size
+
+    @property
     def is_complete(self) -> bool:
         """Return whether all ranks have attached and all their replicas have slots."""
-        return bool(self.world_size) and len(self.home) == self.world_size and not self._missing
+        return self.is_attached and not self._missing

@@ -6,11 +6,14 @@ The life of a generation:
 
     machines join → formed (recovery plan) → `twinckpt.core.generation` → a machine or rank
     is lost → broken → machines join again
+
+A root that is given its predecessor's record takes the generation over (`core.adoption`).
 """
 
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
+from twinckpt.core.adoption import Adoption, GenerationRecord
 from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
@@ -52,13 +55,22 @@ class Root:
     """State machine of the root agent.
 
     One that takes over begins after `generation`, the newest that whoever starts it knows; it
-    learns of newer ones, and of all copies, from the workers' first messages.
+    learns of newer ones, and of all copies, from the workers' first messages. Where a `record`
+    of the running generation was left, that goes on once all of its machines are back.
     """
 
-    def __init__(self, config: RootConfig, generation: int = 0) -> None:
+    def __init__(
+        self,
+        config: RootConfig,
+        generation: int = 0,
+        record: GenerationRecord | None = None,
+        now_s: float = 0.0,
+    ) -> None:
         self.config = config
         self.generation = generation
         self.current: Generation | None = None
+        self.newest: Generation | None = None  # `current`, or the one that ended last
+        self.adoption: Adoption | None = None
         self.membership = Membership()
         self.copies = Copies()
         self.commits = CommitLog(window=config.num_slots - 1)
@@ -69,6 +81,19 @@ class Root:
         self._num_failures = 0
         self._failed_at_step: int | None = None
         self._lacks = ""
+        if record is not None and record.number >= generation:
+            self.generation = record.number
+            self.adoption = Adoption(record, now_s)
+            self.membership.take(record.places)
+
+    @property
+    def record(self) -> GenerationRecord | None:
+        """Return what a successor needs to go on with the running generation; None without one."""
+        if self.current is None:
+            return self.adoption.record if self.adoption else None
+        recovery = self.current.recovery
+        resume = recovery.resume if recovery else None
+        return GenerationRecord(self.current.number, self.current.places, resume)
 
     @property
     def running(self) -> bool:
@@ -77,9 +102,9 @@ class Root:
 
     @property
     def state(self) -> str:
-        """Return "forming", "recovering" (redundancy is not yet restored), or "running"."""
+        """Return "forming", "adopting", "recovering" (not yet redundant again), or "running"."""
         if self.current is None:
-            return "forming"
+            return "adopting" if self.adoption else "forming"
         return "recovering" if self.commits.is_restoring else "running"
 
     @property
@@ -94,7 +119,7 @@ class Root:
 
     def awaits(self, machine: str, message: m.ToRoot) -> bool:
         """Return whether this is a copy that was under way when the last generation ended."""
-        if not isinstance(message, m.Holds) or self.current is not None:
+        if not isinstance(message, m.Holds) or self.record is not None:
             return False
         copy = (machine, message.holding.rank, message.holding.ticket)
         return message.generation == self.generation and copy in self._awaited
@@ -113,24 +138,29 @@ class Root:
             self._on_hello(machine, message, now_s)
         elif known is not None:
             known.last_heard_s = now_s
-            match message:
-                case m.Heartbeat():
-                    pass
-                case m.Join():
-                    self._on_join(machine, message, now_s)
-                case m.Leave():
-                    self._on_leave(machine)
-                case m.SaveCounts():
-                    counts = {"saves": message.saves, "skipped": message.skipped}
-                    self._log("save_counts", rank=message.rank, failed=message.failed, **counts)
-                case _ if self.current and message.generation == self.current.number:
-                    self._on_current(machine, message, self.current)
-                case m.Holds() if self.awaits(machine, message):
-                    self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
-                    self.copies.add(machine, message.holding)
+            self._on_message(machine, message)
             if isinstance(message, m.Heartbeat | m.Join | m.Drained):  # nothing commits with these
                 self._grow_if_possible()
         return self._outbox.take()
+
+    def _on_message(self, machine: str, message: m.ToRoot) -> None:
+        match message:
+            case m.Hello() | m.Heartbeat():
+                pass
+            case m.Join():
+                self._on_join(machine, message)
+            case m.Leave():
+                self._on_leave(machine)
+            case m.SaveCounts():
+                counts = {"saves": message.saves, "skipped": message.skipped}
+                self._log("save_counts", rank=message.rank, failed=message.failed, **counts)
+            case _ if self.current and message.generation == self.current.number:
+                self._on_current(machine, message, self.current)
+            case _ if self.adoption and message.generation == self.adoption.record.number:
+                self.adoption.keep(machine, message)
+            case m.Holds() if self.awaits(machine, message):
+                self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
+                self.copies.add(machine, message.holding)
 
     def connection_lost(self, machine: str, now_s: float) -> list[Action]:
         """The kernel says that a machine's connection ended: it died, or was cut off."""
@@ -146,6 +176,8 @@ class Root:
         for machine in self.membership.silent(now_s, timeout_s):
             self._lose(machine, f"no heartbeat for {timeout_s} s")
             self._outbox.disconnect(machine)
+        if self.adoption and self.adoption.is_late(now_s, timeout_s):
+            self._give_up_on_the_missing(self.adoption)
         self._form_if_complete(now_s)
         return self._outbox.take()
 
@@ -166,27 +198,45 @@ class Root:
         for ticket in (hello.drained_ticket, *(holding.ticket for holding in hello.inventory)):
             self.commits.skip_past(ticket)
         self._log("machine_joined", machine=machine, host=hello.address.host)
+        self._reconcile(machine, hello, now_s)
 
-    def _on_join(self, machine: str, join: m.Join, now_s: float) -> None:
-        is_member = self.current is not None and machine in self.membership.index
+    def _reconcile(self, machine: str, hello: m.Hello, now_s: float) -> None:
+        """A machine that runs something is part of what is taken over, or must stop."""
+        adoption = self.adoption
+        is_member = adoption is not None and machine in adoption.record.places
+        if adoption and is_member and hello.running and hello.generation == adoption.record.number:
+            adoption.hear(machine, hello.running, now_s)
+            if not adoption.missing:
+                self._adopt(adoption)
+            return
+        if is_member:
+            self._break(f"machine {self.membership.index[machine]} has stopped")
+        elif hello.running:
+            reason = "it went on without this machine, or nobody knows of it any more"
+            self._outbox.send(machine, m.Broken(hello.generation, reason))
+
+    def _on_join(self, machine: str, join: m.Join) -> None:
+        is_member = self.record is not None and machine in self.membership.index
         if is_member and join.generation < self.generation:
             return  # sent before the machine was told that the generation has formed
-        self.membership.join(machine, join, now_s)
+        self.membership.join(machine, join, self._now_s)
         if is_member:
             self._break(f"machine {self.membership.index[machine]} joins again")
         elif self.current:
             self._log("machine_waiting", machine=machine)
-        self._form_if_complete(now_s)
+        self._form_if_complete(self._now_s)
 
     def _on_leave(self, machine: str) -> None:
         self._forget(machine)
         if machine in self.membership.index:
-            self.current = None
+            self.current = self.adoption = None
         self._log("machine_left", machine=machine)
 
     def _forget(self, machine: str) -> bool:
         self.copies.remove_machine(machine)
         self._awaited = {copy for copy in self._awaited if copy[0] != machine}
+        if self.adoption:
+            self.adoption.forget(machine)
         return self.membership.remove(machine) is not None
 
     def _lose(self, machine: str, reason: str) -> None:
@@ -196,24 +246,52 @@ class Root:
         index, silent_s = self.membership.index.get(machine), self._now_s - known.last_heard_s
         what = {"machine": machine, "index": index, "reason": reason}
         self._log("machine_lost", **what, silent_s=round(silent_s, 3))
-        if index is not None:
+        if index is not None and self.current:
             self._break(f"machine {index} was lost: {reason}")
 
     def _break(self, reason: str, *, is_final: bool = False) -> None:
-        """End the running generation, if there is one."""
-        if self.current is None:
+        """End the generation that runs or is taken over, if there is one."""
+        record, adoption = self.record, self.adoption
+        if record is None:
             return
-        broken = m.Broken(self.current.number, reason, is_final)
-        self._awaited = self.current.fetches
-        self.current = None
+        broken = m.Broken(record.number, reason, is_final)
+        if self.current:
+            self._awaited = self.current.fetches
+        self.current = self.adoption = None
         self.membership.last_change_s = self._now_s
         self._log("generation_broken", reason=reason)
         self._outbox.broadcast(self.membership.connected_places(), broken)
+        for machine, message in adoption.reports() if adoption else ():
+            self._on_message(machine, message)  # a copy that was under way may have arrived
+
+    # Taking over.
+
+    def _adopt(self, adoption: Adoption) -> None:
+        """All machines of the generation are back: it goes on."""
+        record, resume = adoption.record, adoption.record.resume
+        recovery = Recovery(resume.step, resume.ticket, {}, resume.drained) if resume else None
+        self.adoption = None
+        self.current = self._generation(recovery)
+        self.current.fetches |= self._awaited
+        self._log("generation_adopted", machines=list(record.places))
+        reason = self.current.adopt(adoption.told, self._now_s)
+        if reason is not None:
+            self._break(reason)
+        for machine, message in adoption.reports():
+            self._on_message(machine, message)
+
+    def _give_up_on_the_missing(self, adoption: Adoption) -> None:
+        for name in adoption.missing:
+            reason = "has not come back to a new root"
+            index = self.membership.index[name]
+            self._log("machine_lost", machine=name, index=index, reason=reason)
+        indices = [self.membership.index[name] for name in adoption.missing]
+        self._break(f"machines {indices} have not come back to a new root")
 
     # Forming a generation.
 
     def _form_if_complete(self, now_s: float) -> None:
-        if self.current is None:
+        if self.current is None and self.adoption is None:
             forming = size_to_form(
                 self.membership,
                 self.copies,
@@ -246,15 +324,7 @@ class Root:
         self.generation += 1
         recovery = self._plan()
         self._report_lost_steps(recovery)
-        self.current = Generation(
-            self.generation,
-            places,
-            self._holders(size),
-            recovery,
-            Memory(self.copies, self.commits, self.drains),
-            self.membership.address,
-            self._outbox,
-        )
+        self.current = self._generation(recovery)
         sources = recovery.sources if recovery else {}
         resume = recovery.resume if recovery else None
         meet_at = joins[0].master_endpoint
@@ -268,7 +338,16 @@ class Root:
             drained=bool(recovery and recovery.drained),
             sources={rank: list(names) for rank, names in sources.items()},
         )
-        self.current.fetch_missing()
+        if resume:
+            self.current.fetch_missing(resume.ticket)
+
+    def _generation(self, recovery: Recovery | None) -> Generation:
+        places = self.membership.places
+        holders = self._holders(len(places))
+        memory = Memory(self.copies, self.commits, self.drains)
+        what = (self.generation, places, holders, recovery, memory)
+        self.newest = Generation(*what, self.membership.address, self._outbox)
+        return self.newest
 
     def _holders(self, size: int) -> tuple[tuple[int, ...], ...]:
         """Return who holds whose shards, replicas in different failure domains if all are known.

@@ -5,10 +5,11 @@ The slots themselves sit behind `SlotStore`: memory in production, bookkeeping i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from twinckpt.core import messages as m
+from twinckpt.core.incarnation import Incarnation
 from twinckpt.errors import OutOfMemoryError
 
 
@@ -139,32 +140,6 @@ Action = (
 )
 
 
-@dataclass(slots=True)
-class _Incarnation:
-    """What belongs to one generation and is forgotten with it."""
-
-    formed: m.Formed | None = None
-    ranks: set[int] = field(default_factory=set)
-    grants: dict[tuple[int, int], m.Ticket] = field(default_factory=dict)
-    fetches: dict[tuple[int, int], m.Fetch] = field(default_factory=dict)
-    restores: set[int] = field(default_factory=set)
-    committed_ticket: int = 0
-    abandoned_tickets: set[int] = field(default_factory=set)
-
-    def decide(self, resolve: m.Resolve) -> None:
-        """Remember that a ticket is decided; those below a committed one are as well."""
-        if resolve.committed:
-            self.committed_ticket = max(self.committed_ticket, resolve.ticket)
-            newer = {t for t in self.abandoned_tickets if t > self.committed_ticket}
-            self.abandoned_tickets = newer
-        else:
-            self.abandoned_tickets.add(resolve.ticket)
-
-    def is_decided(self, ticket: int) -> bool:
-        """Return whether a ticket is decided: late news of it must not take a slot again."""
-        return ticket <= self.committed_ticket or ticket in self.abandoned_tickets
-
-
 class Worker:
     """State machine of one machine's worker agent."""
 
@@ -172,7 +147,7 @@ class Worker:
         self.slots = slots
         self.generation = 0
         self.formed: m.Formed | None = None
-        self._now = _Incarnation()
+        self._now = Incarnation()
         self.fetching: set[tuple[int, int]] = set()  # transfers under way: rank, ticket
         self._damaged: dict[tuple[int, int], str] = {}  # copies dropped, and why
         self._actions: list[Action] = []
@@ -197,8 +172,8 @@ class Worker:
                     self._on_fetch(message)
                 case m.Discard():
                     self.slots.drop(message.rank, message.ticket)
-                case m.Ticket() if not self._now.is_decided(message.ticket):
-                    for rank in sorted(self._now.ranks):
+                case m.Ticket() if self._now.hear(message.ticket):
+                    for rank in self._now.ranks:
                         if self.slots.find(rank, message.ticket) is None:
                             self._now.grants[rank, message.ticket] = message
                 case m.Replicated():
@@ -206,7 +181,7 @@ class Worker:
                 case m.Resolve():
                     self._on_resolve(message)
                 case m.Drain():
-                    ranks = tuple(sorted(self._now.ranks))
+                    ranks = tuple(self._now.ranks)
                     drain = (message.ticket, message.step, message.world_size, ranks)
                     self._do(StartDrain(self.generation, *drain))
         self._retry()
@@ -214,7 +189,7 @@ class Worker:
 
     def _on_formed(self, formed: m.Formed) -> None:
         self.generation, self.formed = formed.generation, formed
-        self._now = _Incarnation(formed)
+        self._now = Incarnation(formed)
         resume = formed.resume
         self.slots.drop_where(newer_than=resume.ticket if resume else 0)
         self._report_damage_again(resume.ticket if resume else 0)
@@ -235,7 +210,9 @@ class Worker:
         except OutOfMemoryError as error:
             self._tell_root(m.CannotReserve(self.generation, reserve.rank, str(error)))
         else:
-            self._tell_root(m.Reserved(self.generation, reserve.rank, reserve.slot_bytes))
+            reserved = m.Reserved(self.generation, reserve.rank, reserve.slot_bytes)
+            self._now.reserved[reserve.rank] = reserved
+            self._tell_root(reserved)
 
     def _on_fetch(self, fetch: m.Fetch) -> None:
         if self._now.is_decided(fetch.ticket) and fetch.ticket != self._now.committed_ticket:
@@ -251,18 +228,26 @@ class Worker:
             for key in [key for key in pending if key[1] == resolve.ticket]:
                 del pending[key]
         if not resolve.committed:
-            for rank in {holding.rank for holding in self.slots.holdings()} | self._now.ranks:
+            for rank in {holding.rank for holding in self.slots.holdings()} | set(self._now.ranks):
                 self.slots.drop(rank, resolve.ticket)
         self._retry()  # the slot that is free now is granted before a rank hears of the commit
-        for rank in sorted(self._now.ranks):
+        for rank in self._now.ranks:
             self._do(TellResolved(rank, resolve.ticket, resolve.step, resolve.committed))
 
     def root_lost(self) -> list[Action]:
-        """The connection to the root ended: without it nothing commits, so rejoin."""
+        """No root will come that takes this generation over: nothing commits, so rejoin."""
         if self.formed is not None:
             self.formed = None
             self._do(BreakGeneration("the root agent is gone"))
         return self._flush()
+
+    def running(self) -> m.Running | None:
+        """Return what a root that takes over must know of the running generation, if one runs."""
+        return self._now.told() if self.formed is not None else None
+
+    def unheard(self) -> list[m.ToRoot]:
+        """Return what ends the generation: said again to every root, since one may have died."""
+        return list(self._now.verdicts)
 
     # From this machine.
 
@@ -274,8 +259,9 @@ class Worker:
     def attach(self, rank: int, world_size: int, slot_bytes: int) -> list[Action]:
         """A local rank knows its shard's size; raises OutOfMemoryError if it does not fit."""
         self.slots.reserve(rank, slot_bytes)
-        self._now.ranks.add(rank)
-        self._tell_root(m.Attached(self.generation, rank, world_size, slot_bytes))
+        attached = m.Attached(self.generation, rank, world_size, slot_bytes)
+        self._now.attached[rank] = attached
+        self._tell_root(attached)
         return self._flush()
 
     def staged(self, holding: m.Holding) -> list[Action]:
@@ -285,7 +271,7 @@ class Worker:
 
     def rank_lost(self, rank: int, exit_code: int | None = None) -> list[Action]:
         """A local rank ended without a goodbye."""
-        self._tell_root(m.RankLost(self.generation, rank, exit_code))
+        self._tell_verdict(m.RankLost(self.generation, rank, exit_code))
         return self._flush()
 
     def fetched(
@@ -331,7 +317,7 @@ class Worker:
 
     def drained_damaged(self, step: int, reason: str, steps: Sequence[int]) -> list[Action]:
         """A rank cannot resume this drained step; `steps` are what else is complete."""
-        self._tell_root(m.DamagedDrained(self.generation, step, reason, tuple(steps)))
+        self._tell_verdict(m.DamagedDrained(self.generation, step, reason, tuple(steps)))
         return self._flush()
 
     def found_damaged(self, rank: int, ticket: int, reason: str) -> list[Action]:
@@ -392,6 +378,10 @@ class Worker:
         if self._now.committed_ticket or resume is None or resume.drained:
             return self._now.committed_ticket
         return resume.ticket
+
+    def _tell_verdict(self, message: m.RankLost | m.DamagedDrained) -> None:
+        self._now.verdicts.append(message)
+        self._tell_root(message)
 
     def _tell_root(self, message: m.ToRoot) -> None:
         self._do(ToRootAgent(message))

@@ -121,10 +121,18 @@ class AgentCluster:
         num_machines, replicas, placement: as for a job; other settings are the environment's.
         shard_bytes: size of each machine's shard.
         run_dir: the agents' logs and events go here.
+        store: the control store by which root agents are elected, such as
+            `etcd://HOST:PORT/RUN_ID`: one begins and one stands by. Without it there is one.
     """
 
     def __init__(
-        self, num_machines: int, replicas: int, placement: str, shard_bytes: int, run_dir: Path
+        self,
+        num_machines: int,
+        replicas: int,
+        placement: str,
+        shard_bytes: int,
+        run_dir: Path,
+        store: str = "",
     ) -> None:
         self.num_machines = num_machines
         self._shard_bytes = shard_bytes
@@ -139,13 +147,17 @@ class AgentCluster:
             }
         )
         self._root_host = "127.0.0.1"
-        self._port = free_port()
+        self._store = store
+        self._port = 0 if store else free_port()
         self._root: subprocess.Popen[bytes] | None = None
+        self._candidates: list[subprocess.Popen[bytes]] = []
         self._machines: list[AgentMachine] = []
         self._step = 0
 
     def __enter__(self) -> Self:
         self._root = self._start_root()
+        if self._store:
+            self.add_candidate()
         try:
             self._form([])
         except BaseException:
@@ -165,6 +177,10 @@ class AgentCluster:
     def agent_pids(self) -> list[int]:
         """The process of each machine's worker agent, by place."""
         return [machine.pid for machine in self._machines]
+
+    def add_candidate(self) -> None:
+        """Start one more root agent, which stands by."""
+        self._candidates.append(self._start_root())
 
     def checkpoint(self) -> int:
         """Let every machine stage its shard of the next step; wait for the commit, return it."""
@@ -225,6 +241,7 @@ class AgentCluster:
                 watch_pid=os.getpid(),
                 event_log=self._settings.event_log,
                 tls=self._settings.tls,
+                store=self._store,
             ),
             self._secret,
         )
@@ -246,6 +263,7 @@ class AgentCluster:
             log_file=str(self._run_dir / "agents.log"),
             event_log=self._settings.event_log,
             tls=self._settings.tls,
+            store=self._store,
         )
 
     def _stage(self, machine: AgentMachine) -> int:
@@ -292,9 +310,9 @@ class AgentCluster:
             machine.kill()
         for machine in self._machines:
             machine.bury()
-        if self._root is not None:
-            self._root.kill()
-            self._root.wait()
+        for root in filter(None, [self._root, *self._candidates]):
+            root.kill()
+            root.wait()
 
 
 def next_message(link: local.AgentLink, *kinds: type) -> tuple[Any, int | None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from twinckpt.core import messages as m
 from twinckpt.core import worker as w
+from twinckpt.core.adoption import GenerationRecord
 from twinckpt.core.root import Action, Disconnect, Log, Root, RootConfig, Send
 from twinckpt.simulation.events import Timeline
 from twinckpt.simulation.link import Connection
@@ -19,13 +20,17 @@ from twinckpt.simulation.transfers import Transfers
 
 GHOSTS, GHOST_S = 0.005, 1.5  # how many messages arrive a second time, much later
 HEARTBEAT_S, TICK_S, RECONNECT_S, REJOIN_S = 0.15, 0.1, 0.1, 0.03
+PATIENCE_S, RECORD_S = 5.0, 0.01
+_DECISIONS = (m.Formed, m.Resolve, m.Broken)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is simulated. With fewer than `min_machines` machines the job waits.
 
-    Machines are in one of `num_racks` failure domains; 0: nobody knows in which.
+    Machines are in one of `num_racks` failure domains; 0: nobody knows in which. If it
+    `elects_root`, a control store elects a root's successor and keeps its record: ranks go on
+    meanwhile. Else the loss of the root ends the generation.
     """
 
     num_machines: int
@@ -33,11 +38,13 @@ class Job:
     min_machines: int = 0
     ranks_per_machine: int = 1
     num_racks: int = 0
+    elects_root: bool = False
 
 
 class SimulatedCluster:
     """Root, machines and storage of one job.
 
+    `root` is the living one, `last_root` that or the last one that lived.
     `after_event` is called after each event that changed anything that rules speak of: slots,
     the root's log, which machines live. `refused` notes what a stale message has changed.
     """
@@ -59,8 +66,10 @@ class SimulatedCluster:
         self._connections: dict[str, Connection] = {}
         self._num_started = 0
         self._newest_generation = 0
+        self._record: GenerationRecord | None = None
+        self._end_midway: Callable[[], None] | None = None
         self.root: Root | None = None
-        self.start_root()
+        self.last_root = self.start_root()
         for _ in range(job.num_machines):
             self.add_machine()
 
@@ -122,7 +131,7 @@ class SimulatedCluster:
             self.time.after(RECONNECT_S * machine.clock_rate, self._keep_connected, machine)
 
     def _connect(self, machine: SimulatedMachine) -> None:
-        machine.connection = Connection(self.time, machine)
+        machine.connection = machine.last_connection = Connection(self.time, machine)
         hello = m.Hello(
             machine.address,
             machine.worker.generation,
@@ -131,8 +140,11 @@ class SimulatedCluster:
             self.storage.newest_ticket(),
             machine.domain,
             tuple(machine.worker.fetching),
+            machine.worker.running(),
         )
         self.tell_root(machine, hello)
+        for report in machine.worker.unheard():
+            self.tell_root(machine, report)
         if machine.pending_join is not None:
             self.tell_root(machine, machine.pending_join)
 
@@ -150,21 +162,36 @@ class SimulatedCluster:
 
     # The root.
 
-    def start_root(self) -> None:
+    def start_root(self) -> Root:
         """A root starts, with a clock of its own; it knows a generation at most, or nothing."""
         known = self.time.random.choice((0, self._newest_generation))
-        root = Root(self.job.root, known)
-        self.root = root
         offset_s, rate = self.time.random.uniform(0, 1e6), self.time.random.uniform(0.8, 1.25)
         self.root_now_s = lambda: offset_s + rate * self.time.now_s
+        root = Root(self.job.root, known, self._record, self.root_now_s())
+        self.root = root
+        self.last_root = root
         self._tick(root)
+        return root
 
     def end_root(self) -> None:
-        """The root's process dies, with all that it knew; its kernel closes the connections."""
+        """The root's process dies, with all that it knew; its kernel closes the connections.
+
+        What it has sent is lost on all or, where somebody takes over, on some of them.
+        """
         self.root = None
         self._connections = {}
         for machine in self.living():
-            self.lose_connection(machine)
+            connection = machine.connection
+            is_sent = self.job.elects_root and self.time.random.random() < 0.5
+            if connection is not None and is_sent:
+                connection.close_at_root()
+                self._tell_closed(connection)
+            else:
+                self.lose_connection(machine)
+
+    def end_root_midway(self, ended: Callable[[], None]) -> None:
+        """The root dies while it tells of what it decides next."""
+        self._end_midway = ended
 
     def _tick(self, root: Root) -> None:
         if self.root is root:
@@ -190,7 +217,21 @@ class SimulatedCluster:
         connection.close_at_worker()
         if machine.connection is connection:
             machine.connection = None
+            if self.job.elects_root:
+                patience_s = self.time.draw_s(PATIENCE_S)
+                self.time.after(
+                    patience_s, machine.do, lambda: self._give_up_root(machine, connection)
+                )
+            else:
+                self._give_up_root(machine, connection)
+
+    def _give_up_root(self, machine: SimulatedMachine, last: Connection) -> None:
+        if machine.last_connection is last:
             self.act_worker(machine, machine.worker.root_lost())
+
+    def _leave_record(self, root: Root, record: GenerationRecord | None) -> None:
+        if self.root is root:
+            self._record = record
 
     def tell_root(self, machine: SimulatedMachine, message: m.ToRoot) -> None:
         """Send from a worker to the root, if they are connected."""
@@ -218,7 +259,7 @@ class SimulatedCluster:
             self._act_root(root, root.receive(name, message, self.root_now_s()))
 
     def _is_stale_at(self, root: Root, name: str, message: m.ToRoot) -> bool:
-        number = root.current.number if root.current else None
+        number = root.record.number if root.record else None
         return _is_stale(message, number) and not root.awaits(name, message)
 
     def _ghost_at_root(self, name: str, message: m.ToRoot) -> None:
@@ -234,6 +275,19 @@ class SimulatedCluster:
         self._act_root(root, actions)
 
     def _act_root(self, root: Root, actions: list[Action]) -> None:
+        decides = any(isinstance(a, Send) and isinstance(a.message, _DECISIONS) for a in actions)
+        ended = self._end_midway if decides else None
+        if ended is not None:
+            self._end_midway = None
+            num_done = self.time.random.randint(1, len(actions))
+            # The log says what it decided, whoever was told of it.
+            actions = actions[:num_done] + [a for a in actions[num_done:] if isinstance(a, Log)]
+        self._carry_out(root, actions)
+        if ended is not None:
+            self.end_root()
+            ended()
+
+    def _carry_out(self, root: Root, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Send(name, message):
@@ -242,6 +296,9 @@ class SimulatedCluster:
                     self.time.note("root %s %s", action.event, action.fields)
                     self.log.append(action)
                     self._newest_generation = max(self._newest_generation, root.generation)
+                    if self.job.elects_root and action.event == "generation_formed":
+                        delay_s = self.time.draw_s(RECORD_S)
+                        self.time.after(delay_s, self._leave_record, root, root.record)
                     self.is_touched = True
                 case Disconnect(name):
                     connection = self._connections.pop(name, None)

@@ -21,7 +21,8 @@ class Faults:
 
     def strike(self) -> None:
         """Let one fault happen now."""
-        kind = self._draw.choice(KINDS)
+        elects_root = self._cluster.job.elects_root
+        kind = self._draw.choice(KINDS + ELECTION_KINDS if elects_root else KINDS)
         living = self._cluster.living()
         if living:
             kind(self, self._draw.choice(living))
@@ -152,7 +153,16 @@ class Faults:
         if self._cluster.root is not None:
             self._note("the root dies")
             self._cluster.end_root()
-            self._cluster.time.after(self._draw.expovariate(1 / 0.3), self._restart_root)
+            self._later_root()
+
+    def _root_midway(self, machine: SimulatedMachine) -> None:
+        """The root dies when some have been told of its decision, and others have not."""
+        self._note("the root will die in the midst of what it does next")
+        self._cluster.end_root_midway(self._later_root)
+
+    def _later_root(self) -> None:
+        mean_s = self._draw.choice((0.03, 0.3)) if self._cluster.job.elects_root else 0.3
+        self._cluster.time.after(self._draw.expovariate(1 / mean_s), self._restart_root)
 
     def _restart_root(self) -> None:
         if self._cluster.root is None:
@@ -181,3 +191,5 @@ KINDS: tuple[Callable[[Faults, SimulatedMachine], None], ...] = (
     Faults._disk,
     Faults._root,
 )
+# Besides, where a root has successors.
+ELECTION_KINDS = (Faults._root_midway, Faults._root_midway)

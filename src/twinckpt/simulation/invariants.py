@@ -55,6 +55,7 @@ class Invariants:
         self.newest_commit_ticket = 0
         self._committed: Committed | None = None
         self._newest_step = 0
+        self._committed_by: Root | None = None
         self._num_logs = self._num_formed = self._num_restores = 0
         self._generation_of: dict[str, int] = {}
 
@@ -81,6 +82,10 @@ class Invariants:
 
     def _on_commit(self, cluster: SimulatedCluster, log: Log, *, is_new: bool) -> None:
         ticket, step = log.fields["ticket"], log.fields["step"]
+        root, self._committed_by = self._committed_by, cluster.last_root
+        is_same = (ticket, step) == (self.newest_commit_ticket, self._newest_step)
+        if is_new and is_same and root is not cluster.last_root:
+            is_new = False  # decided again, by the successor of a root that told nobody
         if is_new:
             if ticket <= self.newest_commit_ticket or step <= self._newest_step:
                 what = f"ticket {ticket}, step {step} after {self.newest_commit_ticket}"
@@ -88,15 +93,15 @@ class Invariants:
             self.newest_commit_ticket = ticket
             self.num_commits += 1
         self._newest_step = step
-        current = cluster.root.current if cluster.root else None
-        assert current is not None
+        generation = cluster.last_root.newest
+        assert generation is not None
         each = cluster.job.ranks_per_machine
         self._committed = Committed(
             ticket,
             step,
             tuple(
-                tuple(cluster.heard_by_root(current.places[holder]) for holder in row)
-                for row in current.holders
+                tuple(cluster.heard_by_root(generation.places[holder]) for holder in row)
+                for row in generation.holders
                 for _ in range(each)
             ),
         )
@@ -120,8 +125,7 @@ class Invariants:
 
     def _on_planned(self, cluster: SimulatedCluster) -> None:
         """A generation formed: look at its recovery plan."""
-        root = cluster.root
-        assert root is not None
+        root = cluster.last_root
         if root.current is None:
             return
         recovery = root.current.recovery

@@ -39,6 +39,7 @@ class SimulatedMachine:
         self.is_mute = False  # nothing that it sends arrives
         self.clock_rate = clock_rate
         self.connection: Connection | None = None
+        self.last_connection: Connection | None = None
         self.pending_join: m.Join | None = None
         self.deferred: list[Callable[[], None]] = []
 

@@ -60,6 +60,7 @@ _plan, _formed = recovery.plan_recovery, Worker._on_formed
 _root_receive, _worker_receive, _fetch = root.Root.receive, Worker.receive, Generation._fetch
 _ended, _drop_where = Drains.ended, SlotTable.drop_where
 _conflicts, _commit = CommitLog.conflicts, CommitLog.commit
+_adopt_tickets = Generation._adopt_tickets
 
 
 def _forget_replicas(
@@ -164,6 +165,14 @@ def _break_silently(self: root.Root, reason: str, *, is_final: bool = False) -> 
     self.current = None
 
 
+def _forget_what_was_told(self: Generation, told: Mapping[str, m.Running]) -> None:
+    forgotten = {
+        name: replace(running, committed_ticket=0, committed_step=0, abandoned=())
+        for name, running in told.items()
+    }
+    _adopt_tickets(self, forgotten)
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     return None
 
@@ -184,10 +193,18 @@ MUTANTS = (
     Mutant("every drain succeeds", INTACT, Drains, "ended", _every_drain_succeeds),
     Mutant("tickets begin again at 1", MONOTONIC, CommitLog, "skip_past", _nothing),
     Mutant("resumed is committed anew", MONOTONIC, CommitLog, "commit", _commit_resumed_anew),
+    Mutant(
+        "a successor forgets what was told",
+        MONOTONIC,
+        Generation,
+        "_adopt_tickets",
+        _forget_what_was_told,
+    ),
     Mutant("replicas do not count", REAL, Copies, "is_redundant", _commit_without_replicas),
     Mutant("steps are mixed", REAL, CommitLog, "conflicts", _mix_steps),
     Mutant("a fetch counts as done", REAL, Generation, "_fetch", _count_on_a_fetch),
     Mutant("lost copies stay lost", HEALTHY, Generation, "_on_dropped", _nothing),
     Mutant("drains never end", HEALTHY, Drains, "ended", _nothing),
+    Mutant("a successor asks for no tickets", HEALTHY, Generation, "_adopt_tickets", _nothing),
     Mutant("nobody is told of the end", HEALTHY, root.Root, "_break", _break_silently),
 )

@@ -1,7 +1,7 @@
 """Random clusters under random faults: `run` plays one seed and checks it throughout."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twinckpt.core.root import RootConfig
 from twinckpt.simulation.cluster import Job, SimulatedCluster
@@ -48,11 +48,11 @@ def draw_job(draw: random.Random, max_machines: int) -> Job:
 def run(seed: int, *, num_faults: int = 20, max_machines: int = 16) -> Outcome:
     """Play one seed; raises InvariantViolation, with its story, if a rule is broken.
 
-    Once the faults have ended the job must commit again within bounded time. The same seed
-    plays the same events.
+    Clusters of odd seeds elect the successors of their roots. Once the faults have ended the job
+    must commit again within bounded time. The same seed plays the same events.
     """
     draw = random.Random(seed)
-    job = draw_job(draw, max_machines)
+    job = replace(draw_job(draw, max_machines), elects_root=seed % 2 == 1)
     invariants = Invariants()
     cluster = SimulatedCluster(job, seed, invariants)
     faults = Faults(cluster, draw)
