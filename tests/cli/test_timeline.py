@@ -46,6 +46,12 @@ def test_a_recovery_ends_with_the_first_new_commit(tmp_path, capsys):
     assert lines[-1].endswith("step=5")
 
 
+def test_the_loss_of_a_rank_is_not_that_of_its_machine(tmp_path, capsys):
+    lost = {"event": "rank_lost", "monotonic_s": 10.0, "machine": "b", "rank": 1, "exit_code": -9}
+    _, lines = shown(tmp_path, capsys, [LOST[0], lost, *LOST[2:]])
+    assert lines[0].startswith("failure 1: rank 1 of machine b lost; ")
+
+
 def test_a_recovery_that_a_new_root_cut_off_stays_open(tmp_path, capsys):
     """Events of two roots are not subtracted from each other."""
     events = [*LOST[:3], {"event": "root_started", "monotonic_s": 1.0}, LOST[4]]

@@ -89,8 +89,8 @@ class Failure:
     def title(self) -> str:
         """What was lost."""
         first = next(m.event for m in self.moments if m.agent == "root")
-        lost = [f"{key} {first[key]}" for key in ("machine", "rank") if first.get(key) is not None]
-        what = " and ".join(lost) + " lost" if lost else SHOWN[first["event"]]
+        lost = [f"{key} {first[key]}" for key in ("rank", "machine") if first.get(key) is not None]
+        what = " of ".join(lost) + " lost" if lost else SHOWN[first["event"]]
         return f"failure {self.number}: {what}"
 
 
