@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
+from twinckpt.core.adoption import GenerationRecord
 from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
@@ -58,6 +59,12 @@ class Generation:
         newest = recovery.ticket if recovery else 0
         former = [t for t in self._copies.tickets() if t > newest and generation_of(t) < number]
         self._copies.remove_tickets(former)
+
+    @property
+    def record(self) -> GenerationRecord:
+        """Return what a root that takes this generation over must know of it."""
+        resume = self.recovery.resume if self.recovery else None
+        return GenerationRecord(self.number, self.places, resume)
 
     @property
     def num_ranks(self) -> int:

@@ -244,3 +244,16 @@ def _spread_over_groups(domains: Sequence[object], sizes: Sequence[int]) -> list
             members += [machines.pop(0) for machines in left[: size - len(members)]]
         groups.append(members)
     return [machine for members in reversed(groups) for machine in members]
+
+
+def holders_of(kind: str, replicas: int, domains: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return who holds the shards of each machine of a job, itself first.
+
+    Replicas are in different failure domains if those of all machines are known. Groups that do
+    not come out even end in a ring.
+    """
+    size = len(domains)
+    known = domains if all(domains) else None
+    return make_placement(
+        "mixed" if kind == "group" else kind, size, min(replicas, size), known
+    ).holders

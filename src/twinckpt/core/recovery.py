@@ -105,3 +105,12 @@ def _nearest_first(
     home = home_machine.get(copies[0][1].home)
     machines = (machine for machine, _ in copies)
     return tuple(sorted(machines, key=lambda m: (m != home, m not in members, m)))
+
+
+def why_lost(recovery: Recovery | None, num_machines: int) -> str:
+    """Return why a committed step is not what `num_machines` machines resume."""
+    if recovery is None:
+        return "not every shard is left in memory, and nothing is drained"
+    if recovery.drained:
+        return f"memory has no step for {num_machines} machines; drained is {recovery.step}"
+    return "not every shard is left in memory"

@@ -17,12 +17,13 @@ from twinckpt.core.adoption import Adoption, GenerationRecord
 from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
+from twinckpt.core.failed_ranks import FailedRanks
 from twinckpt.core.forming import may_grow, size_to_form
 from twinckpt.core.generation import Generation, Memory
 from twinckpt.core.membership import Machine, Membership
 from twinckpt.core.outbox import Action, Disconnect, Log, Outbox, Send
-from twinckpt.core.placement import check_kind, make_placement
-from twinckpt.core.recovery import Recovery, newest_recoverable, plan_recovery
+from twinckpt.core.placement import check_kind, holders_of
+from twinckpt.core.recovery import Recovery, newest_recoverable, plan_recovery, why_lost
 from twinckpt.errors import ConfigurationError
 
 __all__ = ["Action", "Disconnect", "Log", "Root", "RootConfig", "Send"]
@@ -54,9 +55,9 @@ class RootConfig:
 class Root:
     """State machine of the root agent.
 
-    One that takes over begins after `generation`, the newest that whoever starts it knows; it
-    learns of newer ones, and of all copies, from the workers' first messages. Where a `record`
-    of the running generation was left, that goes on once all of its machines are back.
+    One that takes over begins after `generation`, the newest that its starter knows; it learns of
+    newer ones, and of all copies, from the workers' first messages. A generation whose `record`
+    was left goes on once all of its machines are back.
     """
 
     def __init__(
@@ -78,8 +79,7 @@ class Root:
         self._outbox = Outbox()
         self._awaited: set[tuple[str, int, int]] = set()
         self._now_s = 0.0
-        self._num_failures = 0
-        self._failed_at_step: int | None = None
+        self._failed = FailedRanks(config.max_failures_at_a_step)
         self._lacks = ""
         if record is not None and record.number >= generation:
             self.generation = record.number
@@ -89,11 +89,8 @@ class Root:
     @property
     def record(self) -> GenerationRecord | None:
         """Return what a successor needs to go on with the running generation; None without one."""
-        if self.current is None:
-            return self.adoption.record if self.adoption else None
-        recovery = self.current.recovery
-        resume = recovery.resume if recovery else None
-        return GenerationRecord(self.current.number, self.current.places, resume)
+        source = self.current or self.adoption
+        return source.record if source else None
 
     @property
     def running(self) -> bool:
@@ -109,7 +106,7 @@ class Root:
 
     @property
     def num_ranks(self) -> int:
-        """Return how many ranks of the running generation take checkpoints."""
+        """Return how many ranks take checkpoints."""
         return self.current.num_ranks if self.current else 0
 
     @property
@@ -211,9 +208,9 @@ class Root:
             return
         if is_member:
             self._break(f"machine {self.membership.index[machine]} has stopped")
-        elif hello.running:
-            reason = "it went on without this machine, or nobody knows of it any more"
-            self._outbox.send(machine, m.Broken(hello.generation, reason))
+        if hello.running:
+            broken = m.Broken(hello.generation, "nobody else goes on with it")
+            self._outbox.send(machine, broken)
 
     def _on_join(self, machine: str, join: m.Join) -> None:
         is_member = self.record is not None and machine in self.membership.index
@@ -281,11 +278,9 @@ class Root:
             self._on_message(machine, message)
 
     def _give_up_on_the_missing(self, adoption: Adoption) -> None:
-        for name in adoption.missing:
-            reason = "has not come back to a new root"
-            index = self.membership.index[name]
-            self._log("machine_lost", machine=name, index=index, reason=reason)
         indices = [self.membership.index[name] for name in adoption.missing]
+        for name, index in zip(adoption.missing, indices, strict=True):
+            self._log("machine_lost", machine=name, index=index, reason="has not come back")
         self._break(f"machines {indices} have not come back to a new root")
 
     # Forming a generation.
@@ -343,21 +338,12 @@ class Root:
 
     def _generation(self, recovery: Recovery | None) -> Generation:
         places = self.membership.places
-        holders = self._holders(len(places))
+        domains = [self.membership.machines[name].domain for name in places]
+        holders = holders_of(self.config.placement, self.config.replicas, domains)
         memory = Memory(self.copies, self.commits, self.drains)
         what = (self.generation, places, holders, recovery, memory)
         self.newest = Generation(*what, self.membership.address, self._outbox)
         return self.newest
-
-    def _holders(self, size: int) -> tuple[tuple[int, ...], ...]:
-        """Return who holds whose shards, replicas in different failure domains if all are known.
-
-        Groups that do not come out even end in a ring.
-        """
-        kind = "mixed" if self.config.placement == "group" else self.config.placement
-        domains = [self.membership.machines[name].domain for name in self.membership.places]
-        known = domains if all(domains) else None
-        return make_placement(kind, size, min(self.config.replicas, size), known).holders
 
     def _plan(self) -> Recovery | None:
         """Return where to resume: the newest step in memory, or else in persistent storage.
@@ -376,12 +362,7 @@ class Root:
         safe_step, step = self.commits.resumable_step, recovery.step if recovery else 0
         if safe_step is None or step >= safe_step:
             return
-        if recovery is None:
-            reason = "not every shard is left in memory, and nothing is drained"
-        elif recovery.drained:
-            reason = f"memory has no step for {len(self.places)} machines; drained is {step}"
-        else:
-            reason = "not every shard is left in memory"
+        reason = why_lost(recovery, len(self.places))
         steps = {"committed_step": safe_step, "recover_step": step, "lost_steps": safe_step - step}
         self._log("steps_lost", **steps, reason=reason)
 
@@ -404,18 +385,12 @@ class Root:
     def _on_rank_lost(self, machine: str, lost: m.RankLost, current: Generation) -> None:
         """Start again; but a script that keeps failing at the same step is given up."""
         self._log("rank_lost", rank=lost.rank, machine=machine, exit_code=lost.exit_code)
-        failed_itself = lost.exit_code is not None and lost.exit_code > 0
         resumed_step = current.recovery.step if current.recovery else 0
         step = self.commits.committed_step or resumed_step
-        if failed_itself and step == self._failed_at_step:
-            self._num_failures += 1
-        else:
-            self._failed_at_step = step if failed_itself else None
-            self._num_failures = int(failed_itself)
-        if self._num_failures >= self.config.max_failures_at_a_step:
+        if self._failed.count(lost.exit_code, step):
             self._break(
-                f"rank {lost.rank} failed {self._num_failures} times after step {step} with exit "
-                f"code {lost.exit_code}; its traceback is in its output",
+                f"rank {lost.rank} failed {self._failed.num_failures} times after step {step} with "
+                f"exit code {lost.exit_code}; its traceback is in its output",
                 is_final=True,
             )
         else:
