@@ -29,9 +29,7 @@ def stage(state):
     layout = Layout(flat)
     metadata = metadata_of(flat, layout, step=1)
     slot = memoryview(bytearray(layout.size_bytes))
-    writer = SlotWriter(
-        SlotTarget(layout, slot), flat.tensors, layout.header(metadata), DeviceCopies()
-    )
+    writer = SlotWriter(SlotTarget(layout, slot), flat, layout.header(metadata), DeviceCopies())
     digests = writer.copy_rest()
     assert digests == checksum(slot)
     return slot
@@ -218,7 +216,7 @@ def test_a_write_during_the_copy_is_detected():
     layout = Layout(flat)
     metadata = metadata_of(flat, layout)
     target = SlotTarget(layout, memoryview(bytearray(layout.size_bytes)))
-    writer = SlotWriter(target, flat.tensors, layout.header(metadata), DeviceCopies())
+    writer = SlotWriter(target, flat, layout.header(metadata), DeviceCopies())
     writer.copy_now(frozenset())
     state["t"].add_(1)
     with pytest.raises(TornCopyError, match=r"t .*changed while it was copied"):

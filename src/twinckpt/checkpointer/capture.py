@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from twinckpt.checkpointer.tree import FlatState, flatten, is_dense, local_tensor
+from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor
 
 Path = tuple[str, ...]
 
@@ -46,12 +46,18 @@ class Capture:
 
     def __init__(self) -> None:
         self._fragments: dict[Path, _Fragment] = {}
+        self._joined = FlatState()
 
     def __call__(self, whole: Mapping[str, Any]) -> FlatState:
-        """Return all tensors and plain values as they are now; raises UnsupportedStateError."""
+        """Return all tensors and plain values as they are now; raises UnsupportedStateError.
+
+        What is returned is not to be changed: it is returned again while nothing changes.
+        """
         subtrees = dict(_subtrees(whole))
         identities = {path: _identity(value) for path, value in subtrees.items()}
         kept = self._unchanged(identities)
+        if list(kept) == list(subtrees):
+            return self._joined
         known = FlatState()
         for fragment in kept.values():
             _add(known, fragment.flat)
@@ -64,7 +70,8 @@ class Capture:
             _add(known, flat)
             fragments[path] = _Fragment(identities[path], flat, borrowed)
         self._fragments = fragments
-        return _joined(whole, fragments)
+        self._joined = _joined(whole, fragments)
+        return self._joined
 
     def _unchanged(self, identities: Mapping[Path, _Identity]) -> dict[Path, _Fragment]:
         kept: dict[Path, _Fragment] = {}
@@ -109,13 +116,13 @@ def _identity(value: Any) -> _Identity:
 def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
     """Mark everything below `value`; return False if something may change without a trace."""
     kind = type(value)
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        held.append(value)
+        return _identify_tensor(value, marks)
     if isinstance(value, torch.Tensor):
         held.append(value)
-        local = local_tensor(value)
-        if not is_dense(local):
-            return False  # it is refused elsewhere, by name
-        marks += (id(value), id(local), local.data_ptr(), value.requires_grad)
-        return True
+        marks += (id(value), value.requires_grad)
+        return _identify_tensor(local_tensor(value), marks)
     if kind is dict or kind is OrderedDict:
         kinds = tuple(map(type, value))
         marks += (kind, *kinds, *value)
@@ -131,11 +138,26 @@ def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
     else:
         marks += (kind, value)
         return kind in _PLAIN
-    return all(_identify(item, marks, held) for item in values)
+    for item in values:  # noqa: SIM110 - faster than all(), and the path of every save
+        if not _identify(item, marks, held):
+            return False
+    return True
+
+
+def _identify_tensor(tensor: torch.Tensor, marks: list[Any]) -> bool:
+    """Mark what of a tensor may change while the object stays: `data` can be set."""
+    try:
+        what = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        bits = (tensor.requires_grad, tensor.is_conj(), tensor.is_neg())
+    except RuntimeError:
+        return False  # no plain memory: it is refused elsewhere, by name
+    marks += (id(tensor), what, bits)
+    return True
 
 
 def _add(known: FlatState, flat: FlatState) -> None:
     known.tensors.update(flat.tensors)
+    known.kinds.update(flat.kinds)
     known.originals.update(flat.originals)
     known.places.update(flat.places)
 

@@ -27,7 +27,7 @@ from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
 from twinckpt.checkpointer.fences import Fences
 from twinckpt.checkpointer.handle import SaveHandle, checked_step
-from twinckpt.checkpointer.layout import Layout, metadata_of, signature
+from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.stager import Stager
@@ -271,7 +271,7 @@ class Checkpointer:
             logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
             self._attach(layout)
             return self._skip(step)
-        writer = SlotWriter(self._target(layout, grant), flat.tensors, header, self._device)
+        writer = SlotWriter(self._target(layout, grant), flat, header, self._device)
         steady = self._state.steady_names(flat.tensors)
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, "staging", self._advance)
@@ -323,7 +323,7 @@ class Checkpointer:
         """Return the layout as before if the state still fits it, else a new one."""
         layout = self._layout
         header = None
-        if layout is not None and layout.signature == signature(flat.tensors):
+        if layout is not None and layout.kinds == flat.kinds:
             header = layout.header(metadata_of(flat, layout, step=step))
         if layout is None or header is None:
             layout = Layout(flat)

@@ -10,28 +10,39 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from twinckpt.checkpointer.moving import lies_in_order
 from twinckpt.errors import UnsupportedStateError
 
 # A JSON object stands for itself only if its keys are strings and none of these.
 _KIND = "$"
 
 
+class Kind(NamedTuple):
+    """What must be known of a tensor to lay it out and to copy it, apart from its bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    device_type: str
+    lies_in_order: bool  # see `moving`
+
+
 @dataclass(slots=True)
 class FlatState:
     """Tensors by name, and the JSON text that refers to them.
 
-    `tensors` are the live ones (of a DTensor the local shard), `originals` the same as they
-    occur in the state; a tensor that occurs twice, such as a tied weight, is listed once, and
-    `places` says by which name memory is known.
+    `tensors` are the live ones (of a DTensor the local shard), `kinds` what they are,
+    `originals` the same as they occur in the state; a tensor that occurs twice, such as a tied
+    weight, is listed once, and `places` says by which name memory is known.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    kinds: dict[str, Kind] = field(default_factory=dict)
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
     places: dict[tuple[Any, ...], str] = field(default_factory=dict)
     text: str = "null"
@@ -193,6 +204,9 @@ class _Flattener:
             name += "'"
         self.flat.places[key] = name
         self.flat.tensors[name] = tensor
+        self.flat.kinds[name] = Kind(
+            tensor.dtype, tuple(tensor.shape), tensor.device.type, lies_in_order(tensor)
+        )
         self.flat.originals[name] = original
         return name
 

@@ -80,7 +80,7 @@ class Rank:
         flat = self._training_state.capture()
         header = self._layout.header(metadata_of(flat, self._layout, step=0))
         assert header is not None
-        writer = SlotWriter(self._target, flat.tensors, header, DeviceCopies())
+        writer = SlotWriter(self._target, flat, header, DeviceCopies())
         writer.copy_now(frozenset())
         writer.copy_rest()
 
