@@ -8,6 +8,7 @@ of this machine's worker agent during the next forward and backward passes. A fe
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, MutableMapping
@@ -51,6 +52,7 @@ COMMIT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 120.0
 DECISION_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 1.0
+MAX_READ_THREADS = 4
 
 
 class Checkpointer:
@@ -430,7 +432,7 @@ class Checkpointer:
         try:
             if manifest is None or manifest.world_size == world_size:
                 seal, buffer = load_drained(directory, step, rank)
-                self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+                self._read_here(seal, buffer)
             else:
                 # Another number of ranks wrote it: each reads all shards, and keeps its part.
                 seal, _ = load_drained(directory, step, rank % manifest.world_size)
@@ -449,7 +451,7 @@ class Checkpointer:
         seal, buffer = copy.seal, copy.slot.buffer
         self._pinned.pin(buffer)
         if not copy.is_arriving:
-            self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+            self._read_here(seal, buffer)
             return
 
         def arrive(index: int) -> None:
@@ -461,14 +463,20 @@ class Checkpointer:
         if not isinstance(final, Copy) or final.seal != seal:
             raise DamagedCopyError("the agent gave up the copy that it was receiving")
 
-    def _read(
-        self, seal: Seal, buffer: memoryview, **chunk_by_chunk: Callable[[int], None]
-    ) -> None:
+    def _read_here(self, seal: Seal, buffer: memoryview) -> None:
+        """Read a copy that is complete, with a few of the cores that this process may use."""
+
+        def verify(index: int) -> None:
+            seal.verify_chunk(buffer, index)
+
+        num_threads = min(MAX_READ_THREADS, len(os.sched_getaffinity(0)))
+        self._read(seal, buffer, verify=verify, num_threads=num_threads)
+
+    def _read(self, seal: Seal, buffer: memoryview, **how: Any) -> None:
         if len(buffer) < seal.size_bytes:
             raise DamagedCopyError(f"{len(buffer)} bytes, {seal.size_bytes} were sealed")
-        reader = SlotReader(buffer[: seal.size_bytes], seal.chunk_bytes, **chunk_by_chunk)
+        reader = SlotReader(buffer[: seal.size_bytes], seal.chunk_bytes, **how)
         self._state.restore(reader.metadata["state"], reader)
-        reader.verify_rest()
 
     def _report(self, source: str, seal: Seal, asked_at_s: float, answered_at_s: float) -> None:
         now_s = time.monotonic()

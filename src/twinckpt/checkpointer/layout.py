@@ -9,8 +9,7 @@ and type of every tensor are in the metadata as well.
 import json
 import math
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,8 +39,7 @@ _FORMAT_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """Where one tensor's bytes lie in the slot, and what they are."""
 
     start: int

@@ -107,14 +107,18 @@ class TrainingState:
                 f"the checkpoint and the state differ in {', '.join(missing)}: restore into the "
                 f"same names ({', '.join(sorted(json))})"
             )
-        for name, part in parts.items():
-            self._restore_part(name, part, json[name], saved)
-
-    def _restore_part(self, name: str, part: Any, json: Any, saved: SavedTensors) -> None:
-        live = _state_of(part)
-        writer = _InPlace(live, name, part, saved)
+        states = {name: _state_of(part) for name, part in parts.items()}
         with torch.no_grad():
-            value = unflatten(json, writer.tensor)
+            values = {
+                name: unflatten(json[name], _InPlace(states[name], name, part, saved).tensor)
+                for name, part in parts.items()
+            }
+            saved.finish()
+        for name, part in parts.items():
+            self._load(name, part, states[name], values[name])
+
+    def _load(self, name: str, part: Any, live: Any, value: Any) -> None:
+        """Give a part its restored state; what was filled in place is in there as itself."""
         if isinstance(part, torch.nn.Module):
             # Tensors that are filled are passed as themselves: loading them copies nothing.
             whole = OrderedDict(value)
@@ -149,6 +153,8 @@ class _InPlace:
     def tensor(self, node: dict[str, Any]) -> torch.Tensor:
         """Return the tensor that a node of the saved tree refers to."""
         name = node["tensor"]
+        if node["$"] != "tensor":
+            return self._saved.tensor(name)  # it is copied into something else at once
         live = self._live.get(name)
         if live is not None:
             target = local_tensor(live)
