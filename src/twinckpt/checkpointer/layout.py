@@ -55,7 +55,7 @@ class Layout:
         tensors = flat.tensors
         self.kinds = flat.kinds
         self.on_device = frozenset(
-            n for n, kind in flat.kinds.items() if kind.device_type == "cuda"
+            n for n, kind in flat.kinds.items() if kind.device.type == "cuda"
         )
         ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
         entries: dict[str, dict[str, Any]] = {}
@@ -97,7 +97,7 @@ class Layout:
 def _described(kinds: dict[str, Kind]) -> dict[str, list[Any]]:
     """Return the true type, shape and device of each tensor."""
     return {
-        name: [str(kind.dtype).removeprefix("torch."), list(kind.shape), kind.device_type]
+        name: [str(kind.dtype).removeprefix("torch."), list(kind.shape), kind.device.type]
         for name, kind in kinds.items()
     }
 
