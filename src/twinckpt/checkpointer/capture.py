@@ -24,11 +24,13 @@ _PLAIN = {str, int, bool, type(None)}
 class _Identity:
     """What shows that a subtree is the same as before: marks, equal only if nothing changed.
 
-    It holds the tensors, so that no other object can get the address of one of them.
+    It holds the tensors, and what they are the local part of, so that no other object can get the
+    address of one of them.
     """
 
     marks: list[Any] = field(default_factory=list)
-    held: list[torch.Tensor] = field(default_factory=list, compare=False)
+    tensors: list[torch.Tensor] = field(default_factory=list, compare=False)
+    wrappers: list[torch.Tensor] = field(default_factory=list, compare=False)
     is_certain: bool = True
 
 
@@ -107,22 +109,38 @@ def _is_split(value: Any) -> bool:
 def _identity(value: Any) -> _Identity:
     identity = _Identity()
     try:
-        identity.is_certain = _identify(value, identity.marks, identity.held)
-    except RecursionError:
-        identity.is_certain = False  # it is refused elsewhere, by name
+        identity.is_certain = _identify(value, identity)
+        identity.marks += _facts(identity.tensors)
+    except (RecursionError, RuntimeError):
+        identity.is_certain = False  # too deep, or no plain memory: refused elsewhere, by name
     return identity
 
 
-def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
+def _facts(tensors: list[torch.Tensor]) -> list[Any]:
+    """Return what may change of a tensor that stays the same object: its `data` can be set."""
+    return [
+        [tensor.data_ptr() for tensor in tensors],
+        [tensor.dtype for tensor in tensors],
+        [tensor.shape for tensor in tensors],
+        [tensor.stride() for tensor in tensors],
+        [tensor.requires_grad for tensor in tensors],
+        [tensor.is_conj() for tensor in tensors],
+        [tensor.is_neg() for tensor in tensors],
+    ]
+
+
+def _identify(value: Any, identity: _Identity) -> bool:
     """Mark everything below `value`; return False if something may change without a trace."""
-    kind = type(value)
+    kind, marks = type(value), identity.marks
     if kind is torch.Tensor or kind is torch.nn.Parameter:
-        held.append(value)
-        return _identify_tensor(value, marks)
+        identity.tensors.append(value)
+        marks.append(id(value))
+        return True
     if isinstance(value, torch.Tensor):
-        held.append(value)
-        marks += (id(value), value.requires_grad)
-        return _identify_tensor(local_tensor(value), marks)
+        identity.wrappers.append(value)
+        identity.tensors.append(local_tensor(value))
+        marks += (id(value), id(identity.tensors[-1]), value.requires_grad)
+        return True
     if kind is dict or kind is OrderedDict:
         kinds = tuple(map(type, value))
         marks += (kind, *kinds, *value)
@@ -139,19 +157,8 @@ def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
         marks += (kind, value)
         return kind in _PLAIN
     for item in values:  # noqa: SIM110 - faster than all(), and the path of every save
-        if not _identify(item, marks, held):
+        if not _identify(item, identity):
             return False
-    return True
-
-
-def _identify_tensor(tensor: torch.Tensor, marks: list[Any]) -> bool:
-    """Mark what of a tensor may change while the object stays: `data` can be set."""
-    try:
-        what = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        bits = (tensor.requires_grad, tensor.is_conj(), tensor.is_neg())
-    except RuntimeError:
-        return False  # no plain memory: it is refused elsewhere, by name
-    marks += (id(tensor), what, bits)
     return True
 
 
