@@ -70,7 +70,9 @@ def _add_extra(
     cpu_s = found["floor_cpu_s"]
     floor_s = sum(cpu_s) / min(len(os.sched_getaffinity(0)), len(cpu_s))
     experiment.add(method, "extra_s", extra_s, "s", repeat=repeat)
+    control_s = max(found["step_none_again_s"]) - max(found["step_none_s"])
     experiment.add(method, "floor_s", floor_s, "s", repeat=repeat)
+    experiment.add(method, "control_s", control_s, "s", repeat=repeat)
 
 
 def _saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) -> list[float]:
