@@ -77,13 +77,8 @@ def _add_extra(
 
 def _saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) -> list[float]:
     """Return the size of each rank's state once all ranks have measured saving."""
-    saved = [
-        float(entry["bytes"])
-        for rank in range(num_ranks)
-        if (cluster.run_dir / "ranks" / f"rank-{rank}.jsonl").exists()
-        for entry in experiment.log_of(cluster, rank)
-        if entry["event"] == "saved"
-    ]
+    last = [experiment.last_of(cluster, rank) for rank in range(num_ranks)]
+    saved = [float(entry["bytes"]) for entry in last if entry and entry["event"] == "saved"]
     return saved if len(saved) == num_ranks else []
 
 
