@@ -243,3 +243,19 @@ def test_dictionaries_and_lists_are_filled_in_place():
     restore(stage(saved), {"progress": progress, "history": history})
     assert progress == {"step": 3, "seen": [1, 2]}
     assert history == [0.5, 0.25]
+
+
+def test_restore_into_the_meta_device_is_refused() -> None:
+    """A module without data cannot take any; silence would leave it without."""
+    slot = stage({"model": torch.nn.Linear(2, 2)})
+    with pytest.raises(RestoreError, match="to_empty"):
+        restore(slot, {"model": torch.nn.Linear(2, 2, device="meta")})
+
+
+def test_saved_and_live_containers_of_other_forms() -> None:
+    """A list where a dictionary is now, and the other way round: what was saved is brought back."""
+    slot = stage({"a": {"x": [torch.ones(2)]}, "b": [{"y": torch.zeros(1)}]})
+    live = {"a": {"x": {"k": torch.zeros(2)}}, "b": [[torch.ones(1)], torch.ones(1)]}
+    restore(slot, live)
+    assert torch.equal(live["a"]["x"][0], torch.ones(2))
+    assert torch.equal(live["b"][0]["y"], torch.zeros(1))

@@ -15,7 +15,7 @@ from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
-from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor, unflatten
+from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
 from twinckpt.errors import RestoreError
 
 
@@ -110,7 +110,7 @@ class TrainingState:
         states = {name: _state_of(part) for name, part in parts.items()}
         with torch.no_grad():
             values = {
-                name: unflatten(json[name], _InPlace(states[name], name, part, saved).tensor)
+                name: unflatten(json[name], _InPlace(name, part, saved).tensor, states[name])
                 for name, part in parts.items()
             }
             saved.finish()
@@ -140,29 +140,32 @@ class TrainingState:
 class _InPlace:
     """Gives each saved tensor its live counterpart, filled; or a new one."""
 
-    def __init__(self, live: Any, name: str, part: Any, saved: SavedTensors) -> None:
+    def __init__(self, name: str, part: Any, saved: SavedTensors) -> None:
         self._part = part
         self._name = name
         self._saved = saved
         known = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
-        reuse = known or not is_stateful(part)
-        self._live = flatten(live, name)[0].originals if reuse else {}
+        self._may_reuse = known or not is_stateful(part)
         self._made: dict[str, torch.Tensor] = {}
-        self._used: set[str] = set()
+        self._filled: set[tuple[str, int]] = set()
 
-    def tensor(self, node: dict[str, Any]) -> torch.Tensor:
-        """Return the tensor that a node of the saved tree refers to."""
+    def tensor(self, node: dict[str, Any], live: Any) -> torch.Tensor:
+        """Return the tensor of a node of the saved tree: what is `live` there, if it fits."""
         name = node["tensor"]
         if node["$"] != "tensor":
             return self._saved.tensor(name)  # it is copied into something else at once
-        live = self._live.get(name)
-        if live is not None:
+        if self._may_reuse and isinstance(live, torch.Tensor):
             target = local_tensor(live)
-            fits = (target.dtype, tuple(target.shape)) == self._saved.kind(name)
-            if fits and moving.has_own_memory(target):
-                if name not in self._used:
+            if target.is_meta:
+                raise RestoreError(
+                    f"{name} is to be restored into the meta device, which has no data; "
+                    "materialize the module first (module.to_empty(device=...))"
+                )
+            fits = (target.dtype, target.shape) == self._saved.kind(name)
+            if fits and is_dense(target) and moving.has_own_memory(target):
+                if (name, id(live)) not in self._filled:
                     self._saved.copy_into(target, name)
-                    self._used.add(name)
+                    self._filled.add((name, id(live)))
                 return live
         if name not in self._made:
             self._made[name] = self._make(node, name, self._saved.tensor(name))

@@ -8,7 +8,7 @@ neither is refused by name, because it could only be carried by pickling it.
 import base64
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -211,21 +211,27 @@ class _Flattener:
         return name
 
 
-def unflatten(tree: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> Any:
-    """Rebuild a state from its JSON; `tensor(node)` gives the tensor of each reference."""
+def unflatten(
+    tree: Any, tensor: Callable[[dict[str, Any], Any], torch.Tensor], live: Any = None
+) -> Any:
+    """Rebuild a state from its JSON.
 
-    def build(node: Any) -> Any:
+    `tensor(node, counterpart)` gives the tensor of each reference; the counterpart is what a
+    `live` state of the same form has in the same place, or None.
+    """
+
+    def build(node: Any, live: Any) -> Any:
         if isinstance(node, list):
-            return [build(item) for item in node]
+            return [build(item, _at(live, index)) for index, item in enumerate(node)]
         if not isinstance(node, dict):
             return node
         match node.get(_KIND):
             case None:
-                return {key: build(item) for key, item in node.items()}
+                return {key: build(item, _at(live, key)) for key, item in node.items()}
             case "tensor":
-                return tensor(node)
+                return tensor(node, live)
             case "ndarray" | "npscalar":
-                raw = tensor(node).numpy().copy()
+                raw = tensor(node, None).numpy().copy()
                 array = raw.view(np.dtype(node["dtype"])).reshape(node["shape"])
                 return array if node[_KIND] == "ndarray" else array[()]
             case "float":
@@ -233,7 +239,7 @@ def unflatten(tree: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> An
             case "int":
                 return int(node["hex"], 16)
             case "complex":
-                return complex(*(build(part) for part in node["parts"]))
+                return complex(*(build(part, None) for part in node["parts"]))
             case "bytes":
                 return base64.b64decode(node["base64"])
             case "dtype":
@@ -243,16 +249,30 @@ def unflatten(tree: Any, tensor: Callable[[dict[str, Any]], torch.Tensor]) -> An
             case "size":
                 return torch.Size(node["items"])
             case "tuple":
-                return tuple(build(item) for item in node["items"])
+                return tuple(build(node["items"], live))
             case "set":
-                return {build(item) for item in node["items"]}
+                return set(build(node["items"], None))
             case "frozenset":
-                return frozenset(build(item) for item in node["items"])
+                return frozenset(build(node["items"], None))
             case "dict":
-                return {build(key): build(item) for key, item in node["items"]}
+                return dict(pairs(node["items"], live))
             case "ordered":
-                return OrderedDict((build(key), build(item)) for key, item in node["items"])
+                return OrderedDict(pairs(node["items"], live))
             case kind:
                 raise UnsupportedStateError(f"a checkpoint of a newer version: node {kind!r}")
 
-    return build(tree)
+    def pairs(items: list[Any], live: Any) -> Iterator[tuple[Any, Any]]:
+        for key_node, item in items:
+            key = build(key_node, None)
+            yield key, build(item, _at(live, key))
+
+    return build(tree, live)
+
+
+def _at(live: Any, key: Any) -> Any:
+    """Return what a container of a live state has at a key or index; None without one."""
+    if isinstance(live, dict):
+        return live.get(key)
+    if isinstance(live, list | tuple) and isinstance(key, int) and 0 <= key < len(live):
+        return live[key]
+    return None
