@@ -1,6 +1,7 @@
 """What is saved comes back bit for bit, in place."""
 
 import math
+import threading
 from collections import OrderedDict
 
 import numpy as np
@@ -259,3 +260,19 @@ def test_saved_and_live_containers_of_other_forms() -> None:
     restore(slot, live)
     assert torch.equal(live["a"]["x"][0], torch.ones(2))
     assert torch.equal(live["b"][0]["y"], torch.zeros(1))
+
+
+def test_a_loop_that_waits_for_the_copy_gets_the_same_seal():
+    """Hashing is put off while the loop waits; the checksums are those of the same bytes."""
+    state = TrainingState({"weights": [torch.randn(1 << 18) for _ in range(8)]})
+    flat = state.capture()
+    layout = Layout(flat)
+    slot = memoryview(bytearray(layout.size_bytes))
+    header = layout.header(metadata_of(flat, layout, step=1))
+    writer = SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies())
+    loop = threading.Thread(target=writer.wait_until_copied)
+    loop.start()
+    digests = writer.copy_rest()
+    loop.join()
+    assert digests == checksum(slot)
+    assert restore(slot, {"weights": []})["weights"][7].equal(flat.tensors["weights.7"])

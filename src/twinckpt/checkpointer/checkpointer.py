@@ -217,8 +217,7 @@ class Checkpointer:
         started_s = time.monotonic()
         writer, self._writer = self._writer, None
         if writer is not None:
-            if not writer.is_on_device:
-                self._stager.wait()
+            writer.wait_until_copied()
             self._copy_at_once(writer.fence())
         self.stall_s += time.monotonic() - started_s
         self._raise_if_strict()

@@ -1,8 +1,9 @@
 """Staging: copying live tensors into a slot, and sealing it.
 
 The copy goes through the slot in order, a chunk at a time, so that the checksum reads bytes
-that are still in the core's cache. Tensors whose version counter moved during the copy were
-written to by the training loop: the copy is torn and must not be used.
+that are still in the core's cache. Once the training loop waits for the copy, hashing is put off
+until all is copied and the loop can go on. Tensors whose version counter moved during the copy
+were written to by the training loop: the copy is torn and must not be used.
 
 Tensors on a GPU are copied by the GPU, in the order of its streams (see `device`).
 """
@@ -67,11 +68,8 @@ class SlotWriter:
         self._deciding = threading.Lock()
         self._is_fenced = False
         self._torn: list[str] = []
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether a GPU copies, so that the host need not wait at the fence."""
-        return bool(self._on_device)
+        self._is_awaited = False
+        self._copied = threading.Event()
 
     @torch.no_grad()
     def copy_now(self, names: frozenset[str]) -> None:
@@ -97,6 +95,15 @@ class SlotWriter:
     def _start_on_device(self, names: frozenset[str]) -> None:
         self._device.start((self._target.tensors[n], self._tensors[n]) for n in names)
 
+    def wait_until_copied(self) -> None:
+        """Return once `copy_rest` reads no tensor any more; from now on it copies before it hashes.
+
+        Where a GPU copies, the host need not wait.
+        """
+        if not self._on_device:
+            self._is_awaited = True
+            self._copied.wait()
+
     def fence(self) -> list[str]:
         """Return what the loop has written to too early; from here on it may.
 
@@ -115,15 +122,11 @@ class SlotWriter:
 
         Raises TornCopyError if one of them was written to since `copy_now`.
         """
-        self._device.wait()
-        sources = [self._source(name) for name in self._target.layout.regions]
-        digests = []
-        for pieces, chunk in self._target.chunks:
-            for tensor, skip, address, size in pieces:
-                source = sources[tensor]
-                if source:
-                    moving.move(address, source + skip, size)
-            digests.append(chunk_digest(chunk))
+        try:
+            digests = self._copy_chunks()
+        finally:
+            self._copied.set()
+        digests += [chunk_digest(chunk) for _, chunk in self._target.chunks[len(digests) :]]
         with self._deciding:
             if not self._is_fenced:
                 self._torn = self._changed()
@@ -134,6 +137,22 @@ class SlotWriter:
                 "before it"
             )
         return b"".join(digests)
+
+    def _copy_chunks(self) -> list[bytes]:
+        """Copy all chunks; return the checksums of those that were hashed at once."""
+        self._device.wait()
+        sources = [self._source(name) for name in self._target.layout.regions]
+        digests: list[bytes] = []
+        is_hashing = True
+        for pieces, chunk in self._target.chunks:
+            for tensor, skip, address, size in pieces:
+                source = sources[tensor]
+                if source:
+                    moving.move(address, source + skip, size)
+            is_hashing = is_hashing and not self._is_awaited
+            if is_hashing:
+                digests.append(chunk_digest(chunk))
+        return digests
 
     def _changed(self) -> list[str]:
         return [name for name, tensor, version in self._watched if tensor._version != version]
