@@ -1,7 +1,5 @@
 """The background thread that copies; one job at a time."""
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable
 
@@ -46,7 +44,6 @@ class Stager:
             self._thread.join()
 
     def _run(self) -> None:
-        _let_others_finish()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._job is not None or self._is_closed)
@@ -59,13 +56,3 @@ class Stager:
                 with self._changed:
                     self._job = None
                     self._changed.notify_all()
-
-
-def _let_others_finish() -> None:
-    """Ask the kernel not to give this thread the core of the one that wakes it.
-
-    That one is the training loop, which has little left to do in `save` before it goes on or
-    waits for a device; without this, on busy cores, it stood still for a time slice.
-    """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
