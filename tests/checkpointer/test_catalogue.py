@@ -29,7 +29,7 @@ def slot_of(state):
     layout = Layout(flat)
     slot = memoryview(bytearray(layout.size_bytes))
     header = layout.header(metadata_of(flat, layout, step=1))
-    SlotWriter(SlotTarget(layout, slot), flat.tensors, header, DeviceCopies()).copy_rest()
+    SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies()).copy_rest()
     return slot
 
 

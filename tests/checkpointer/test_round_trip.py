@@ -1,6 +1,7 @@
 """What is saved comes back bit for bit, in place."""
 
 import math
+import threading
 from collections import OrderedDict
 
 import numpy as np
@@ -29,9 +30,7 @@ def stage(state):
     layout = Layout(flat)
     metadata = metadata_of(flat, layout, step=1)
     slot = memoryview(bytearray(layout.size_bytes))
-    writer = SlotWriter(
-        SlotTarget(layout, slot), flat.tensors, layout.header(metadata), DeviceCopies()
-    )
+    writer = SlotWriter(SlotTarget(layout, slot), flat, layout.header(metadata), DeviceCopies())
     digests = writer.copy_rest()
     assert digests == checksum(slot)
     return slot
@@ -218,7 +217,7 @@ def test_a_write_during_the_copy_is_detected():
     layout = Layout(flat)
     metadata = metadata_of(flat, layout)
     target = SlotTarget(layout, memoryview(bytearray(layout.size_bytes)))
-    writer = SlotWriter(target, flat.tensors, layout.header(metadata), DeviceCopies())
+    writer = SlotWriter(target, flat, layout.header(metadata), DeviceCopies())
     writer.copy_now(frozenset())
     state["t"].add_(1)
     with pytest.raises(TornCopyError, match=r"t .*changed while it was copied"):
@@ -245,3 +244,35 @@ def test_dictionaries_and_lists_are_filled_in_place():
     restore(stage(saved), {"progress": progress, "history": history})
     assert progress == {"step": 3, "seen": [1, 2]}
     assert history == [0.5, 0.25]
+
+
+def test_restore_into_the_meta_device_is_refused() -> None:
+    """A module without data cannot take any; silence would leave it without."""
+    slot = stage({"model": torch.nn.Linear(2, 2)})
+    with pytest.raises(RestoreError, match="to_empty"):
+        restore(slot, {"model": torch.nn.Linear(2, 2, device="meta")})
+
+
+def test_saved_and_live_containers_of_other_forms() -> None:
+    """A list where a dictionary is now, and the other way round: what was saved is brought back."""
+    slot = stage({"a": {"x": [torch.ones(2)]}, "b": [{"y": torch.zeros(1)}]})
+    live = {"a": {"x": {"k": torch.zeros(2)}}, "b": [[torch.ones(1)], torch.ones(1)]}
+    restore(slot, live)
+    assert torch.equal(live["a"]["x"][0], torch.ones(2))
+    assert torch.equal(live["b"][0]["y"], torch.zeros(1))
+
+
+def test_a_loop_that_waits_for_the_copy_gets_the_same_seal():
+    """Hashing is put off while the loop waits; the checksums are those of the same bytes."""
+    state = TrainingState({"weights": [torch.randn(1 << 18) for _ in range(8)]})
+    flat = state.capture()
+    layout = Layout(flat)
+    slot = memoryview(bytearray(layout.size_bytes))
+    header = layout.header(metadata_of(flat, layout, step=1))
+    writer = SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies())
+    loop = threading.Thread(target=writer.wait_until_copied)
+    loop.start()
+    digests = writer.copy_rest()
+    loop.join()
+    assert digests == checksum(slot)
+    assert restore(slot, {"weights": []})["weights"][7].equal(flat.tensors["weights.7"])

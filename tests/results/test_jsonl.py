@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twinckpt.results.jsonl import JsonLines, read_jsonl
+from twinckpt.results.jsonl import JsonLines, last_event, read_jsonl
 
 
 def test_events_are_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
@@ -32,3 +32,13 @@ def test_broken_line_inside_is_an_error(tmp_path: Path) -> None:
     path.write_text('{"event": "a"}\nnonsense\n{"event": "b"}\n')
     with pytest.raises(ValueError, match=r"rank0\.jsonl:2"):
         read_jsonl(path)
+
+
+def test_last_event_is_found_without_reading_the_whole_file(tmp_path: Path) -> None:
+    """Who waits for an event sees the last whole line, or None while there is no file or line."""
+    path = tmp_path / "rank0.jsonl"
+    assert last_event(path) is None
+    path.write_text('{"event": "cut')
+    assert last_event(path) is None
+    path.write_text('{"event": "first"}\n' * 5000 + '{"event": "last"}\n{"event": "cut')
+    assert last_event(path) == {"event": "last"}

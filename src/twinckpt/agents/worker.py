@@ -370,7 +370,9 @@ class WorkerAgent:
         reasons, damaged = [], []
 
         def on_progress(seal: Seal, num_bytes: int) -> None:
-            self._in_loop(lambda: self._on_progress(fetch, seal, num_bytes))
+            self._arriving[fetch.rank] = (fetch, seal, num_bytes)
+            if self._core.awaits(fetch.rank, fetch.ticket):  # else nobody need wake up
+                self._in_loop(lambda: self._tell_arrival(fetch.rank))
 
         with self._checkpoints.filling(fetch.rank, fetch.slot) as slot:
             # A chunk may be damaged on its way: each source gets a second chance.
@@ -391,12 +393,8 @@ class WorkerAgent:
                         damaged.append(source.machine)
         return lambda: self._on_fetched(fetch, None, "; ".join(reasons), tuple(damaged))
 
-    def _on_progress(self, fetch: core.StartFetch, seal: Seal, num_bytes: int) -> None:
-        """Let a rank that waits for this copy read along."""
-        self._arriving[fetch.rank] = (fetch, seal, num_bytes)
-        self._tell_arrival(fetch.rank)
-
     def _tell_arrival(self, rank: int) -> None:
+        """Let a rank that waits for a copy under way read along."""
         peer, arriving = self._ranks.get(rank), self._arriving.get(rank)
         if peer is None or arriving is None or not self._core.awaits(rank, arriving[0].ticket):
             return

@@ -65,7 +65,7 @@ def full_state(directory: Path, step: int) -> FullState:
     Raises DamagedCopyError for damage, UnsupportedStateError for a sharding that it cannot undo.
     """
     shards = _all_shards(directory, step)
-    state = unflatten(shards[0].metadata["state"], lambda node: _whole(node, shards))
+    state = unflatten(shards[0].metadata["state"], lambda node, _: _whole(node, shards))
     differing = [name for name in state if _differs(name, shards)]
     return FullState(step, len(shards), state, tuple(differing))
 

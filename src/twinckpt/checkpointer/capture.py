@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from twinckpt.checkpointer.tree import FlatState, flatten, is_dense, local_tensor
+from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor
 
 Path = tuple[str, ...]
 
@@ -24,11 +24,13 @@ _PLAIN = {str, int, bool, type(None)}
 class _Identity:
     """What shows that a subtree is the same as before: marks, equal only if nothing changed.
 
-    It holds the tensors, so that no other object can get the address of one of them.
+    It holds the tensors, and what they are the local part of, so that no other object can get the
+    address of one of them.
     """
 
     marks: list[Any] = field(default_factory=list)
-    held: list[torch.Tensor] = field(default_factory=list, compare=False)
+    tensors: list[torch.Tensor] = field(default_factory=list, compare=False)
+    wrappers: list[torch.Tensor] = field(default_factory=list, compare=False)
     is_certain: bool = True
 
 
@@ -46,12 +48,18 @@ class Capture:
 
     def __init__(self) -> None:
         self._fragments: dict[Path, _Fragment] = {}
+        self._joined = FlatState()
 
     def __call__(self, whole: Mapping[str, Any]) -> FlatState:
-        """Return all tensors and plain values as they are now; raises UnsupportedStateError."""
+        """Return all tensors and plain values as they are now; raises UnsupportedStateError.
+
+        What is returned is not to be changed: it is returned again while nothing changes.
+        """
         subtrees = dict(_subtrees(whole))
         identities = {path: _identity(value) for path, value in subtrees.items()}
         kept = self._unchanged(identities)
+        if list(kept) == list(subtrees):
+            return self._joined
         known = FlatState()
         for fragment in kept.values():
             _add(known, fragment.flat)
@@ -64,7 +72,8 @@ class Capture:
             _add(known, flat)
             fragments[path] = _Fragment(identities[path], flat, borrowed)
         self._fragments = fragments
-        return _joined(whole, fragments)
+        self._joined = _joined(whole, fragments)
+        return self._joined
 
     def _unchanged(self, identities: Mapping[Path, _Identity]) -> dict[Path, _Fragment]:
         kept: dict[Path, _Fragment] = {}
@@ -100,21 +109,37 @@ def _is_split(value: Any) -> bool:
 def _identity(value: Any) -> _Identity:
     identity = _Identity()
     try:
-        identity.is_certain = _identify(value, identity.marks, identity.held)
-    except RecursionError:
-        identity.is_certain = False  # it is refused elsewhere, by name
+        identity.is_certain = _identify(value, identity)
+        identity.marks += _facts(identity.tensors)
+    except (RecursionError, RuntimeError):
+        identity.is_certain = False  # too deep, or no plain memory: refused elsewhere, by name
     return identity
 
 
-def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
+def _facts(tensors: list[torch.Tensor]) -> list[Any]:
+    """Return what may change of a tensor that stays the same object: its `data` can be set."""
+    return [
+        [tensor.data_ptr() for tensor in tensors],
+        [tensor.dtype for tensor in tensors],
+        [tensor.shape for tensor in tensors],
+        [tensor.stride() for tensor in tensors],
+        [tensor.requires_grad for tensor in tensors],
+        [tensor.is_conj() for tensor in tensors],
+        [tensor.is_neg() for tensor in tensors],
+    ]
+
+
+def _identify(value: Any, identity: _Identity) -> bool:
     """Mark everything below `value`; return False if something may change without a trace."""
-    kind = type(value)
+    kind, marks = type(value), identity.marks
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        identity.tensors.append(value)
+        marks.append(id(value))
+        return True
     if isinstance(value, torch.Tensor):
-        held.append(value)
-        local = local_tensor(value)
-        if not is_dense(local):
-            return False  # it is refused elsewhere, by name
-        marks += (id(value), id(local), local.data_ptr(), value.requires_grad)
+        identity.wrappers.append(value)
+        identity.tensors.append(local_tensor(value))
+        marks += (id(value), id(identity.tensors[-1]), value.requires_grad)
         return True
     if kind is dict or kind is OrderedDict:
         kinds = tuple(map(type, value))
@@ -131,11 +156,15 @@ def _identify(value: Any, marks: list[Any], held: list[torch.Tensor]) -> bool:
     else:
         marks += (kind, value)
         return kind in _PLAIN
-    return all(_identify(item, marks, held) for item in values)
+    for item in values:  # noqa: SIM110 - faster than all(), and the path of every save
+        if not _identify(item, identity):
+            return False
+    return True
 
 
 def _add(known: FlatState, flat: FlatState) -> None:
     known.tensors.update(flat.tensors)
+    known.kinds.update(flat.kinds)
     known.originals.update(flat.originals)
     known.places.update(flat.places)
 

@@ -8,6 +8,7 @@ of this machine's worker agent during the next forward and backward passes. A fe
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, MutableMapping
@@ -27,7 +28,7 @@ from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
 from twinckpt.checkpointer.fences import Fences
 from twinckpt.checkpointer.handle import SaveHandle, checked_step
-from twinckpt.checkpointer.layout import Layout, metadata_of, signature
+from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.stager import Stager
@@ -51,6 +52,7 @@ COMMIT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 120.0
 DECISION_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 1.0
+MAX_READ_THREADS = 4
 
 
 class Checkpointer:
@@ -215,8 +217,7 @@ class Checkpointer:
         started_s = time.monotonic()
         writer, self._writer = self._writer, None
         if writer is not None:
-            if not writer.is_on_device:
-                self._stager.wait()
+            writer.wait_until_copied()
             self._copy_at_once(writer.fence())
         self.stall_s += time.monotonic() - started_s
         self._raise_if_strict()
@@ -271,7 +272,7 @@ class Checkpointer:
             logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
             self._attach(layout)
             return self._skip(step)
-        writer = SlotWriter(self._target(layout, grant), flat.tensors, header, self._device)
+        writer = SlotWriter(self._target(layout, grant), flat, header, self._device)
         steady = self._state.steady_names(flat.tensors)
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, "staging", self._advance)
@@ -323,7 +324,7 @@ class Checkpointer:
         """Return the layout as before if the state still fits it, else a new one."""
         layout = self._layout
         header = None
-        if layout is not None and layout.signature == signature(flat.tensors):
+        if layout is not None and layout.kinds == flat.kinds:
             header = layout.header(metadata_of(flat, layout, step=step))
         if layout is None or header is None:
             layout = Layout(flat)
@@ -430,7 +431,7 @@ class Checkpointer:
         try:
             if manifest is None or manifest.world_size == world_size:
                 seal, buffer = load_drained(directory, step, rank)
-                self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+                self._read_here(seal, buffer)
             else:
                 # Another number of ranks wrote it: each reads all shards, and keeps its part.
                 seal, _ = load_drained(directory, step, rank % manifest.world_size)
@@ -449,7 +450,7 @@ class Checkpointer:
         seal, buffer = copy.seal, copy.slot.buffer
         self._pinned.pin(buffer)
         if not copy.is_arriving:
-            self._read(seal, buffer, verify=lambda index: seal.verify_chunk(buffer, index))
+            self._read_here(seal, buffer)
             return
 
         def arrive(index: int) -> None:
@@ -461,14 +462,20 @@ class Checkpointer:
         if not isinstance(final, Copy) or final.seal != seal:
             raise DamagedCopyError("the agent gave up the copy that it was receiving")
 
-    def _read(
-        self, seal: Seal, buffer: memoryview, **chunk_by_chunk: Callable[[int], None]
-    ) -> None:
+    def _read_here(self, seal: Seal, buffer: memoryview) -> None:
+        """Read a copy that is complete, with a few of the cores that this process may use."""
+
+        def verify(index: int) -> None:
+            seal.verify_chunk(buffer, index)
+
+        num_threads = min(MAX_READ_THREADS, len(os.sched_getaffinity(0)))
+        self._read(seal, buffer, verify=verify, num_threads=num_threads)
+
+    def _read(self, seal: Seal, buffer: memoryview, **how: Any) -> None:
         if len(buffer) < seal.size_bytes:
             raise DamagedCopyError(f"{len(buffer)} bytes, {seal.size_bytes} were sealed")
-        reader = SlotReader(buffer[: seal.size_bytes], seal.chunk_bytes, **chunk_by_chunk)
+        reader = SlotReader(buffer[: seal.size_bytes], seal.chunk_bytes, **how)
         self._state.restore(reader.metadata["state"], reader)
-        reader.verify_rest()
 
     def _report(self, source: str, seal: Seal, asked_at_s: float, answered_at_s: float) -> None:
         now_s = time.monotonic()

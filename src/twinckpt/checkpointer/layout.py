@@ -9,12 +9,11 @@ and type of every tensor are in the metadata as well.
 import json
 import math
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from twinckpt.checkpointer.tree import FlatState
+from twinckpt.checkpointer.tree import FlatState, Kind
 from twinckpt.errors import DamagedCopyError
 
 _ALIGNMENT_BYTES = 64
@@ -40,8 +39,7 @@ _FORMAT_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """Where one tensor's bytes lie in the slot, and what they are."""
 
     start: int
@@ -51,11 +49,14 @@ class Region:
 
 
 class Layout:
-    """Regions of a set of tensors; valid as long as names, types and shapes stay the same."""
+    """Regions of a set of tensors; valid as long as `kinds` stays the same."""
 
     def __init__(self, flat: FlatState) -> None:
         tensors = flat.tensors
-        self.signature = signature(tensors)
+        self.kinds = flat.kinds
+        self.on_device = frozenset(
+            n for n, kind in flat.kinds.items() if kind.device.type == "cuda"
+        )
         ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
         entries: dict[str, dict[str, Any]] = {}
         offset = 0
@@ -65,7 +66,7 @@ class Layout:
             entries[name] = _entry(tensor, offset, offset + size)
             spans.append((name, offset, offset + size))
             offset += size
-        self.kinds = json.dumps(_kinds(tensors), separators=(",", ":"))
+        self.kinds_text = json.dumps(_described(flat.kinds), separators=(",", ":"))
         self._entries = json.dumps(entries, separators=(",", ":"))[1:]
         metadata = json.dumps(metadata_of(flat, self))
         header = _LENGTH.size + len(self._entries) + len(metadata) + len(metadata) // 4
@@ -93,23 +94,18 @@ class Layout:
         return _LENGTH.pack(room) + text.ljust(room)
 
 
-def signature(tensors: dict[str, torch.Tensor]) -> tuple[Any, ...]:
-    """Return what a layout depends on."""
-    return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
-
-
-def _kinds(tensors: dict[str, torch.Tensor]) -> dict[str, list[Any]]:
+def _described(kinds: dict[str, Kind]) -> dict[str, list[Any]]:
     """Return the true type, shape and device of each tensor."""
     return {
-        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), tensor.device.type]
-        for name, tensor in tensors.items()
+        name: [str(kind.dtype).removeprefix("torch."), list(kind.shape), kind.device.type]
+        for name, kind in kinds.items()
     }
 
 
 def metadata_of(flat: FlatState, layout: Layout, **facts: Any) -> str:
     """Return the slot's metadata: `facts`, the tensors' true types, and the state's JSON."""
     first = json.dumps(facts)[:-1] + (", " if facts else "")
-    return f'{first}"tensors":{layout.kinds},"state":{flat.text}}}'
+    return f'{first}"tensors":{layout.kinds_text},"state":{flat.text}}}'
 
 
 def header_bytes(buffer: memoryview) -> int:

@@ -19,16 +19,14 @@ _move_large = ctypes.CFUNCTYPE(*_ARGUMENTS)(_address)
 _move_small = ctypes.PYFUNCTYPE(*_ARGUMENTS)(_address)
 
 
+def lies_in_order(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor's bytes lie in CPU memory as they would in a slot."""
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg() and not tensor.is_conj()
+
+
 def address_of(tensor: torch.Tensor) -> int:
     """Return where a tensor's bytes lie in memory in a slot's order; 0 if they do not."""
-    if (
-        tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-        or tensor.is_neg()
-        or tensor.is_conj()
-    ):
-        return 0
-    return tensor.data_ptr()
+    return tensor.data_ptr() if lies_in_order(tensor) else 0
 
 
 def move(destination: int, source: int, size_bytes: int) -> None:
@@ -41,7 +39,7 @@ def move(destination: int, source: int, size_bytes: int) -> None:
 
 def has_own_memory(tensor: torch.Tensor) -> bool:
     """Return whether each element can be written; of an expanded tensor they share memory."""
-    return not any(
+    return tensor.is_contiguous() or not any(
         n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)
     )
 

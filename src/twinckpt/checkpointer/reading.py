@@ -4,12 +4,15 @@ Damage found half way leaves the target partly overwritten; the caller continues
 copy, which overwrites all of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from twinckpt.checkpointer import moving
-from twinckpt.checkpointer.layout import header_bytes, parse, view
+from twinckpt.checkpointer.layout import Region, header_bytes, parse, view
+
+_CHUNKS_WORTH_A_THREAD = 8
 
 
 class SavedTensors:
@@ -28,8 +31,11 @@ class SavedTensors:
         return self._tensors[name]
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        """Copy a tensor into a live one of its type and shape; under `torch.no_grad`."""
+        """Copy a tensor into a live one of its type and shape, before `finish` returns."""
         moving.copy(target, self._tensors[name])
+
+    def finish(self) -> None:
+        """Return once every live tensor has its bytes; under `torch.no_grad`, as `copy_into`."""
 
 
 class SlotReader(SavedTensors):
@@ -39,7 +45,8 @@ class SlotReader(SavedTensors):
         buffer: the slot's bytes.
         chunk_bytes: size of a chunk.
         verify: takes a chunk's index; raises DamagedCopyError if it is damaged.
-        arrive: takes a chunk's index; returns once its bytes are there.
+        arrive: takes a chunk's index; returns once its bytes are there. In order of chunks.
+        num_threads: how many threads copy and verify.
 
     Raises DamagedCopyError as `verify` does, or if the bytes are no checkpoint.
     """
@@ -50,13 +57,16 @@ class SlotReader(SavedTensors):
         chunk_bytes: int,
         verify: Callable[[int], None] = lambda index: None,
         arrive: Callable[[int], None] = lambda index: None,
+        num_threads: int = 1,
     ) -> None:
         self._buffer = buffer
         self._chunk_bytes = chunk_bytes
         self._verify = verify
         self._arrive = arrive
+        self._num_threads = num_threads
         self._devices: set[torch.device] = set()
         self._unverified = set(range(-(-len(buffer) // chunk_bytes)))
+        self._targets: list[tuple[Region, torch.Tensor]] = []
         self._check(0, 1)
         self._check(0, header_bytes(buffer))
         self.metadata, self._regions = parse(buffer)
@@ -74,33 +84,57 @@ class SlotReader(SavedTensors):
         return view(self._buffer, region)
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        """Copy a tensor and verify it, chunk by chunk: hashing what was just read is cheap."""
-        address = moving.address_of(target)
-        if not address:
+        """Note a plain target for `finish`, which goes through the slot once; copy others now."""
+        if moving.lies_in_order(target):
+            self._targets.append((self._regions[name], target))
+        else:
             target.copy_(self.tensor(name), non_blocking=True)
             self._devices.add(target.device)
-            return
-        region = self._regions[name]
-        position = region.start
-        while position < region.end:
-            index = position // self._chunk_bytes
-            border = min(region.end, (index + 1) * self._chunk_bytes)
-            is_new = index in self._unverified
-            if is_new:
-                self._arrive(index)
-            moving.move(address + position - region.start, self._base + position, border - position)
-            if is_new:
-                self._verify(index)
-                self._unverified.discard(index)
-            position = border
-        torch.autograd.graph.increment_version(target)
 
-    def verify_rest(self) -> None:
-        """Verify the chunks that nobody has used; return once GPUs have all they were given."""
-        self._check(0, len(self._buffer))
+    def finish(self) -> None:
+        """Copy and verify all chunks, those that nobody wants included; wait for GPUs."""
+        pieces = self._pieces()
+        chunks = iter(range(len(pieces)))
+        # Threads take turns, so that one that has no core to itself does less. One that stays
+        # with its chunk needs no other thread's Python: hashing what was just read is cheap.
+        num_threads = min(self._num_threads, len(pieces) // _CHUNKS_WORTH_A_THREAD)
+        if num_threads > 1:
+            with ThreadPoolExecutor(num_threads) as pool:
+                for done in [pool.submit(self._take, chunks, pieces) for _ in range(num_threads)]:
+                    done.result()
+        else:
+            self._take(chunks, pieces)
+        for _, target in self._targets:
+            torch.autograd.graph.increment_version(target)
+        self._targets = []
         for device in self._devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+
+    def _pieces(self) -> list[list[tuple[int, int, int]]]:
+        """Cut what is to be copied at the borders of chunks: destination, source, size in bytes."""
+        pieces: list[list[tuple[int, int, int]]] = [
+            [] for _ in range(0, len(self._buffer), self._chunk_bytes)
+        ]
+        for region, target in self._targets:
+            to, position = target.data_ptr() - region.start, region.start
+            while position < region.end:
+                index = position // self._chunk_bytes
+                border = min(region.end, (index + 1) * self._chunk_bytes)
+                pieces[index].append((to + position, self._base + position, border - position))
+                position = border
+        return pieces
+
+    def _take(self, chunks: Iterator[int], pieces: list[list[tuple[int, int, int]]]) -> None:
+        for index in chunks:
+            is_new = index in self._unverified
+            if is_new:
+                self._arrive(index)
+            for to, source, size_bytes in pieces[index]:
+                moving.move(to, source, size_bytes)
+            if is_new:
+                self._verify(index)
+                self._unverified.discard(index)
 
     def _check(self, start: int, end: int) -> None:
         for index in range(start // self._chunk_bytes, -(-end // self._chunk_bytes)):

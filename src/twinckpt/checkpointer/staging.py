@@ -1,20 +1,22 @@
 """Staging: copying live tensors into a slot, and sealing it.
 
 The copy goes through the slot in order, a chunk at a time, so that the checksum reads bytes
-that are still in the core's cache. Tensors whose version counter moved during the copy were
-written to by the training loop: the copy is torn and must not be used.
+that are still in the core's cache. Once the training loop waits for the copy, hashing is put off
+until all is copied and the loop can go on. Tensors whose version counter moved during the copy
+were written to by the training loop: the copy is torn and must not be used.
 
 Tensors on a GPU are copied by the GPU, in the order of its streams (see `device`).
 """
 
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout
+from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import TwinckptError
 from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunks
 
@@ -23,8 +25,7 @@ class TornCopyError(TwinckptError):
     """A tensor changed while it was copied; the checkpoint is dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Part of a tensor that lies in one chunk: bytes from `skip` on go to `address`."""
 
     tensor: int
@@ -53,25 +54,22 @@ class SlotWriter:
     def __init__(
         self,
         target: SlotTarget,
-        tensors: dict[str, torch.Tensor],
+        flat: FlatState,
         header: bytes,
         device: DeviceCopies,
     ) -> None:
         self._target = target
-        self._tensors = tensors
+        self._tensors = flat.tensors
         self._target.buffer[: len(header)] = header
         self._device = device
-        self._on_device = frozenset(name for name, tensor in tensors.items() if tensor.is_cuda)
-        self._versions: dict[str, int] = {}
+        self._on_device = target.layout.on_device
+        self._watched: list[tuple[str, torch.Tensor, int]] = []
         self._done: frozenset[str] = frozenset()
         self._deciding = threading.Lock()
         self._is_fenced = False
         self._torn: list[str] = []
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether a GPU copies, so that the host need not wait at the fence."""
-        return bool(self._on_device)
+        self._is_awaited = False
+        self._copied = threading.Event()
 
     @torch.no_grad()
     def copy_now(self, names: frozenset[str]) -> None:
@@ -80,7 +78,6 @@ class SlotWriter:
         Of a state on a GPU, what lies in CPU memory is copied now as well. All its copies
         are queued now; they are of the state as it is here.
         """
-        watched = self._tensors.keys() - names
         self._done = names
         if self._on_device:
             self._done = frozenset(self._tensors)
@@ -89,10 +86,23 @@ class SlotWriter:
             self._start_on_device(self._on_device - names)
         for name in self._done - self._on_device:
             moving.copy(self._target.tensors[name], self._tensors[name])
-        self._versions = {name: _version(self._tensors[name]) for name in watched}
+        self._watched = [
+            (name, tensor, tensor._version)
+            for name, tensor in self._tensors.items()
+            if name not in names and not tensor.is_inference()
+        ]
 
     def _start_on_device(self, names: frozenset[str]) -> None:
         self._device.start((self._target.tensors[n], self._tensors[n]) for n in names)
+
+    def wait_until_copied(self) -> None:
+        """Return once `copy_rest` reads no tensor any more; from now on it copies before it hashes.
+
+        Where a GPU copies, the host need not wait.
+        """
+        if not self._on_device:
+            self._is_awaited = True
+            self._copied.wait()
 
     def fence(self) -> list[str]:
         """Return what the loop has written to too early; from here on it may.
@@ -112,15 +122,11 @@ class SlotWriter:
 
         Raises TornCopyError if one of them was written to since `copy_now`.
         """
-        self._device.wait()
-        sources = [self._source(name) for name in self._target.layout.regions]
-        digests = []
-        for pieces, chunk in self._target.chunks:
-            for piece in pieces:
-                source = sources[piece.tensor]
-                if source:
-                    moving.move(piece.address, source + piece.skip, piece.size)
-            digests.append(chunk_digest(chunk))
+        try:
+            digests = self._copy_chunks()
+        finally:
+            self._copied.set()
+        digests += [chunk_digest(chunk) for _, chunk in self._target.chunks[len(digests) :]]
         with self._deciding:
             if not self._is_fenced:
                 self._torn = self._changed()
@@ -132,23 +138,34 @@ class SlotWriter:
             )
         return b"".join(digests)
 
+    def _copy_chunks(self) -> list[bytes]:
+        """Copy all chunks; return the checksums of those that were hashed at once."""
+        self._device.wait()
+        sources = [self._source(name) for name in self._target.layout.regions]
+        digests: list[bytes] = []
+        is_hashing = True
+        for pieces, chunk in self._target.chunks:
+            for tensor, skip, address, size in pieces:
+                source = sources[tensor]
+                if source:
+                    moving.move(address, source + skip, size)
+            is_hashing = is_hashing and not self._is_awaited
+            if is_hashing:
+                digests.append(chunk_digest(chunk))
+        return digests
+
     def _changed(self) -> list[str]:
-        versions = self._versions.items()
-        return [name for name, version in versions if _version(self._tensors[name]) != version]
+        return [name for name, tensor, version in self._watched if tensor._version != version]
 
     def _source(self, name: str) -> int:
         """Return where to copy a tensor from; 0 if that is done."""
         if name in self._done:
             return 0
         tensor = self._tensors[name]
-        address = moving.address_of(tensor)
-        if not address:
+        if not self._target.layout.kinds[name].lies_in_order:
             self._target.tensors[name].copy_(tensor)
-        return address
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+            return 0
+        return tensor.data_ptr()
 
 
 def _pieces(layout: Layout, address: int) -> list[list[_Piece]]:

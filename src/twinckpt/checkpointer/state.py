@@ -15,7 +15,7 @@ from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
-from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor, unflatten
+from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
 from twinckpt.errors import RestoreError
 
 
@@ -107,14 +107,18 @@ class TrainingState:
                 f"the checkpoint and the state differ in {', '.join(missing)}: restore into the "
                 f"same names ({', '.join(sorted(json))})"
             )
-        for name, part in parts.items():
-            self._restore_part(name, part, json[name], saved)
-
-    def _restore_part(self, name: str, part: Any, json: Any, saved: SavedTensors) -> None:
-        live = _state_of(part)
-        writer = _InPlace(live, name, part, saved)
+        states = {name: _state_of(part) for name, part in parts.items()}
         with torch.no_grad():
-            value = unflatten(json, writer.tensor)
+            values = {
+                name: unflatten(json[name], _InPlace(name, part, saved).tensor, states[name])
+                for name, part in parts.items()
+            }
+            saved.finish()
+        for name, part in parts.items():
+            self._load(name, part, states[name], values[name])
+
+    def _load(self, name: str, part: Any, live: Any, value: Any) -> None:
+        """Give a part its restored state; what was filled in place is in there as itself."""
         if isinstance(part, torch.nn.Module):
             # Tensors that are filled are passed as themselves: loading them copies nothing.
             whole = OrderedDict(value)
@@ -136,27 +140,32 @@ class TrainingState:
 class _InPlace:
     """Gives each saved tensor its live counterpart, filled; or a new one."""
 
-    def __init__(self, live: Any, name: str, part: Any, saved: SavedTensors) -> None:
+    def __init__(self, name: str, part: Any, saved: SavedTensors) -> None:
         self._part = part
         self._name = name
         self._saved = saved
         known = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
-        reuse = known or not is_stateful(part)
-        self._live = flatten(live, name)[0].originals if reuse else {}
+        self._may_reuse = known or not is_stateful(part)
         self._made: dict[str, torch.Tensor] = {}
-        self._used: set[str] = set()
+        self._filled: set[tuple[str, int]] = set()
 
-    def tensor(self, node: dict[str, Any]) -> torch.Tensor:
-        """Return the tensor that a node of the saved tree refers to."""
+    def tensor(self, node: dict[str, Any], live: Any) -> torch.Tensor:
+        """Return the tensor of a node of the saved tree: what is `live` there, if it fits."""
         name = node["tensor"]
-        live = self._live.get(name)
-        if live is not None:
+        if node["$"] != "tensor":
+            return self._saved.tensor(name)  # it is copied into something else at once
+        if self._may_reuse and isinstance(live, torch.Tensor):
             target = local_tensor(live)
-            fits = (target.dtype, tuple(target.shape)) == self._saved.kind(name)
-            if fits and moving.has_own_memory(target):
-                if name not in self._used:
+            if target.is_meta:
+                raise RestoreError(
+                    f"{name} is to be restored into the meta device, which has no data; "
+                    "materialize the module first (module.to_empty(device=...))"
+                )
+            fits = (target.dtype, target.shape) == self._saved.kind(name)
+            if fits and is_dense(target) and moving.has_own_memory(target):
+                if (name, id(live)) not in self._filled:
                     self._saved.copy_into(target, name)
-                    self._used.add(name)
+                    self._filled.add((name, id(live)))
                 return live
         if name not in self._made:
             self._made[name] = self._make(node, name, self._saved.tensor(name))

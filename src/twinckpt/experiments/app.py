@@ -18,7 +18,7 @@ from twinckpt.errors import ConfigurationError, TwinckptError
 from twinckpt.experiments.compose import config_directory, load, register_schema, validated
 from twinckpt.experiments.config import ExperimentConfig, own_settings, relevant
 from twinckpt.results.atomic import write_text
-from twinckpt.results.jsonl import read_jsonl
+from twinckpt.results.jsonl import last_event, read_jsonl
 from twinckpt.results.provenance import collect, write_provenance
 from twinckpt.results.samples import Sample, write_samples
 from twinckpt.training.config import TrainingConfig
@@ -83,6 +83,10 @@ class Experiment:
     def log_of(self, cluster: LocalCluster, rank: int) -> list[dict[str, Any]]:
         """Return what a rank has logged in a run."""
         return read_jsonl(cluster.run_dir / "ranks" / f"rank-{rank}.jsonl")
+
+    def last_of(self, cluster: LocalCluster, rank: int) -> dict[str, Any] | None:
+        """Return what a rank has logged last, if anything, without disturbing what is measured."""
+        return last_event(cluster.run_dir / "ranks" / f"rank-{rank}.jsonl")
 
     @property
     def num_ranks(self) -> int:

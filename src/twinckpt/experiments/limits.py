@@ -70,18 +70,15 @@ def _add_extra(
     cpu_s = found["floor_cpu_s"]
     floor_s = sum(cpu_s) / min(len(os.sched_getaffinity(0)), len(cpu_s))
     experiment.add(method, "extra_s", extra_s, "s", repeat=repeat)
+    control_s = max(found["step_none_again_s"]) - max(found["step_none_s"])
     experiment.add(method, "floor_s", floor_s, "s", repeat=repeat)
+    experiment.add(method, "control_s", control_s, "s", repeat=repeat)
 
 
 def _saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) -> list[float]:
     """Return the size of each rank's state once all ranks have measured saving."""
-    saved = [
-        float(entry["bytes"])
-        for rank in range(num_ranks)
-        if (cluster.run_dir / "ranks" / f"rank-{rank}.jsonl").exists()
-        for entry in experiment.log_of(cluster, rank)
-        if entry["event"] == "saved"
-    ]
+    last = [experiment.last_of(cluster, rank) for rank in range(num_ranks)]
+    saved = [float(entry["bytes"]) for entry in last if entry and entry["event"] == "saved"]
     return saved if len(saved) == num_ranks else []
 
 

@@ -4,7 +4,6 @@ Their packages lie in a directory of their own (`peers.packages`), which only th
 experiment see: `snakemake peers` installs them there. Not part of the default workflow.
 """
 
-import json
 import os
 import re
 import shutil
@@ -105,11 +104,8 @@ def _try_dlrover_replicas(disk: Path, memory: Path, environment: dict[str, str])
 def _all_saved(experiment: Experiment, cluster: LocalCluster) -> bool:
     if any(event["event"] == "generation_broken" for event in cluster.events):
         raise ClusterFailed(f"a rank was lost while it measured; see {cluster.run_dir}")
-    paths = (cluster.run_dir / "ranks" / f"rank-{r}.jsonl" for r in range(experiment.num_ranks))
-    return all(
-        path.exists() and any(json.loads(line)["event"] == "saved" for line in path.open())
-        for path in paths
-    )
+    last = (experiment.last_of(cluster, rank) for rank in range(experiment.num_ranks))
+    return all(entry is not None and entry["event"] == "saved" for entry in last)
 
 
 def _add_rank(experiment: Experiment, rank: int, log: list[dict[str, object]]) -> None:

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 _REQUEST = struct.Struct(">QQ")
 _MAX_SEAL_BYTES = 16 << 20
 _SEND_BYTES = 1 << 20
-_MIN_REPORT_BYTES = 4 << 20
-_MAX_REPORTS = 64
+_REPORT_BYTES = 4 << 20
+_LAST_REPORT_BYTES = 1 << 20
 # Callers that have not proved yet that they belong here; each has a thread for some seconds.
 _MAX_STRANGERS = 256
 _ACCEPT_RETRY_S = 0.1
@@ -234,8 +234,7 @@ def _receive_verified(
     address: Address,
     on_progress: Callable[[Seal, int], None],
 ) -> None:
-    report_bytes = max(_MIN_REPORT_BYTES, seal.size_bytes // _MAX_REPORTS)
-    reported = 0
+    next_report = 0
     for index, start in enumerate(range(0, seal.size_bytes, seal.chunk_bytes)):
         chunk = buffer[start : min(start + seal.chunk_bytes, seal.size_bytes)]
         _receive_into(sock, chunk)
@@ -244,9 +243,11 @@ def _receive_verified(
         except DamagedCopyError as error:
             raise DamagedCopyError(f"from machine {address.machine}: {error}") from error
         num_bytes = start + len(chunk)
-        if num_bytes - reported >= report_bytes or num_bytes == seal.size_bytes:
-            reported = num_bytes
+        if num_bytes >= next_report or num_bytes == seal.size_bytes:
             on_progress(seal, num_bytes)
+            # Who reads along has little left to do once the last byte is there.
+            left_bytes = seal.size_bytes - num_bytes
+            next_report = num_bytes + max(_LAST_REPORT_BYTES, min(_REPORT_BYTES, left_bytes // 2))
 
 
 def _receive_into(sock: socket.socket, view: memoryview) -> None:

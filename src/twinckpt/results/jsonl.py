@@ -5,10 +5,13 @@ last one if it was cut off.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+_TAIL_BYTES = 1 << 14
 
 
 class JsonLines:
@@ -56,3 +59,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not a JSON line ({error})") from None
     return events
+
+
+def last_event(path: Path) -> dict[str, Any] | None:
+    """The last complete event of a file, None if there is none; costs the same however long it is.
+
+    For who waits for an event beside a measurement, which reading whole files would disturb.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-2]) if len(lines) > 1 and lines[-2] else None

@@ -21,6 +21,7 @@ from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.experiments.ranks.busy_step import BusyStep
 from twinckpt.experiments.ranks.loopback import LoopbackRing
+from twinckpt.memory.checksums import chunk_digest
 from twinckpt.memory.slot import Slot
 from twinckpt.results.jsonl import JsonLines
 
@@ -58,11 +59,13 @@ class Rank:
         for moments in self.optimizer.state.values():
             self.tensors += [moments["exp_avg"], moments["exp_avg_sq"]]
         self.copies = [tensor.clone() for tensor in self.tensors]
+        self.counters = [moments["step"] for moments in self.optimizer.state.values()]
         self.num_bytes = sum(tensor.nbytes for tensor in self.tensors)
         self._training_state = TrainingState(self.state)
         flat = self._training_state.capture()
         self._layout = Layout(flat)
         self._target = SlotTarget(self._layout, Slot.allocate(self._layout.size_bytes).buffer)
+        self._live = [flat.tensors[name].data_ptr() for name in self._layout.regions]
 
     @property
     def state(self) -> dict[str, object]:
@@ -80,7 +83,7 @@ class Rank:
         flat = self._training_state.capture()
         header = self._layout.header(metadata_of(flat, self._layout, step=0))
         assert header is not None
-        writer = SlotWriter(self._target, flat.tensors, header, DeviceCopies())
+        writer = SlotWriter(self._target, flat, header, DeviceCopies())
         writer.copy_now(frozenset())
         writer.copy_rest()
 
@@ -99,6 +102,16 @@ class Rank:
         """One memcpy of the plain copy into the live state."""
         for copy, tensor in zip(self.copies, self.tensors, strict=True):
             moving.copy(tensor, copy)
+
+    def copy_in_hashed(self) -> None:
+        """The least that a verified restore can do: each chunk of a slot copied, then hashed.
+
+        Everything that takes Python is prepared; `stage` has filled the slot.
+        """
+        for pieces, chunk in self._target.chunks:
+            for tensor, skip, address, size_bytes in pieces:
+                moving.move(self._live[tensor] + skip, address, size_bytes)
+            chunk_digest(chunk)
 
 
 class Saving:
@@ -200,11 +213,13 @@ class Saving:
 def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
     """Restore again and again: all ranks from their machines' RAM; one that lost its copy."""
     ring = LoopbackRing(rank.num_bytes)
+    rank.stage()  # fills the slot for `copy_in_hashed`
     number, size = dist.get_rank(), dist.get_world_size()
     for repeat in range(rounds):
         loser = repeat % size
         values = {
             "memcpy_in_s": clocked(rank.copy_in)[0],
+            "memcpy_hashed_s": clocked(rank.copy_in_hashed)[0],
             "restore_local_s": _restored(rank, checkpointer.restore),
         }
         if size > 1:
@@ -231,8 +246,10 @@ def lose_and_restore(checkpointer: Checkpointer) -> int | None:
 
 def _restored(rank: Rank, restore: Callable[[], int | None]) -> float:
     rank.overwrite()
+    for counter in rank.counters:
+        counter.zero_()
     took_s, _ = clocked(restore)
-    if not rank.is_intact():
+    if not rank.is_intact() or any(counter.item() != 1 for counter in rank.counters):
         raise RuntimeError("the restored state differs from the saved one")
     return took_s
 
