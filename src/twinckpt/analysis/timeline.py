@@ -12,7 +12,7 @@ WIDTH_IN = 7.5
 def phases(data: Dataset, repeat: int = 0) -> pd.DataFrame:
     """Seconds of each phase (columns) of one recovery of each method (rows), in their order."""
     table = data.select("recovery_time", "duration_s")
-    table = table[(table.repeat == repeat) & (table.phase != "total")]
+    table = table[(table.repeat == repeat) & table.phase.isin(style.PHASES)]
     if table.empty:
         raise NotMeasured(f"{data.paths['recovery_time']}: no repeat {repeat}")
     wide = table.groupby(["method", "phase"]).value.max().unstack(fill_value=0)
