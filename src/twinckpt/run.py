@@ -90,9 +90,10 @@ class WarmParent:
                 return 0
             if exit_code is not None:
                 self._num_own_failures += 1
-                if self._ending_signal or self._num_own_failures > self._max_restarts:
+                if self._ending_signal:
                     return exit_code
-                self._link.send(ChildLost(int(os.environ["RANK"]), exit_code))
+                is_final = self._num_own_failures > self._max_restarts
+                self._link.send(ChildLost(int(os.environ["RANK"]), exit_code, is_final))
                 if not self._wait_for_break():
                     return exit_code
                 if exit_code > 0:

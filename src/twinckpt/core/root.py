@@ -412,7 +412,13 @@ class Root:
         else:
             self._failed_at_step = step if failed_itself else None
             self._num_failures = int(failed_itself)
-        if self._num_failures >= self.config.max_failures_at_a_step:
+        if lost.is_final:
+            self._break(
+                f"rank {lost.rank} was lost (exit code {lost.exit_code}), and --max-restarts "
+                "leaves no further try",
+                is_final=True,
+            )
+        elif self._num_failures >= self.config.max_failures_at_a_step:
             self._break(
                 f"rank {lost.rank} failed {self._num_failures} times after step {step} with exit "
                 f"code {lost.exit_code}; its traceback is in its output",
