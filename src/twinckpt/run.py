@@ -219,6 +219,8 @@ def main() -> int:
         importlib.import_module(name)
     if threading.active_count() > 1:
         _run_without_fork(arguments, "a preloaded module started threads, which no fork has")
+    if sys.modules["torch"].cuda.is_initialized():
+        _run_without_fork(arguments, "a preloaded module uses CUDA, which no fork can go on with")
     # What was imported is never garbage: a child that searched it would copy every page of it.
     gc.collect()
     gc.freeze()
