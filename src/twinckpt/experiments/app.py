@@ -67,7 +67,7 @@ class Experiment:
         data = replace(training.data, path=str(self._data_file()))
         replace(training, data=data).write(path)
         section = asdict(self.config.cluster)
-        launcher = ["-m", "twinckpt.run"] if warm else []
+        launcher = ["-m", "twinckpt.run", "--preload=twinckpt.training.setup"] if warm else []
         return LocalCluster(
             ClusterConfig(**{**section, "num_slots": self.config.checkpoint.num_slots, **cluster}),
             [*launcher, *program, str(path)],
