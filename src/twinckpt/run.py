@@ -10,6 +10,7 @@ import argparse
 import builtins
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -24,8 +25,8 @@ import tokenize
 import types
 from typing import Any, NoReturn
 
-from twinckpt.agents.launch import free_port
 from twinckpt.errors import AgentUnavailableError
+from twinckpt.meeting import MeetingPoint
 from twinckpt.net.local import (
     AgentLink,
     ChildLost,
@@ -73,6 +74,7 @@ class WarmParent:
         self._num_own_failures = 0
         self._child = 0
         self._ending_signal = 0
+        self._meeting: MeetingPoint | None = None
 
     def run(self) -> int:
         """Return the exit code that torchrun should see; below 0: end by that signal."""
@@ -88,9 +90,10 @@ class WarmParent:
                 return 0
             if exit_code is not None:
                 self._num_own_failures += 1
-                if self._ending_signal or self._num_own_failures > self._max_restarts:
+                if self._ending_signal:
                     return exit_code
-                self._link.send(ChildLost(int(os.environ["RANK"]), exit_code))
+                is_final = self._num_own_failures > self._max_restarts
+                self._link.send(ChildLost(int(os.environ["RANK"]), exit_code, is_final))
                 if not self._wait_for_break():
                     return exit_code
                 if exit_code > 0:
@@ -109,12 +112,17 @@ class WarmParent:
         with contextlib.suppress(OSError):
             os.setpgid(child, child)  # whichever of the two comes first
         if child:
+            if self._meeting is not None:
+                self._meeting.close()
+                self._meeting = None
             return child
         for number, handler in _FORWARDED.items():
             signal.signal(number, handler)
         self._link.close()
         _die_with_parent(parent)
-        _run_script(self._arguments)
+        gc.enable()
+        store = self._meeting.serve() if self._meeting else None
+        _run_script(self._arguments, store)
 
     def _wait_for_child_or_break(self) -> int | None:
         """Return the child's exit code; None if it was stopped because the generation is over."""
@@ -171,7 +179,8 @@ class WarmParent:
     def _become_member_of_next_generation(self) -> None:
         host = os.environ["MASTER_ADDR"] if os.environ["RANK"] == "0" else "127.0.0.1"
         host = os.environ.get("TWINCKPT_HOST", host)
-        self._link.send(WarmReady(f"{host}:{free_port()}"))
+        self._meeting = MeetingPoint(host)
+        self._link.send(WarmReady(self._meeting.endpoint))
         while True:
             received = self._link.receive(None)
             if received is not None and isinstance(received[0], LauncherFormed):
@@ -204,15 +213,18 @@ class WarmParent:
 def main() -> int:
     """Preload, then fork and watch; or run the script here where that cannot work."""
     arguments = _parse(sys.argv[1:])
-    reason = _why_not_fork()
-    if reason:
-        logger.warning("%s: a failed rank restarts from the beginning", reason)
-        _run_script(arguments)
+    if reason := _why_not_fork():
+        _run_without_fork(arguments, reason)
     for name in (*_PRELOADED, *filter(None, arguments.preload.split(","))):
         importlib.import_module(name)
     if threading.active_count() > 1:
-        logger.warning("a preloaded module started threads: a failed rank restarts anew")
-        _run_script(arguments)
+        _run_without_fork(arguments, "a preloaded module started threads, which no fork has")
+    if sys.modules["torch"].cuda.is_initialized():
+        _run_without_fork(arguments, "a preloaded module uses CUDA, which no fork can go on with")
+    # What was imported is never garbage: a child that searched it would copy every page of it.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
     try:
         link = AgentLink(os.environ["TWINCKPT_AGENT"], load_secret())
         exit_code = WarmParent(link, arguments).run()
@@ -232,8 +244,20 @@ def _why_not_fork() -> str:
     return ""
 
 
-def _run_script(arguments: argparse.Namespace) -> NoReturn:
-    """Run the user's program as `__main__`, and end this process as the interpreter would."""
+def _run_without_fork(arguments: argparse.Namespace, reason: str) -> NoReturn:
+    """Run the program in this process, and say why; a spare has nothing to run yet."""
+    if os.environ.get("TWINCKPT_STANDBY"):
+        logger.error("%s: this spare stands by cold, after one restart by torchrun", reason)
+        sys.exit(1)
+    logger.warning("%s: a failed rank restarts from the beginning", reason)
+    _run_script(arguments)
+
+
+def _run_script(arguments: argparse.Namespace, held: object = None) -> NoReturn:
+    """Run the user's program as `__main__`, and end this process as the interpreter would.
+
+    `held` lives as long as the program.
+    """
     sys.argv = [arguments.program, *arguments.arguments]
     try:
         if arguments.module:

@@ -56,11 +56,14 @@ def save_cost() -> Iterator[Sample]:
 
 
 def recovery_time() -> Iterator[Sample]:
-    for method, scale in (("disk", 3.0), ("ram_local", 0.5), ("ram_peer", 1.0)):
+    scales = {"disk": 3.0, "ram_local": 0.5, "ram_peer": 1.0, "warm_local": 0.1, "warm_peer": 0.2}
+    for method, scale in scales.items():
         common = {"experiment": "recovery_time", "variant": "default", "method": method}
         for repeat in range(5):
             phases = {name: value * scale * jitter(repeat) for name, value in PHASES_S.items()}
-            for phase, value in (phases | {"total": sum(phases.values())}).items():
+            total_s = sum(phases.values())
+            sums = {"ready": total_s - phases["first_step"], "total": total_s}
+            for phase, value in (phases | sums).items():
                 yield Sample(
                     **common, repeat=repeat, phase=phase, metric="duration_s", value=value, unit="s"
                 )
@@ -70,6 +73,7 @@ def recovery_time() -> Iterator[Sample]:
                     value=phases["retrieve"], unit="s",
                 )  # fmt: skip
             yield Sample(**common, repeat=repeat, metric="identical", value=1.0, unit="bool")
+            yield Sample(**common, repeat=repeat, metric="step_s", value=0.3, unit="s")
 
 
 def throughput() -> Iterator[Sample]:

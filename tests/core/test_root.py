@@ -542,3 +542,27 @@ def test_what_makes_room_for_the_step_resumed_is_not_counted_on():
         cluster.connect(machine, held).join(machine)
     assert ("c", 2) in {(to, fetch.rank) for to, fetch in cluster.messages(m.Fetch)}
     assert not cluster.root.copies.has("c", 2, 1)
+
+
+def fail(cluster, **lost):
+    """Have rank 1's own failure end the generation; return whether the job is given up."""
+    generation = cluster.root.generation
+    cluster.tell("b", m.RankLost(generation, 1, 1, **lost))
+    is_final = {broken.is_final for _, broken in cluster.messages(m.Broken)}
+    for machine in "abc":
+        cluster.join(machine)
+    return is_final == {True}
+
+
+def test_three_failures_of_a_script_at_the_same_step_end_the_job():
+    """Progress in between begins the count anew."""
+    cluster = Cluster().form()
+    assert [fail(cluster), fail(cluster)] == [False, False]
+    ticket = cluster.attach_all().messages(m.Ticket)[0][1].ticket
+    cluster.commit(ticket, step=7)
+    assert [fail(cluster), fail(cluster), fail(cluster)] == [False, False, True]
+
+
+def test_a_failure_that_was_the_last_one_allowed_ends_the_job():
+    """The launcher counts, and says so."""
+    assert fail(Cluster().form(), is_final=True)

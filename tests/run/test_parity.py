@@ -18,22 +18,23 @@ SCRIPT = str(Path(__file__).parent / "scripts" / "behave.py")
 TIMEOUT_S = 120
 
 
-def launch(folder: Path, behaviour: str, *, warm: bool = True, restarts: int = 0):
+def launch(folder: Path, behaviour: str, *options: str, warm: bool = True, restarts: int = 0):
     """Start torchrun of the script; under `twinckpt.run` if `warm`."""
     port = free_port()
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     rendezvous = ["--rdzv-backend=twinckpt", f"--rdzv-endpoint=127.0.0.1:{port}"]
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=1"),
             f"--max-restarts={restarts}",
             *(rendezvous if warm else ["--standalone"]),
-            *(["-m", "twinckpt.run"] if warm else []),
+            *(["-m", "twinckpt.run", *options] if warm else []),
             *(SCRIPT, behaviour, "--folder", str(folder)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         start_new_session=True,
     )
 
@@ -104,6 +105,26 @@ def test_a_killed_rank_resumes_and_its_data_loaders_are_gone(tmp_path):
     status, _, messages = finish(launch(tmp_path, "loses_a_rank", restarts=3))
     assert status == 0, messages
     assert (tmp_path / "resumed").exists()
+
+
+@pytest.mark.parametrize(("restarts", "tries"), [(1, 2), (10, 3)])
+def test_a_script_that_fails_again_and_again_ends_the_job(tmp_path, restarts, tries):
+    """After `--max-restarts`, or the third time at the same step; with its traceback."""
+    status, _, messages = finish(launch(tmp_path, "raises", restarts=restarts))
+    assert status == 1
+    assert (tmp_path / "tries").read_text() == "x" * tries
+    assert "RuntimeError: the script's own fault" in messages
+
+
+def test_where_a_preloaded_module_started_threads_nothing_is_forked(tmp_path):
+    """It says so, and the script runs all the same, in the process that torchrun started."""
+    (tmp_path / "threads.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    status, output, messages = finish(launch(tmp_path, "is_not_forked", "--preload=threads"))
+    assert status == 0, messages
+    assert output == "end of is_not_forked as __main__\n"
+    assert "started threads" in messages
 
 
 def test_environment_of_a_rank_is_as_under_torchrun(tmp_path):

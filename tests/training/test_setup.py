@@ -1,8 +1,12 @@
-"""Which GPU a rank takes, and how ranks talk, wherever the machines are."""
+"""Which GPU a rank takes, how ranks talk wherever the machines are, and what they start with."""
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from twinckpt.training.setup import gpu_and_backend
+from twinckpt.training.config import DataConfig, TrainingConfig
+from twinckpt.training.fingerprint import fingerprint
+from twinckpt.training.setup import build, gpu_and_backend
 
 ONE_HOST = {"TWINCKPT_ONE_HOST": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
@@ -25,3 +29,24 @@ def test_more_local_ranks_than_gpus_share():
     """NCCL refuses that, so gloo it is."""
     environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
     assert gpu_and_backend(environment, 2) == (1, "gloo")
+
+
+@pytest.fixture
+def alone():
+    """A process group of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "ddp"])
+def test_weights_left_out_and_written_later_are_the_same(alone, sharding):
+    """And so is all that follows: generators, and the first step."""
+    config = TrainingConfig(batch=2, sharding=sharding, data=DataConfig(max_bytes=1 << 14))
+    ends = []
+    for empty in (False, True):
+        training = build(config, torch.device("cpu"), empty=empty)
+        if empty:
+            training.initialise()
+        ends.append((training.step().item(), fingerprint(training.state())))
+    assert ends[0] == ends[1]

@@ -91,6 +91,8 @@ class TwinRendezvousHandler(RendezvousHandler):
         formed = self._wait_for_generation(link)
         self._is_broken = False
         os.environ["TWINCKPT_GENERATION"] = str(formed.generation)
+        if "TWINCKPT_STANDBY" in os.environ:
+            os.environ["TWINCKPT_STANDBY"] = ""  # a member now: its ranks begin at once
         host, port = formed.master_endpoint.rsplit(":", 1)
         return RendezvousInfo(
             MachineStore(), formed.index, formed.num_machines, RendezvousStoreInfo(host, int(port))

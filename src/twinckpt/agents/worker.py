@@ -260,8 +260,8 @@ class WorkerAgent:
                 if (endpoint := self._warm.ready(peer, message)) is not None and self._limits:
                     self._join = m.Join(self._core.generation, endpoint, None, *self._limits)
                     self._root.send(self._join)
-            case local.ChildLost():
-                return self._core.rank_lost(message.rank, message.exit_code)
+            case local.ChildLost(rank, exit_code, is_final):
+                return self._core.rank_lost(rank, exit_code, is_final=is_final)
             case local.Goodbye() if peer is self._launcher:
                 self._is_leaving = True  # a launcher that just ends is a failure
                 peer.close()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +19,7 @@ from twinckpt.analysis import control_plane as control
 from twinckpt.analysis import goodput, save_sweep, statistics, style
 from twinckpt.analysis import interleaving as schemes
 from twinckpt.analysis import placement as placements
+from twinckpt.analysis import recovery as recovering
 from twinckpt.analysis import scaling as growth
 from twinckpt.analysis import soak as soaking
 from twinckpt.analysis.command import run_command
@@ -63,30 +63,23 @@ def save_cost(data: Dataset) -> Figure:
 
 
 def recovery_time(data: Dataset) -> Figure:
-    """From the kill to the first new step, split into phases; and the load alone."""
-    figure, axes = _canvas(2.8, 2)
-    table = data.select("recovery_time", "duration_s")
-    medians = table.groupby(["method", "phase"]).value.median().unstack(fill_value=0)
-    methods = style.ordered(medians.index)
-    left = pd.Series(0.0, index=methods)
-    for phase, colour in style.PHASES.items():
-        if phase not in medians:
-            continue
-        widths = medians.loc[methods, phase]
-        axes[0].barh(
-            [style.label(m) for m in methods], widths, left=left, color=colour,
-            label=phase.replace("_", " "), edgecolor="white",
-        )  # fmt: skip
-        left += widths
-    axes[0].set(title="End to end, medians", xlabel="seconds")
-    figure.legend(loc="outside lower center", ncols=len(style.PHASES), frameon=False)
+    """From the kill to the first new step, phase by phase; the fast ones larger; the load alone."""
+    figure = Figure(figsize=(WIDTH_IN, 4.2), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(5, 4))
+    axes = [figure.add_subplot(where) for where in (grid[0, :], grid[1, 0], grid[1, 1])]
+    seconds = recovering.medians(data)
+    methods = recovering.ordered(seconds.index)
+    recovering.draw_stacked(axes[0], seconds, methods)
+    axes[0].set(title="End to end, median of each phase")
+    fast = [method for method in methods if method.startswith("warm")]
+    recovering.draw_stacked(axes[1], seconds, fast or methods)
+    axes[1].set(title="The same, warm restarts only" if fast else "The same")
+    recovering.mark_step(axes[1], data)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     retrieve = _by_method(data, "recovery_time", "retrieve_s")
-    _bars(axes[1], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
-    axes[1].set(title="Load alone", xlabel="milliseconds")
-    # The rows of the first panel, which has all methods; the last one loads nothing.
-    axes[1].set_yticklabels([])
-    axes[1].set_ylim(len(methods) - 0.4, -0.6)
-    axes[0].set_ylim(len(methods) - 0.4, -0.6)
+    _bars(axes[2], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
+    axes[2].set(title="Load alone", xlabel="milliseconds")
     return figure
 
 

@@ -41,12 +41,19 @@ SECTIONS: dict[str, Section] = {
         "Recovery from a killed process and a killed machine",
         r"Seed row 2; the paper's recovery timeline (Fig.~14). Ranks and machines are killed with "
         r"SIGKILL; the clock runs from the kill to the end of the first new step.",
-        r"Left: medians of the phases. Recovery from disk takes \recoveryDiskTotalMs{}, from a "
-        r"peer's RAM \recoveryRamTotalMs{}, from the machine's own RAM "
-        r"\recoveryRamLocalTotalMs{}. The load alone (right) takes \recoveryDiskMs{}, "
-        r"\recoveryRamMs{} and \recoveryRamLocalMs{}. Dots are repeats, whiskers intervals. After "
-        r"the loss of a whole replica group a drained step is read: \recoveryGroupTotalMs{}. "
-        r"torchrun alone restarts in \recoveryTorchrunTotalMs{} and begins at step 0.",
+        r"Recovery from disk takes \recoveryDiskTotalMs{}, from a peer's RAM "
+        r"\recoveryRamTotalMs{}, from the machine's own RAM \recoveryRamLocalTotalMs{}. The "
+        r"load alone takes \recoveryDiskMs{}, \recoveryRamMs{} and \recoveryRamLocalMs{}. Dots are "
+        r"repeats, whiskers intervals. After the loss of a whole replica group a drained step is "
+        r"read: \recoveryGroupTotalMs{}. torchrun alone restarts in \recoveryTorchrunTotalMs{} and "
+        r"begins at step 0. Forked "
+        r"from a warm image, a rank's loss takes \rankLossToStepS{} to the next step (a machine's, "
+        r"with a spare, \machineLossToStepS{}), \rankLossSpeedupVsTorchrunRamX{} faster than "
+        r"torchrun with RAM and \rankLossSpeedupVsTorchrunDiskX{} faster than with disk. A step "
+        r"alone takes \rankLossStepS{}, so a restart in no time at all would be "
+        r"\rankLossBoundVsTorchrunRamX{} and \rankLossBoundVsTorchrunDiskX{} faster. Until all "
+        r"ranks begin that step it takes \rankLossToReadyS{}, "
+        r"\rankLossReadySpeedupVsTorchrunRamX{} and \rankLossReadySpeedupVsTorchrunDiskX{} faster.",
     ),
     "throughput": Section(
         "Training speed with a checkpoint every step",

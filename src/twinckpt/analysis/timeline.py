@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
+from twinckpt.analysis import recovery as recovering
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 
@@ -12,11 +13,11 @@ WIDTH_IN = 7.5
 def phases(data: Dataset, repeat: int = 0) -> pd.DataFrame:
     """Seconds of each phase (columns) of one recovery of each method (rows), in their order."""
     table = data.select("recovery_time", "duration_s")
-    table = table[(table.repeat == repeat) & (table.phase != "total")]
+    table = table[(table.repeat == repeat) & table.phase.isin(style.PHASES)]
     if table.empty:
         raise NotMeasured(f"{data.paths['recovery_time']}: no repeat {repeat}")
     wide = table.groupby(["method", "phase"]).value.max().unstack(fill_value=0)
-    return wide.loc[style.ordered(wide.index), [name for name in style.PHASES if name in wide]]
+    return wide.loc[recovering.ordered(wide.index), [name for name in style.PHASES if name in wide]]
 
 
 def recovery(data: Dataset, repeat: int = 0) -> Figure:
@@ -32,7 +33,7 @@ def recovery(data: Dataset, repeat: int = 0) -> Figure:
                 [(starts[phase], seconds[phase])], (row - 0.35, 0.7),
                 color=style.PHASES[phase], label=phase.replace("_", " ") if row == 0 else None,
             )  # fmt: skip
-    axis.set_yticks(range(len(table)), [style.label(str(method)) for method in table.index])
+    axis.set_yticks(range(len(table)), [recovering.label(str(name)) for name in table.index])
     axis.invert_yaxis()
     axis.set_xlabel("seconds since the kill")
     figure.legend(loc="outside lower center", ncols=len(table.columns), frameon=False)

@@ -120,10 +120,15 @@ class TrainingState:
     def _load(self, name: str, part: Any, live: Any, value: Any) -> None:
         """Give a part its restored state; what was filled in place is in there as itself."""
         if isinstance(part, torch.nn.Module):
-            # Tensors that are filled are passed as themselves: loading them copies nothing.
+            # Tensors that are filled are passed as themselves: loading them copies nothing. If
+            # all are, they need not even be told to copy themselves, which is slow for DTensors.
             whole = OrderedDict(value)
             whole._metadata = getattr(live, "_metadata", None)  # type: ignore[attr-defined]
-            part.load_state_dict(whole)
+            is_usual = type(part).load_state_dict is torch.nn.Module.load_state_dict
+            if is_usual and all(whole[key] is live.get(key) for key in whole):
+                part.load_state_dict(whole, assign=True)
+            else:
+                part.load_state_dict(whole)
         elif is_stateful(part):
             part.load_state_dict(value)
         elif isinstance(part, torch.Generator):

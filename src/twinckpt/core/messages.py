@@ -163,12 +163,13 @@ class RankLost:
     """A training process of this machine ended before its work was done.
 
     `exit_code` is positive if it ended itself, negative for the signal that killed it, None
-    where nobody could tell.
+    where nobody could tell. With `is_final` its launcher has no restart left.
     """
 
     generation: int
     rank: int
     exit_code: int | None = None
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

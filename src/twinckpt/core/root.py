@@ -387,7 +387,14 @@ class Root:
         self._log("rank_lost", rank=lost.rank, machine=machine, exit_code=lost.exit_code)
         resumed_step = current.recovery.step if current.recovery else 0
         step = self.commits.committed_step or resumed_step
-        if self._failed.count(lost.exit_code, step):
+        is_given_up = self._failed.count(lost.exit_code, step)
+        if lost.is_final:
+            self._break(
+                f"rank {lost.rank} was lost (exit code {lost.exit_code}), and --max-restarts "
+                "leaves no further try",
+                is_final=True,
+            )
+        elif is_given_up:
             self._break(
                 f"rank {lost.rank} failed {self._failed.num_failures} times after step {step} with "
                 f"exit code {lost.exit_code}; its traceback is in its output",

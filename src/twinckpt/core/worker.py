@@ -269,9 +269,11 @@ class Worker:
         self._tell_root(m.Holds(self.generation, holding))
         return self._flush()
 
-    def rank_lost(self, rank: int, exit_code: int | None = None) -> list[Action]:
-        """A local rank ended without a goodbye."""
-        self._tell_verdict(m.RankLost(self.generation, rank, exit_code))
+    def rank_lost(
+        self, rank: int, exit_code: int | None = None, *, is_final: bool = False
+    ) -> list[Action]:
+        """A local rank ended without a goodbye; `is_final`: it may not be started again."""
+        self._tell_verdict(m.RankLost(self.generation, rank, exit_code, is_final))
         return self._flush()
 
     def fetched(

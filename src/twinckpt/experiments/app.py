@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Experiment:
         self.config = config
         self.out = Path(config.out)
         self.samples: list[Sample] = []
+        self._has_data_file = False
         self.facts: dict[str, Any] = {}  # what the provenance says beside the usual
 
     def add(self, method: str, metric: str, value: float, unit: str, **place: Any) -> None:
@@ -63,15 +64,27 @@ class Experiment:
         logger.info("%s: running", name)
         run_dir = self.fresh_log_directory(name)
         path = (run_dir / "training.json").resolve()
-        training.write(path)
+        data = replace(training.data, path=str(self._data_file()))
+        replace(training, data=data).write(path)
         section = asdict(self.config.cluster)
-        launcher = ["-m", "twinckpt.run"] if warm else []
+        launcher = ["-m", "twinckpt.run", "--preload=twinckpt.training.setup"] if warm else []
         return LocalCluster(
             ClusterConfig(**{**section, "num_slots": self.config.checkpoint.num_slots, **cluster}),
             [*launcher, *program, str(path)],
             run_dir,
             env,
         )
+
+    def _data_file(self) -> Path:
+        """Return a file of the training data, for ranks to map; written at the first use."""
+        from twinckpt.training.corpus import Corpus  # imports torch: not before it is needed
+
+        path = (self.out / "logs" / "data.bin").resolve()
+        if not self._has_data_file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Corpus.load(self.config.data).write(path)
+            self._has_data_file = True
+        return path
 
     def fresh_log_directory(self, name: str) -> Path:
         """Return `logs/<name>`, without what an earlier run left there."""

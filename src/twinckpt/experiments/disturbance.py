@@ -97,9 +97,10 @@ class Disturber:
 
 
 def role(process: psutil.Process) -> str:
-    """Return what a process does in a job: torchrun, agent, root, parent, rank, or nothing known.
+    """Return what a process does in a job: torchrun, agent, root, parent, rank, child or unknown.
 
-    A rank is a fork of its warm parent (`twinckpt.run`) and shares its command line.
+    A rank is a fork of its warm parent (`twinckpt.run`) and shares its command line, as does its
+    own child, such as a data loader's worker.
     """
     try:
         command = process.cmdline()
@@ -108,7 +109,7 @@ def role(process: psutil.Process) -> str:
             return next((role for name, role in names.items() if name in command), "unknown")
         if "torch.distributed.run" in command:
             return "torchrun"
-        parent = process.parent()
-        return "rank" if parent and role(parent) == "parent" else "parent"
+        above = process.parent()
+        return {"torchrun": "parent", "parent": "rank"}.get(role(above) if above else "", "child")
     except psutil.Error:
         return "gone"

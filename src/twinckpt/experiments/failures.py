@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from twinckpt.agents.local_cluster import ClusterFailed, LocalCluster
@@ -14,7 +16,10 @@ RECOVERY_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One failure and what followed; times are on the host's monotonic clock, in seconds."""
+    """One failure and what followed; times are on the host's monotonic clock, in seconds.
+
+    `step_s` is how long a step took before it, None if there was but one.
+    """
 
     killed_s: float
     broken_s: float
@@ -24,10 +29,11 @@ class Recovery:
     stepped_s: float
     lost_steps: int
     resumed_step: int
+    step_s: float | None
     retrieve_s: dict[int, float]
 
     def phases(self, *, machine: bool) -> dict[str, float]:
-        """Return the duration of each phase; docs/results-schema.md says what they are.
+        """Return the duration of each phase, and of some together; see docs/results-schema.md.
 
         A generation forms when the plan is made and, after a machine's loss, its replacement
         is there; so that wait is `replace` for a machine, `decide` for a rank.
@@ -40,6 +46,7 @@ class Recovery:
             "restart": self.built_s - self.formed_s,
             "retrieve": self.restored_s - self.built_s,
             "first_step": self.stepped_s - self.restored_s,
+            "ready": self.restored_s - self.killed_s,
             "total": self.stepped_s - self.killed_s,
         }
 
@@ -100,6 +107,7 @@ class FailureRun:
         ]
         restored = [_first(log, "restored", newest) for log in logs]
         resumed_step = restored[0]["at_step"]
+        paces = [pace for log in logs for pace in _paces(log, generation)]
         trained = max(step for log in logs for step in _steps(log, generation))
         return Recovery(
             killed_s=killed_s,
@@ -110,6 +118,7 @@ class FailureRun:
             stepped_s=max(_first(log, "step", newest)["monotonic_s"] for log in logs),
             lost_steps=trained - resumed_step,
             resumed_step=resumed_step,
+            step_s=median(paces) if paces else None,
             retrieve_s={
                 rank: entry["retrieve_s"]
                 for rank, entry in enumerate(restored)
@@ -153,6 +162,16 @@ def _steps(
         and (generation is None or entry["generation"] == generation)
         and entry["generation"] > after_generation
     ]
+
+
+def _paces(log: Iterable[dict[str, Any]], generation: int) -> list[float]:
+    """Return the seconds from the end of each step of a generation to that of the next one."""
+    ends_s = [
+        entry["monotonic_s"]
+        for entry in log
+        if entry["event"] == "step" and entry["generation"] == generation
+    ]
+    return [after_s - before_s for before_s, after_s in pairwise(ends_s)]
 
 
 def _fingerprints(log: Iterable[dict[str, Any]]) -> dict[int, str]:

@@ -100,6 +100,8 @@ def _add_samples(
         # that of a retrieval from a peer.
         if method.kind != "machine_loss" or rank in _ranks_of(victim, experiment):
             experiment.add(method.name, "retrieve_s", retrieve_s, "s", rank=rank, repeat=repeat)
+    if recovery.step_s is not None:
+        experiment.add(method.name, "step_s", recovery.step_s, "s", repeat=repeat)
     experiment.add(method.name, "lost_steps", recovery.lost_steps, "steps", repeat=repeat)
 
 

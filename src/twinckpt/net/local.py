@@ -133,10 +133,14 @@ class WarmReady:
 
 @dataclass(frozen=True, slots=True)
 class ChildLost:
-    """The training process of this warm parent ended before its work was done."""
+    """The training process of this warm parent ended before its work was done.
+
+    With `is_final` it had no restart left: the job ends.
+    """
 
     rank: int
     exit_code: int
+    is_final: bool
 
 
 # Agent → rank.

@@ -4,6 +4,7 @@ import hashlib
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,36 @@ _NOT_STANDARD = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training bytes, and the SHA-256 that names them."""
+    """Training bytes."""
 
     data: torch.Tensor
-    sha256: str
 
     @classmethod
     def load(cls, config: DataConfig) -> "Corpus":
-        """Read the configured file, or the standard library's sources in path order."""
-        raw = Path(config.path).read_bytes() if config.path else _standard_library(config.max_bytes)
-        raw = raw[: config.max_bytes]
-        if len(raw) < 1 << 12:
-            raise ConfigurationError(f"{len(raw)} bytes of training data: at least 4096 are needed")
-        data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        return cls(data, hashlib.sha256(raw).hexdigest())
+        """Map the configured file, or read the standard library's sources in path order.
+
+        A mapped file costs a restarted rank nothing before it is read, and memory once a host.
+        """
+        if config.path:
+            size = min(Path(config.path).stat().st_size, config.max_bytes)
+            data = torch.from_file(config.path, size=size, dtype=torch.uint8)
+        else:
+            raw = _standard_library(config.max_bytes)[: config.max_bytes]
+            data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        if len(data) < 1 << 12:
+            raise ConfigurationError(
+                f"{len(data)} bytes of training data: at least 4096 are needed"
+            )
+        return cls(data)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 that names the bytes."""
+        return hashlib.sha256(self.data.numpy().data).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write the bytes where ranks can map them."""
+        path.write_bytes(self.data.numpy().data)
 
 
 class DataPosition:

@@ -33,8 +33,8 @@ def main(path: str) -> None:
     log.write("imported", generation=generation)
     device = join_process_group(config)
     log.write("grouped", generation=generation)
-    training = build(config, device)
-    log.write("built", generation=generation, data_sha256=training.corpus.sha256)
+    training = build(config, device, empty=config.method != "none")
+    log.write("built", generation=generation)
     match config.method:
         case "ram":
             _train_with_ram(training, log, generation)
@@ -51,6 +51,8 @@ def main(path: str) -> None:
 def _train_with_ram(training: Training, log: JsonLines, generation: int) -> None:
     with Checkpointer(training.state()) as checkpointer:
         step = checkpointer.restore() or 0
+        if not step:
+            training.initialise()
         log.write("restored", generation=generation, at_step=step, **checkpointer.restore_report)
         handles = []
 
@@ -73,6 +75,8 @@ def _train_with_disk(training: Training, log: JsonLines, generation: int) -> Non
     disk = DiskCheckpoint(Path(training.config.disk_directory), training.state())
     started_s = time.monotonic()
     step = disk.restore()
+    if step is None:
+        training.initialise()
     report: dict[str, Any] = {}
     if step is not None:
         report = {"source": "disk", "retrieve_s": time.monotonic() - started_s}

@@ -74,7 +74,13 @@ def waits(folder):
 
 
 def raises(folder):
+    with (folder / "tries").open("a") as tries:
+        tries.write("x")
     raise RuntimeError("the script's own fault")
+
+
+def is_not_forked(folder):
+    assert "torch.distributed.run" in Path(f"/proc/{os.getppid()}/cmdline").read_text()
 
 
 def exits(folder):
