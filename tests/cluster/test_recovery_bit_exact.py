@@ -106,10 +106,11 @@ def test_a_damaged_drained_step_is_set_aside_for_the_one_before(tmp_path, expect
     """Nobody has to delete anything by hand."""
     with training_cluster(tmp_path, "ram", drain_every_commits=3) as cluster:
         run = FailureRun(cluster, NUM_MACHINES)
-        run.wait_for_step(9)
+        drained = tmp_path / "drained"
+        cluster.wait_until(lambda: len(drained_steps(drained)) > 1, timeout_s=TIMEOUT_S)
         cluster.kill_machines([1, 2])
-        older, newest = drained_steps(tmp_path / "drained")[-2:]
-        shard = shard_path(tmp_path / "drained", newest, 3)
+        older, newest = drained_steps(drained)[-2:]
+        shard = shard_path(drained, newest, 3)
         shard.write_bytes(shard.read_bytes()[:-1] + b"?")
         cluster.wait(TIMEOUT_S)
         assert restored_sources(cluster) == SOURCES["group_loss"]
