@@ -156,9 +156,9 @@ def test_one_failure_after_another(tmp_path):
         for strike in (
             "kill_agent",
             "kill_launched",
-            "kill_root",
             "freeze_agent",
             "freeze_machine",
+            "kill_root",  # last: the next one is on a machine, which must not be the frozen one
         ):
             committed = max(e["step"] for e in cluster.events if e["event"] == "committed")
             struck_s = strike_at(cluster, strike, machine=1)
