@@ -8,51 +8,37 @@ of this machine's worker agent during the next forward and backward passes. A fe
 import atexit
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, MutableMapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from twinckpt.checkpointer.agent_client import (
-    AgentClient,
-    ArrivalFailed,
-    Copy,
-    Grant,
-    RestoreAnswer,
-)
-from twinckpt.checkpointer.assemble import resharded
+from twinckpt.checkpointer.agent_client import AgentClient, Grant
 from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
 from twinckpt.checkpointer.fences import Fences
 from twinckpt.checkpointer.handle import SaveHandle, checked_step
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
-from twinckpt.checkpointer.reading import SlotReader
+from twinckpt.checkpointer.restorer import Restorer
 from twinckpt.checkpointer.stager import Stager
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import (
     ConfigurationError,
-    DamagedCopyError,
     OutOfMemoryError,
-    RestoreError,
     TwinckptError,
 )
-from twinckpt.memory.drained import load_drained, location, read_manifest, step_directory
 from twinckpt.memory.seal import Seal
 
 logger = logging.getLogger(__name__)
 
 GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
-RESTORE_TIMEOUT_S = 120.0
 DECISION_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 1.0
-MAX_READ_THREADS = 4
 
 
 class Checkpointer:
@@ -119,7 +105,7 @@ class Checkpointer:
         self._is_first = True
         self._newest_step = 0
         self.stall_s = 0.0
-        self.restore_report: dict[str, Any] = {}
+        self._restorer = Restorer(self._state, self._client, self._pinned)
         tell_need(self._state, self._need, is_teller=self._client.rank == 0)
         self._fences = Fences(self.fence)
         self._fences.cover(self._state.optimizers)
@@ -379,6 +365,11 @@ class Checkpointer:
 
     # Restoring.
 
+    @property
+    def restore_report(self) -> dict[str, Any]:
+        """What was restored last: step, ticket, source, bytes, and how long it took (`…_s`)."""
+        return self._restorer.report
+
     def restore(self) -> int | None:
         """Write the newest recoverable step into the state, in place; return it, or None.
 
@@ -394,97 +385,4 @@ class Checkpointer:
         for handle in list(self._handles.values()):
             with contextlib.suppress(TimeoutError):  # another rank did not save that step
                 handle.wait(timeout_s=DECISION_TIMEOUT_S)
-        return self._restore_from(self._client.request_restore)
-
-    def _restore_from(self, ask: Callable[[float], RestoreAnswer]) -> int | None:
-        asked_at_s = time.monotonic()
-        answer = ask(RESTORE_TIMEOUT_S)
-        damage: DamagedCopyError | None = None
-        while isinstance(answer, Copy):
-            answered_at_s = time.monotonic()
-            try:
-                self._load(answer)
-            except ArrivalFailed as error:
-                logger.warning("%s", error)
-                answer = self._client.next_answer(RESTORE_TIMEOUT_S)
-                continue
-            except DamagedCopyError as error:
-                logger.warning("%s; asking for another copy", error)
-                damage, ticket = error, answer.seal.ticket
-                answer = self._client.report_damage(ticket, str(error), RESTORE_TIMEOUT_S)
-                continue
-            self._report(answer.source, answer.seal, asked_at_s, answered_at_s)
-            return answer.seal.step
-        if answer is None:
-            if damage is not None:
-                raise RestoreError(
-                    f"{damage}, and there is no other copy; the state may be partly overwritten: "
-                    "start the process anew to begin at the beginning"
-                ) from damage
-            return None
-        return self._load_drained(location(answer.directory), answer.step, asked_at_s)
-
-    def _load_drained(self, directory: Path, step: int, asked_at_s: float) -> int:
-        """Write a drained step into the state; all ranks were told the same one."""
-        rank, world_size = self._client.rank, self._client.world_size
-        manifest = read_manifest(directory, step)
-        try:
-            if manifest is None or manifest.world_size == world_size:
-                seal, buffer = load_drained(directory, step, rank)
-                self._read_here(seal, buffer)
-            else:
-                # Another number of ranks wrote it: each reads all shards, and keeps its part.
-                seal, _ = load_drained(directory, step, rank % manifest.world_size)
-                self._state.restore(*resharded(directory, step, rank, self._state.counterparts()))
-        except DamagedCopyError as error:
-            self._client.report_drained_damage(step, str(error))
-            raise RestoreError(
-                f"{error}; its manifest in {step_directory(directory, step)} is renamed, and "
-                "what starts next resumes an older step"
-            ) from error
-        self._report("disk", seal, asked_at_s, asked_at_s)
-        return step
-
-    def _load(self, copy: Copy) -> None:
-        """Write a copy into the state; one that still arrives chunk by chunk, as it comes."""
-        seal, buffer = copy.seal, copy.slot.buffer
-        self._pinned.pin(buffer)
-        if not copy.is_arriving:
-            self._read_here(seal, buffer)
-            return
-
-        def arrive(index: int) -> None:
-            end = min((index + 1) * seal.chunk_bytes, seal.size_bytes)
-            self._client.wait_for_arrival(seal, end, RESTORE_TIMEOUT_S)
-
-        self._read(seal, buffer, arrive=arrive)  # the agent verifies what it receives
-        final = self._client.next_answer(RESTORE_TIMEOUT_S)
-        if not isinstance(final, Copy) or final.seal != seal:
-            raise DamagedCopyError("the agent gave up the copy that it was receiving")
-
-    def _read_here(self, seal: Seal, buffer: memoryview) -> None:
-        """Read a copy that is complete, with a few of the cores that this process may use."""
-
-        def verify(index: int) -> None:
-            seal.verify_chunk(buffer, index)
-
-        num_threads = min(MAX_READ_THREADS, len(os.sched_getaffinity(0)))
-        self._read(seal, buffer, verify=verify, num_threads=num_threads)
-
-    def _read(self, seal: Seal, buffer: memoryview, **how: Any) -> None:
-        if len(buffer) < seal.size_bytes:
-            raise DamagedCopyError(f"{len(buffer)} bytes, {seal.size_bytes} were sealed")
-        reader = SlotReader(buffer[: seal.size_bytes], seal.chunk_bytes, **how)
-        self._state.restore(reader.metadata["state"], reader)
-
-    def _report(self, source: str, seal: Seal, asked_at_s: float, answered_at_s: float) -> None:
-        now_s = time.monotonic()
-        self.restore_report = {
-            "step": seal.step,
-            "ticket": seal.ticket,
-            "source": source,
-            "bytes": seal.size_bytes,
-            "wait_s": answered_at_s - asked_at_s,
-            "retrieve_s": now_s - asked_at_s,
-        }
-        logger.info("restored step %d from %s in %.3f s", seal.step, source, now_s - asked_at_s)
+        return self._restorer.restore()

@@ -239,7 +239,7 @@ def lose_and_restore(checkpointer: Checkpointer) -> int | None:
     """Restore as after the loss of the machine's own copy, which is dropped first."""
     ticket = checkpointer.restore_report["ticket"]
     client = checkpointer._client
-    return checkpointer._restore_from(
+    return checkpointer._restorer.restore_from(
         lambda timeout_s: client.report_damage(ticket, "dropped to measure", timeout_s)
     )
 
