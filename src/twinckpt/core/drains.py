@@ -26,6 +26,10 @@ class Drains:
         """Return whether a machine still copies: its slot must not be overwritten."""
         return bool(self._awaited)
 
+    def has(self, step: int) -> bool:
+        """Return whether this step, or a newer one, is safe in persistent storage."""
+        return self.newest_step is not None and self.newest_step >= step
+
     def found(self, steps: Iterable[int]) -> None:
         """A machine told which complete steps it sees in persistent storage."""
         for step in steps:

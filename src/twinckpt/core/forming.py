@@ -59,8 +59,7 @@ def size_to_form(
     # resumed if no newer one is lost by that. With fewer it is, whatever it is; without one it
     # is better to wait than to begin again from nothing.
     if newest.num_machines < size:
-        is_drained = drains.newest_step is not None and drains.newest_step >= newest.step
-        return Forming(size if is_drained else newest.num_machines)
+        return Forming(size if drains.has(newest.step) else newest.num_machines)
     if drains.newest_step is not None:
         return Forming(size)
     return Forming(
@@ -72,13 +71,13 @@ def size_to_form(
 def may_grow(membership: Membership, commits: CommitLog, drains: Drains, num_machines: int) -> bool:
     """Return whether a generation of so many machines can end for a larger one at no loss.
 
-    Shards in memory fit as many machines as wrote them; so the newest commit must be drained, no
-    other one on its way, and further machines wait.
+    Shards in memory fit as many machines as wrote them; so the newest commit must be drained (or a
+    newer one, of a future that was given up), no other one on its way, and further machines wait.
     """
     if membership.size_with_waiting() <= num_machines or drains.is_busy or commits.is_restoring:
         return False
-    is_drained = drains.newest_step is not None and drains.newest_step == commits.committed_step
-    return is_drained and not commits.pending()
+    step = commits.committed_step
+    return step is not None and drains.has(step) and not commits.pending()
 
 
 def _expected_ticket(membership: Membership, copies: Copies, commits: CommitLog) -> int:

@@ -299,7 +299,7 @@ class Generation:
     def _drain_what_grew_old(self) -> None:
         """A step committed while the one before it was drained: who waits to grow needs it too."""
         step = self._commits.committed_step
-        if self.is_growing and step is not None and step != self._drains.newest_step:
+        if self.is_growing and step is not None and not self._drains.has(step):
             self._drains.begin(step, self.places, self._now_s)
             self._drain(self._commits.committed_ticket, step)
 

@@ -6,6 +6,7 @@ The rules speak of what machines really hold and really did, not of what the roo
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
+from twinckpt.core.commit import generation_of
 from twinckpt.core.recovery import Recovery
 from twinckpt.core.root import Log, Root
 from twinckpt.simulation.cluster import SimulatedCluster
@@ -44,20 +45,27 @@ class Invariants:
     plan names intact copies: all sources of a recovery hold sealed copies of that step, of one
         world size and with one digest a shard; ranks restore just that step; a drained step is
         complete in storage.
-    commit monotonic: tickets of new commits grow for ever, their steps within a generation.
+    commit monotonic: tickets of new commits grow for ever, their steps within a generation; but
+        what a root decided and told no machine its successor may decide anew.
     commit real: a commit is sealed on all machines of every replica group, all of one step.
 
     That the job becomes healthy once faults have ended is checked by `schedule`.
     """
 
     def __init__(self) -> None:
-        self.num_commits = 0
         self.newest_commit_ticket = 0
         self._committed: Committed | None = None
         self._newest_step = 0
         self._committed_by: Root | None = None
+        self._step_of: dict[int, int] = {}  # of each ticket committed
+        self._resumed_step = 0
         self._num_logs = self._num_formed = self._num_restores = 0
         self._generation_of: dict[str, int] = {}
+
+    @property
+    def num_commits(self) -> int:
+        """Return how many checkpoints were committed."""
+        return len(self._step_of)
 
     def __call__(self, cluster: SimulatedCluster) -> None:
         """Check all rules; raises InvariantViolation."""
@@ -82,16 +90,16 @@ class Invariants:
 
     def _on_commit(self, cluster: SimulatedCluster, log: Log, *, is_new: bool) -> None:
         ticket, step = log.fields["ticket"], log.fields["step"]
-        root, self._committed_by = self._committed_by, cluster.last_root
-        is_same = (ticket, step) == (self.newest_commit_ticket, self._newest_step)
-        if is_new and is_same and root is not cluster.last_root:
-            is_new = False  # decided again, by the successor of a root that told nobody
+        if self._committed_by is not cluster.last_root:
+            self._committed_by = cluster.last_root
+            if generation_of(ticket) == generation_of(self.newest_commit_ticket):
+                self._forget_what_nobody_was_told(cluster)
         if is_new:
             if ticket <= self.newest_commit_ticket or step <= self._newest_step:
                 what = f"ticket {ticket}, step {step} after {self.newest_commit_ticket}"
                 self._fail(cluster, "commit monotonic", f"{what}, step {self._newest_step}")
             self.newest_commit_ticket = ticket
-            self.num_commits += 1
+            self._step_of[ticket] = step
         self._newest_step = step
         generation = cluster.last_root.newest
         assert generation is not None
@@ -113,6 +121,13 @@ class Invariants:
                     what = f"{machine.name} lacks rank {rank} of committed ticket {ticket}"
                     self._fail(cluster, "commit real", what)
 
+    def _forget_what_nobody_was_told(self, cluster: SimulatedCluster) -> None:
+        """A root goes on with another one's generation: what no machine was told is open again."""
+        running = (machine.worker.running() for machine in cluster.living())
+        told = max((now.committed_ticket for now in running if now is not None), default=0)
+        self.newest_commit_ticket = min(self.newest_commit_ticket, told)
+        self._newest_step = self._step_of.get(self.newest_commit_ticket, self._resumed_step)
+
     def _check_kept(self, cluster: SimulatedCluster, committed: Committed) -> None:
         ticket = committed.ticket
         for rank, machines in enumerate(committed.holders):
@@ -129,7 +144,7 @@ class Invariants:
         if root.current is None:
             return
         recovery = root.current.recovery
-        self._newest_step = recovery.step if recovery else 0
+        self._newest_step = self._resumed_step = recovery.step if recovery else 0
         if recovery is not None and recovery.drained:
             if not cluster.storage.is_complete(recovery.step):
                 what = f"step {recovery.step} is not complete in storage"
