@@ -4,6 +4,7 @@ import base64
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -52,6 +53,13 @@ def test_followers_find_the_root_that_is_elected(endpoint):
     leadership = open_store(endpoint).campaign(HOST)
     root = open_store(endpoint).root()
     assert (root.host, root.port) == leadership.listener.getsockname()
+
+
+def test_what_a_root_says_is_sent_at_once(endpoint):
+    """Or each message would wait until the one before is acknowledged, 40 ms by default."""
+    listener = open_store(endpoint).campaign(HOST).listener
+    with socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_while_a_root_lives_no_other_is_elected(endpoint):

@@ -106,12 +106,12 @@ class Restorer:
             raise DamagedCopyError("the agent gave up the copy that it was receiving")
 
     def _read_here(self, seal: Seal, buffer: memoryview) -> None:
-        """Read a copy that is complete, with a few of the cores that this process may use."""
+        """Read a copy that is complete, with the cores that this rank has to itself."""
 
         def verify(index: int) -> None:
             seal.verify_chunk(buffer, index)
 
-        num_threads = min(MAX_READ_THREADS, len(os.sched_getaffinity(0)))
+        num_threads = min(MAX_READ_THREADS, _cores_of_this_rank())
         self._read(seal, buffer, verify=verify, num_threads=num_threads)
 
     def _read(self, seal: Seal, buffer: memoryview, **how: Any) -> None:
@@ -131,3 +131,9 @@ class Restorer:
             "retrieve_s": now_s - asked_at_s,
         }
         logger.info("restored step %d from %s in %.3f s", seal.step, source, now_s - asked_at_s)
+
+
+def _cores_of_this_rank() -> int:
+    """Return how many cores each rank of this host has while all of them restore; 0 for a part."""
+    count = "WORLD_SIZE" if "TWINCKPT_ONE_HOST" in os.environ else "LOCAL_WORLD_SIZE"
+    return len(os.sched_getaffinity(0)) // int(os.environ.get(count, "1"))
