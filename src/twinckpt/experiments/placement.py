@@ -7,6 +7,7 @@ mean is described in docs/results-schema.md.
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
 import numpy as np
@@ -17,6 +18,7 @@ from twinckpt.experiments.agent_cluster import AgentCluster
 from twinckpt.experiments.app import Experiment, run_app
 
 KINDS = ("group", "ring", "mixed")
+CLUSTERS_AT_ONCE = 2  # a loss is mostly waiting for processes to start, and no clock is read
 
 logger = logging.getLogger("twinckpt.experiments")
 
@@ -30,9 +32,14 @@ def measure(experiment: Experiment) -> None:
             placement = make_placement(kind, num_machines, section.num_replicas)
             _compute(experiment, placement, rng)
             _compute_racks(experiment, placement)
-    for num_machines in section.killed_sizes:
-        for kind in _kinds(num_machines, section.num_replicas):
-            _kill(experiment, make_placement(kind, num_machines, section.num_replicas))
+    killed = [
+        make_placement(kind, num_machines, section.num_replicas)
+        for num_machines in section.killed_sizes
+        for kind in _kinds(num_machines, section.num_replicas)
+    ]
+    with ThreadPoolExecutor(CLUSTERS_AT_ONCE) as pool:
+        for done in [pool.submit(_kill, experiment, placement) for placement in killed]:
+            done.result()
 
 
 def _kinds(num_machines: int, num_replicas: int) -> tuple[str, ...]:
