@@ -7,7 +7,7 @@
 # clock starts and stops on.
 
 # %%
-from twinckpt.analysis import show
+from twinckpt.analysis import limits, show
 from twinckpt.analysis.notebook import open_results
 
 data = open_results()
@@ -27,7 +27,13 @@ show.figure("limits", data)
 show.metrics(data, "limits")
 
 # %% [markdown]
-# ## All cases, in milliseconds
+# ## All cases
+
+# %%
+limits.table(data)
+
+# %% [markdown]
+# ## The samples behind them, in milliseconds
 # `ranks4_mib64` is 4 ranks at once with 64 MiB each.
 
 # %%

@@ -7,7 +7,7 @@
 # clock starts and stops on.
 
 # %%
-from twinckpt.analysis import show
+from twinckpt.analysis import save_sweep, show
 from twinckpt.analysis.notebook import open_results
 
 data = open_results()
@@ -24,6 +24,13 @@ show.figure("save_cost", data)
 
 # %%
 show.metrics(data, "save_cost")
+
+# %% [markdown]
+# ## By size of state
+# With nothing else to do: milliseconds until recoverable, a column a size in MiB a rank.
+
+# %%
+save_sweep.milliseconds(data, "sweep_done_s")
 
 # %% [markdown]
 # ## The samples behind them

@@ -129,14 +129,19 @@ def limits() -> Iterator[Sample]:
         **{"control_s": 0.01, "memcpy_hashed_s": 0.035},
         **{"restore_local_s": 0.04, "loopback_one_s": 0.05, "restore_peer_s": 0.06},
     }
-    common = {"experiment": "limits", "variant": "default", "method": "ranks4_mib64"}
-    for repeat in range(7):
+    needs_peer = {"loopback_one_s", "restore_peer_s"}
+    for method in ("ranks4_mib64", "ranks1_mib256"):
+        common = {"experiment": "limits", "variant": "default", "method": method}
         for metric, value in seconds.items():
-            yield Sample(
-                **common, repeat=repeat, rank=0, metric=metric, value=value * jitter(repeat),
-                unit="s",
-            )  # fmt: skip
-    yield Sample(**common, machine=0, metric="overhead_bytes", value=float(30 << 20), unit="bytes")
+            if method.startswith("ranks1") and metric in needs_peer:
+                continue
+            for repeat in range(7):
+                yield Sample(
+                    **common, repeat=repeat, rank=0, metric=metric, value=value * jitter(repeat),
+                    unit="s",
+                )  # fmt: skip
+        overhead = {"metric": "overhead_bytes", "value": float(30 << 20), "unit": "bytes"}
+        yield Sample(**common, machine=0, **overhead)
 
 
 def placement() -> Iterator[Sample]:

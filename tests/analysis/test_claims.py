@@ -6,6 +6,7 @@ import pytest
 
 from twinckpt.analysis.claims import CLAIMS, at_least, below, holds, judge, near
 from twinckpt.analysis.metrics import BY_NAME
+from twinckpt.analysis.targets import TARGETS, Target
 from twinckpt.core.paper_points import paper_points
 
 
@@ -76,6 +77,28 @@ def test_no_claim_is_left_out() -> None:
 def test_claims_ask_for_metrics_that_exist() -> None:
     """A misspelt metric would stay unmeasured for ever."""
     assert {claim.metric for claim in CLAIMS} <= BY_NAME.keys()
+
+
+def test_targets_ask_for_metrics_that_exist() -> None:
+    """Nor would a target with a misspelt metric ever be missed."""
+    assert {target.metric for target in TARGETS} <= BY_NAME.keys()
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "outcome"),
+    [
+        (Target("lost_steps", most=1), 1.0, "met"),
+        (Target("lost_steps", most=1), 1.1, "missed"),
+        (Target("committed_steps_percent", least=90), 90.0, "met"),
+        (Target("committed_steps_percent", least=90), 89.0, "missed"),
+    ],
+)
+def test_a_target_is_met_on_its_own_side_of_the_limit(
+    target: Target, value: float, outcome: str
+) -> None:
+    """At most and at least are not confused, and the limit itself is reached."""
+    assert target.outcome({target.metric: metric(value, None, None)}) == outcome
+    assert target.outcome({}) == "not measured"
 
 
 def test_every_published_point_has_a_verdict() -> None:

@@ -18,23 +18,15 @@ from matplotlib.figure import Figure
 from twinckpt.analysis import control_plane as control
 from twinckpt.analysis import goodput, save_sweep, statistics, style
 from twinckpt.analysis import interleaving as schemes
+from twinckpt.analysis import limits as limiting
 from twinckpt.analysis import placement as placements
 from twinckpt.analysis import recovery as recovering
 from twinckpt.analysis import scaling as growth
 from twinckpt.analysis import soak as soaking
 from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.metrics import BY_NAME
 
 WIDTH_IN = 6.5
-LIMITS = {
-    "staging_vs_memcpy_x": "staging / memcpy",
-    "training_extra_vs_floor_x": "added to a busy step / memcpy + TCP",
-    "replication_vs_loopback_x": "replication / plain TCP",
-    "restore_local_vs_memcpy_x": "restore, own RAM / memcpy",
-    "restore_peer_vs_loopback_x": "restore, peer's RAM / plain TCP",
-}
-TURNED_LIMITS = ("replication_vs_loopback_x",)
 MS_PER_S = 1000.0
 
 
@@ -131,24 +123,9 @@ def wasted_time(data: Dataset) -> Figure:
 
 def limits(data: Dataset) -> Figure:
     """How many times each operation takes of the plain copy or transfer it cannot beat."""
-    figure, axes = _canvas(2.5, 1)
-    for position, name in enumerate(LIMITS):
-        estimate = BY_NAME[name].compute(data)
-        # A goodput over that of the plain transfer is turned into a time over its time.
-        turned = name in TURNED_LIMITS
-        value, *interval = (
-            1 / number if turned else number
-            for number in (estimate.value, estimate.low, estimate.high)
-            if number is not None
-        )
-        axes[0].plot(value, position, "o", color=style.METHODS["ram_replica"][1])
-        if interval:
-            axes[0].hlines(position, min(interval), max(interval), color="black", linewidth=1.2)
-    axes[0].axvline(1.0, color="black", linewidth=0.8, linestyle=":")
-    axes[0].set_yticks(range(len(LIMITS)), list(LIMITS.values()))
-    axes[0].set_ylim(len(LIMITS) - 0.5, -0.5)
-    axes[0].set(title="Times the plain operation", xlabel="time over that of the plain operation")
-    axes[0].set_xlim(left=0)
+    figure, axes = _canvas(3.0, 1)
+    limiting.draw(axes[0], data)
+    axes[0].legend(loc="best", fontsize="small")
     return figure
 
 

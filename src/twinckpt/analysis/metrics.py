@@ -4,13 +4,13 @@ One `Metric` each; a metric exists only where its samples do. Published values c
 seed project's final table and from the GEMINI paper (SOSP 2023); nothing else is typed in.
 """
 
-import re
 from collections.abc import Callable
 
 from twinckpt.analysis import (
     control_plane,
     goodput,
     interleaving,
+    limits,
     peers,
     placement,
     recovery,
@@ -25,7 +25,7 @@ from twinckpt.core.paper_points import paper_points
 
 SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput", "training"
 WASTED_TIME = goodput.EXPERIMENT
-LIMITS = "limits"
+LIMITS = limits.EXPERIMENT
 PLACEMENT = placement.EXPERIMENT
 CONTROL = control_plane.EXPERIMENT
 INTERLEAVING = interleaving.EXPERIMENT
@@ -87,27 +87,6 @@ POINT_UNITS: dict[str, Unit] = {
     "%": "percent", "x": "x", "min": "min", "s": "s", "GB": "GB", "iterations": "iterations",
     "GPU-h": "GPU-h",
 }  # fmt: skip
-
-
-def _limits_case(data: Dataset) -> str:
-    """The case that the headline is about: most ranks at once, and of those the largest state."""
-    methods = data.select(LIMITS, "memcpy_s").method.unique()
-    return str(max(methods, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]))
-
-
-def _over_limit(metric: str, limit: str, scale: float = 1.0) -> Callable[[Dataset], Estimate]:
-    def compute(data: Dataset) -> Estimate:
-        case = _limits_case(data)
-        values = data.repeats(LIMITS, metric, method=case)
-        limits = data.repeats(LIMITS, limit, method=case)
-        return ratio([scale * v for v in values], limits, paired=True)
-
-    return compute
-
-
-def _agent_overhead(data: Dataset) -> Estimate:
-    table = data.select(LIMITS, "overhead_bytes", method=_limits_case(data))
-    return median([value / (1 << 20) for value in table.value])
 
 
 METRICS = (
@@ -192,30 +171,39 @@ METRICS = (
            lambda data: _rates_apart(data, "none", "ram")),
     Metric("staging_vs_memcpy_x", "x", LIMITS,
            "blocking staging with checksums over a memcpy of the same bytes",
-           _over_limit("staging_s", "memcpy_s")),
+           limits.headline("staging_vs_memcpy_x")),
     Metric("stall_vs_staging_percent", "percent", LIMITS,
            "what the loop waits beside an idle host, of blocking staging",
-           _over_limit("stall_s", "staging_s", 100)),
+           limits.headline("stall_vs_staging_percent")),
     Metric("training_extra_vs_floor_x", "x", LIMITS,
            "what a checkpoint adds to a CPU-bound step, over one memcpy and one TCP transfer",
-           _over_limit("extra_s", "floor_s")),
+           limits.headline("training_extra_vs_floor_x")),
     Metric("training_control_vs_floor_x", "x", LIMITS,
            "the same for a step without a checkpoint: what drift alone makes of it",
-           _over_limit("control_s", "floor_s")),
+           limits.headline("training_control_vs_floor_x")),
     Metric("replication_vs_loopback_x", "x", LIMITS,
            "goodput from staged to committed, of plain TCP between as many pairs",
-           _over_limit("loopback_s", "replication_s")),
+           limits.headline("replication_vs_loopback_x")),
     Metric("restore_local_vs_memcpy_x", "x", LIMITS,
            "restore from own RAM, verified, over a memcpy of the same bytes",
-           _over_limit("restore_local_s", "memcpy_in_s")),
+           limits.headline("restore_local_vs_memcpy_x")),
     Metric("memcpy_hashed_vs_memcpy_x", "x", LIMITS,
            "a memcpy that hashes each chunk, without any Python: the bound of that restore",
-           _over_limit("memcpy_hashed_s", "memcpy_in_s")),
+           limits.headline("memcpy_hashed_vs_memcpy_x")),
     Metric("restore_peer_vs_loopback_x", "x", LIMITS,
            "restore from a peer's RAM, verified, over a plain TCP transfer of the same bytes",
-           _over_limit("restore_peer_s", "loopback_one_s")),
+           limits.headline("restore_peer_vs_loopback_x")),
+    Metric("single_staging_vs_memcpy_x", "x", LIMITS,
+           "one rank alone: blocking staging over a memcpy",
+           limits.single("staging_vs_memcpy_x")),
+    Metric("single_stall_vs_staging_percent", "percent", LIMITS,
+           "one rank alone: what the loop waits beside an idle host, of blocking staging",
+           limits.single("stall_vs_staging_percent")),
+    Metric("single_restore_local_vs_memcpy_x", "x", LIMITS,
+           "one rank alone: restore from own RAM, verified, over a memcpy",
+           limits.single("restore_local_vs_memcpy_x")),
     Metric("agent_overhead_mib", "MiB", LIMITS,
-           "memory of a worker agent beyond its slots", _agent_overhead),
+           "memory of a worker agent beyond its slots", limits.agent_overhead_mib),
     Metric("training_bits_per_byte", "bits_per_byte", TRAINING, "at the undisturbed run's end",
            _final_bits_per_byte),
     Metric("paper_points_max_error_percent", "percent", WASTED_TIME,

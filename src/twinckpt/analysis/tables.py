@@ -12,6 +12,7 @@ from twinckpt.analysis.claims import VERDICTS, Judgement
 from twinckpt.analysis.macros import commit_name
 from twinckpt.analysis.metrics import BY_NAME, METRICS
 from twinckpt.analysis.summary import by_name
+from twinckpt.analysis.targets import TARGETS
 from twinckpt.core.paper_points import paper_points
 from twinckpt.core.paper_predictions import paper_predictions
 
@@ -65,6 +66,7 @@ def all_tables(
         "traceability": traceability(summary, provenance),
         "outcomes": outcomes(judgements),
         "side_by_side": side_by_side(summary, recorded),
+        "targets": targets(summary),
         "paper_points": points(),
         "predictions": predictions(),
     }
@@ -119,6 +121,26 @@ def equal_bytes(summary: dict[str, Any]) -> str:
         cells = (fmt.amount(disk), fmt.amount(ram), fmt.amount(gain), fmt.interval(gain))
         rows.append((name, *cells))
     return tabular("lrrrr", ("At equal bytes", "Disk", "RAM", "Gain", r"95\,\% interval"), rows)
+
+
+def targets(summary: dict[str, Any]) -> str:
+    """What we set ourselves to reach, and what was reached."""
+    measured = by_name(summary)
+    rows = []
+    for target in TARGETS:
+        found, outcome = measured.get(target.metric), target.outcome(measured)
+        metric = BY_NAME[target.metric]
+        sign = r"$\leq$" if target.most is not None else r"$\geq$"
+        rows.append(
+            (
+                fmt.escape(metric.definition),
+                f"{sign} {fmt.with_unit(target.limit, metric.unit)}",
+                f"{fmt.amount(found)} {fmt.interval(found)}".strip() if found else "",
+                rf"\textbf{{{outcome}}}" if outcome == "missed" else outcome,
+            )
+        )
+    header = ("What", "Target", "Here", "")
+    return tabular(r"p{0.5\linewidth}lp{0.2\linewidth}l", header, rows)
 
 
 def side_by_side(summary: dict[str, Any], recorded: Mapping[str, dict[str, Any]]) -> str:

@@ -1,0 +1,150 @@
+"""What `limits` shows: each operation over the plain copy or transfer it cannot beat, by case.
+
+A case is a method of its samples, `ranks<N>_mib<SIZE>`: N ranks at once with so much state each.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from twinckpt.analysis.dataset import Dataset, NotMeasured
+from twinckpt.analysis.statistics import Estimate, median, ratio
+
+EXPERIMENT = "limits"
+MARKERS = "osD^v"
+
+
+class Limit(NamedTuple):
+    """One quotient of two clocks: `top` over `bottom`, times `scale`.
+
+    `label` is for the figure, which shows times over times: a quotient of goodputs is `turned`.
+    """
+
+    top: str
+    bottom: str
+    label: str = ""
+    scale: float = 1.0
+    turned: bool = False
+
+
+LIMITS = {
+    "staging_vs_memcpy_x": Limit("staging_s", "memcpy_s", "staging / memcpy"),
+    "stall_vs_staging_percent": Limit("stall_s", "staging_s", scale=100),
+    "training_extra_vs_floor_x": Limit("extra_s", "floor_s", "added to a busy step / memcpy + TCP"),
+    "training_control_vs_floor_x": Limit("control_s", "floor_s"),
+    "replication_vs_loopback_x": Limit(
+        "loopback_s", "replication_s", "replication / plain TCP", turned=True
+    ),
+    "restore_local_vs_memcpy_x": Limit(
+        "restore_local_s", "memcpy_in_s", "restore, own RAM / memcpy"
+    ),
+    "memcpy_hashed_vs_memcpy_x": Limit(
+        "memcpy_hashed_s", "memcpy_in_s", "memcpy with hashes / memcpy"
+    ),
+    "restore_peer_vs_loopback_x": Limit(
+        "restore_peer_s", "loopback_one_s", "restore, peer's RAM / plain TCP"
+    ),
+}
+_OF_SEVERAL = ("replication_vs_loopback_x", "restore_peer_vs_loopback_x")
+
+
+def cases(data: Dataset) -> list[str]:
+    """All cases, by ranks and then by size; the last is the headline's."""
+    return sorted(data.select(EXPERIMENT, "memcpy_s").method.unique(), key=_numbers)
+
+
+def quotient(data: Dataset, name: str, case: str) -> Estimate:
+    """One of `LIMITS` for one case, over repeats of the slowest rank."""
+    limit = LIMITS[name]
+    top = data.repeats(EXPERIMENT, limit.top, method=case)
+    bottom = data.repeats(EXPERIMENT, limit.bottom, method=case)
+    return ratio([limit.scale * value for value in top], bottom, paired=True)
+
+
+def headline(name: str) -> Callable[[Dataset], Estimate]:
+    """One of `LIMITS` for the case with most ranks at once, and of those the largest state."""
+    return lambda data: quotient(data, name, cases(data)[-1])
+
+
+def single(name: str) -> Callable[[Dataset], Estimate]:
+    """One of `LIMITS` for one rank alone with the largest state; NotMeasured without one."""
+
+    def compute(data: Dataset) -> Estimate:
+        alone = [case for case in cases(data) if _numbers(case)[0] == 1]
+        if not alone:
+            raise NotMeasured("limits of one rank alone (limits.single_sizes_mib)")
+        return quotient(data, name, alone[-1])
+
+    return compute
+
+
+def agent_overhead_mib(data: Dataset) -> Estimate:
+    """Memory of a worker agent beyond its slots, of the headline's case."""
+    table = data.select(EXPERIMENT, "overhead_bytes", method=cases(data)[-1])
+    return median([value / (1 << 20) for value in table.value])
+
+
+def table(data: Dataset) -> pd.DataFrame:
+    """Each quotient with its interval: a row a quotient, a column a case."""
+    rows = {
+        name: {
+            _title(case): _text(quotient(data, name, case))
+            for case in cases(data)
+            if _applies(name, case)
+        }
+        for name in LIMITS
+    }
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def draw(axis: Axes, data: Dataset) -> None:
+    """The quotients that have a label, a marker a case; those of one rank need no network."""
+    shown = [name for name, limit in LIMITS.items() if limit.label]
+    found = cases(data)
+    for index, case in enumerate(found):
+        offset = 0.16 * (index - (len(found) - 1) / 2)
+        colour = f"C{index}"
+        for position, name in enumerate(shown):
+            if not _applies(name, case):
+                continue
+            value, *interval = _shown(name, quotient(data, name, case))
+            marker, label = MARKERS[index % len(MARKERS)], _title(case) if position == 0 else None
+            axis.plot(value, position + offset, marker, color=colour, markersize=4, label=label)
+            if interval:
+                axis.hlines(
+                    position + offset, min(interval), max(interval), color=colour, linewidth=1.2
+                )
+    axis.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(shown)), [LIMITS[name].label for name in shown])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.set(title="Times the plain operation", xlabel="time over that of the plain operation")
+    axis.set_xlim(left=0)
+
+
+def _applies(name: str, case: str) -> bool:
+    return _numbers(case)[0] > 1 or name not in _OF_SEVERAL
+
+
+def _shown(name: str, estimate: Estimate) -> list[float]:
+    numbers = [estimate.value, estimate.low, estimate.high]
+    turned = LIMITS[name].turned
+    return [1 / number if turned else number for number in numbers if number is not None]
+
+
+def _text(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _title(case: str) -> str:
+    ranks, size = _numbers(case)
+    return f"{ranks} rank{'s' if ranks > 1 else ''}, {size} MiB each"
+
+
+def _numbers(case: str) -> tuple[int, int]:
+    ranks, size = map(int, re.findall(r"\d+", case))
+    return ranks, size
