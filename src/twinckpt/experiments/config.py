@@ -218,7 +218,7 @@ class SaveCostSection:
 class PeersSection:
     """A state of `size_mib` a rank, and the directory of the peers' packages."""
 
-    size_mib: int = 64
+    size_mib: int = 128
     num_tensors: int = 200
     packages: str = ".peers"
 
