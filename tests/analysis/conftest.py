@@ -1,6 +1,7 @@
 """Results as an experiment would write them, with values that the tests choose."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -307,13 +308,19 @@ def write_experiment(results: Path, name: str) -> None:
     )  # fmt: skip
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """A variant's directory with all experiments."""
-    directory = tmp_path / "results" / "default"
+@pytest.fixture(scope="session")
+def all_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A variant's directory with all experiments; not to be changed."""
+    directory = tmp_path_factory.mktemp("all") / "results" / "default"
     for name in EXPERIMENTS:
         write_experiment(directory, name)
     return directory
+
+
+@pytest.fixture
+def results(all_results: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may change."""
+    return shutil.copytree(all_results, tmp_path / "results" / "default")
 
 
 @pytest.fixture

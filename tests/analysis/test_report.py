@@ -16,13 +16,22 @@ from twinckpt.results.samples import Sample, write_samples
 SOURCE = Path(__file__).parents[2] / "report"
 
 
+@pytest.fixture(scope="module")
+def drawn(all_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with summary, claims and figures; not to be changed."""
+    directory = tmp_path_factory.mktemp("drawn") / "results" / "default"
+    shutil.copytree(all_results, directory)
+    path = directory / "summary.json"
+    summary.main(["--results", str(directory), "--output", str(path)])
+    claims.main(["--summary", str(path), "--output", str(directory / "claims.json")])
+    figures.main(["--results", str(directory), "--output", str(directory / "figures")])
+    return directory
+
+
 @pytest.fixture
-def analysed(results: Path) -> Path:
-    """Results with summary and claims."""
-    path = results / "summary.json"
-    summary.main(["--results", str(results), "--output", str(path)])
-    claims.main(["--summary", str(path), "--output", str(results / "claims.json")])
-    return results
+def analysed(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of them, which a test may change."""
+    return shutil.copytree(drawn, tmp_path / "results" / "default")
 
 
 def test_latex_specials_print_as_themselves() -> None:
@@ -47,11 +56,12 @@ def test_numbers_are_short() -> None:
 
 def test_figures_are_the_same_for_the_same_samples(analysed: Path, tmp_path: Path) -> None:
     """All are drawn, byte for byte the same twice."""
-    for directory in ("a", "b"):
-        figures.main(["--results", str(analysed), "--output", str(tmp_path / directory)])
+    figures.main(["--results", str(analysed), "--output", str(tmp_path / "again")])
     for name in figures.FIGURES:
         for suffix in ("pdf", "png"):
-            first, second = (tmp_path / d / f"{name}.{suffix}" for d in ("a", "b"))
+            first, second = (
+                d / f"{name}.{suffix}" for d in (analysed / "figures", tmp_path / "again")
+            )
             assert first.read_bytes() == second.read_bytes()
 
 
@@ -65,7 +75,6 @@ def test_unknown_methods_get_a_colour_and_a_name() -> None:
 
 def test_documents_compile_with_the_engine_that_is_there(analysed: Path, tmp_path: Path) -> None:
     """Also with an experiment missing; twice the same bytes."""
-    figures.main(["--results", str(analysed), "--output", str(analysed / "figures")])
     shutil.rmtree(analysed / "throughput")
     (analysed / "figures" / "throughput.pdf").unlink()
     (analysed / "figures" / "throughput.png").unlink()
@@ -81,7 +90,6 @@ def test_without_an_engine_there_is_html_with_the_same_content(
     analysed: Path, tmp_path: Path
 ) -> None:
     """Numbers, verdicts and figures are in the page, and no LaTeX is left over."""
-    figures.main(["--results", str(analysed), "--output", str(analysed / "figures")])
     page, slides = report.build(analysed, SOURCE, tmp_path, "none")
     text = page.read_text(encoding="utf-8")
     assert "2,000\u202fms" in text

@@ -130,11 +130,11 @@ def targets(summary: dict[str, Any]) -> str:
     for target in TARGETS:
         found, outcome = measured.get(target.metric), target.outcome(measured)
         metric = BY_NAME[target.metric]
-        sign = r"$\leq$" if target.most is not None else r"$\geq$"
+        side = "at most" if target.most is not None else "at least"
         rows.append(
             (
                 fmt.escape(metric.definition),
-                f"{sign} {fmt.with_unit(target.limit, metric.unit)}",
+                f"{side} {fmt.with_unit(target.limit, metric.unit)}",
                 f"{fmt.amount(found)} {fmt.interval(found)}".strip() if found else "",
                 rf"\textbf{{{outcome}}}" if outcome == "missed" else outcome,
             )
