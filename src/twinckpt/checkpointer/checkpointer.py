@@ -103,6 +103,7 @@ class Checkpointer:
         self._unraised: Exception | None = None
         self._reported_at_s = 0.0
         self._is_first = True
+        self._is_proven = False
         self._newest_step = 0
         self.stall_s = 0.0
         self._restorer = Restorer(self._state, self._client, self._pinned)
@@ -205,6 +206,9 @@ class Checkpointer:
         if writer is not None:
             writer.wait_until_copied()
             self._copy_at_once(writer.fence())
+            if not self._is_proven:
+                self._is_proven = True
+                self._copy_at_once(writer.differing())
         self.stall_s += time.monotonic() - started_s
         self._raise_if_strict()
 
