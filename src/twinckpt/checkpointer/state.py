@@ -120,8 +120,9 @@ class TrainingState:
             except TwinckptError:
                 raise
             except Exception as error:
+                reason = str(error).strip().rstrip(".")
                 raise RestoreError(
-                    f"{name} does not take what the checkpoint has for it: {error}. The state is "
+                    f"{name} does not take what the checkpoint has for it: {reason}. The state is "
                     "partly overwritten, the checkpoint is as it was: make the model, the "
                     "optimizer and the rest as they were when it was saved"
                 ) from error
