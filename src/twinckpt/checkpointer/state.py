@@ -16,6 +16,7 @@ from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
+from twinckpt.checkpointer.zero import is_zero, load_local_state, local_state
 from twinckpt.errors import RestoreError, TwinckptError
 
 
@@ -139,6 +140,8 @@ class TrainingState:
                 part.load_state_dict(whole, assign=True)
             else:
                 part.load_state_dict(whole)
+        elif is_zero(part):
+            load_local_state(part, value)
         elif is_stateful(part):
             part.load_state_dict(value)
         elif isinstance(part, torch.Generator):
@@ -243,4 +246,6 @@ def _state_of(part: Any) -> Any:
             return part.state_dict()
     if isinstance(part, torch.Generator):
         return part.get_state()
+    if is_zero(part):
+        return local_state(part)
     return part.state_dict() if is_stateful(part) else part
