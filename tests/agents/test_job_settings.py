@@ -10,6 +10,7 @@ from twinckpt import Checkpointer, JobSettings
 from twinckpt.agents.launch import LAUNCHED
 from twinckpt.checkpointer.connect import job_settings
 from twinckpt.errors import ConfigurationError
+from twinckpt.net.secret import load_secret
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -53,12 +54,26 @@ def test_a_keyword_beats_the_dataclass_which_beats_the_environment(monkeypatch):
         ({"replicas": "two"}, "replicas='two'"),
         ({"replicas": 2.5}, "replicas=2.5: a whole number"),
         ({"placement": "star"}, "placement='star': must be one of group, ring, mixed"),
+        ({"drain_every_commits": -1}, "drain_every_commits=-1: 0 or more, and finite"),
+        ({"heartbeat_timeout_s": "nan"}, "heartbeat_timeout_s=nan: 0 or more, and finite"),
+        ({"drain_keep": 0}, "drain_keep=0: at least 1"),
+        ({"metrics_port": 99999}, "metrics_port=99999: a port is at most 65535"),
+        ({"host": "192.0.2.1"}, "host=192.0.2.1: .*name an address of this machine"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_starts(explicit, message):
     """With its name, its value and what would do."""
     with pytest.raises(ConfigurationError, match=message):
         Checkpointer({"step": 0}, **explicit)
+
+
+def test_a_secret_that_cannot_be_made_is_said(monkeypatch):
+    """No home to keep it in."""
+    monkeypatch.delenv("TWINCKPT_SECRET", raising=False)
+    monkeypatch.delenv("TWINCKPT_SECRET_FILE", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/nowhere")
+    with pytest.raises(ConfigurationError, match="set TWINCKPT_SECRET, or name a file"):
+        load_secret()
 
 
 def test_what_torchrun_has_decided_can_only_be_repeated(monkeypatch):

@@ -91,3 +91,9 @@ def test_prometheus_can_scrape_the_root_agent(job):
     assert values["twinckpt_failed_saves_total"] == "0"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{address}/other", timeout=10)
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan"])
+def test_watching_without_a_pause_is_refused(capsys, seconds):
+    assert main(["status", "--watch", seconds, "127.0.0.1:1"]) == 2
+    assert "seconds above 0" in capsys.readouterr().err

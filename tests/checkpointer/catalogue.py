@@ -63,6 +63,7 @@ def containers():
         "x": ((), (1,), [(2, [3])], {"empty": {}, "list": []}),
         "y": OrderedDict([("z", 1), ("a", torch.ones(2))]),
         "z": {"set": {1, 2}, "frozen": frozenset([1, "a"]), "bytes": b"\x00\xff"},
+        "counter": Counter({"b": 2, "a": -1}),
         "size": torch.Size([1, 2]),
         "types": [torch.float16, torch.device("cpu")],
         "deep": _nested(150),
@@ -153,6 +154,12 @@ def many_tiny_tensors():
     return {"x": {f"k{i}": torch.rand(3) for i in range(2000)}}
 
 
+@carried
+def odd_names_of_tensors():
+    names = ("", "a.b", "a/b", "\n", "\0", "'", "__metadata__", "\ud800", "🙈", "x" * 5000)
+    return {"x": {name: torch.rand(2) for name in names}, "\udcff": torch.rand(1)}
+
+
 # Modules and optimizers.
 
 
@@ -169,6 +176,20 @@ class Extra(nn.Module):
 
     def set_extra_state(self, state):
         self.value = state["value"]
+
+
+class Inner(nn.Module):
+    """Gives and takes the state of a part of itself, by methods that have no further arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def state_dict(self):
+        return {"inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state["inner"])
 
 
 class Counting:
@@ -191,6 +212,7 @@ def modules():
         "plain": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LSTM(4, 5)),
         "attention": nn.TransformerEncoderLayer(8, 2, 16),
         "extra": Extra(),
+        "inner": Inner(),
         "normed": parametrized.weight_norm(nn.Linear(3, 3)),
         "orthogonal": parametrized.orthogonal(nn.Linear(3, 3)),
         "averaged": swa_utils.AveragedModel(nn.Linear(2, 2)),
@@ -259,6 +281,10 @@ def schedulers():
         "sequence": lr_scheduler.SequentialLR(
             optimizer, [constant, lr_scheduler.ExponentialLR(optimizer, 0.9)], [2]
         ),
+        "milestones": lr_scheduler.MultiStepLR(optimizer, [2, 2, 5]),
+        "warm": lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 5),
+        "cyclic": lr_scheduler.CyclicLR(optimizer, 0.1, 0.5),
+        "averaging": swa_utils.SWALR(optimizer, 0.05),
         "plateau": lr_scheduler.ReduceLROnPlateau(optimizer),
         "scaler": torch.amp.GradScaler("cpu"),
     }
@@ -271,6 +297,32 @@ Pair = namedtuple("Pair", "first second")
 
 class Color(enum.Enum):
     RED = 1
+
+
+class Word(enum.StrEnum):
+    A = "a"
+
+
+class Items(list):
+    """A list of a type of its own."""
+
+
+class Wrapping(torch.Tensor):
+    """A tensor that has none of the bytes itself, as those of quantization libraries."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    def __init__(self, inner):
+        pass
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        plain = [arg.inner if isinstance(arg, cls) else arg for arg in args]
+        return function(*plain, **(kwargs or {}))
 
 
 def _refusing(value):
@@ -286,7 +338,13 @@ REFUSED |= {
     "named_tuple": _refusing(lambda: Pair(1, 2)),
     "enumeration": _refusing(lambda: Color.RED),
     "default_dict": _refusing(lambda: defaultdict(int)),
-    "counter": _refusing(lambda: Counter("ab")),
+    "word": _refusing(lambda: Word.A),
+    "items": _refusing(lambda: Items([1])),
+    "wrapping": _refusing(lambda: Wrapping(torch.ones(3))),
+    "no_shape_yet": _refusing(nn.parameter.UninitializedParameter),
+    "tensor_as_key": _refusing(lambda: {torch.ones(1): 1}),
+    "records": _refusing(lambda: np.zeros(2, dtype=[("a", "i4"), ("b", "f8")])),
+    "masked_array": _refusing(lambda: np.ma.array([1, 2], mask=[0, 1])),
     "deque": _refusing(lambda: deque([1])),
     "bytearray": _refusing(lambda: bytearray(b"x")),
     "path": _refusing(lambda: pathlib.Path("/x")),

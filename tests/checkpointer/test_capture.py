@@ -59,3 +59,21 @@ def test_contents_do_not_matter() -> None:
     assert capture(state) is first
     state["step"] = 4
     assert capture(state) is not first
+
+
+@pytest.mark.parametrize("path", [("progress",), ("model", "bias"), ("model", "norms")])
+def test_what_is_gone_is_gone(path: tuple[str, ...]) -> None:
+    """Where nothing else changes, too."""
+    shared = torch.randn(3)
+    state = {
+        "progress": {"weight": shared},
+        "model": {"bias": shared, "norms": [1.0], "weight": torch.randn(2)},
+    }
+    capture = Capture()
+    capture(state)
+    container = state
+    for key in path[:-1]:
+        container = container[key]
+    del container[path[-1]]
+    again, fresh = capture(state), Capture()(state)
+    assert (again.text, again.kinds, again.places) == (fresh.text, fresh.kinds, fresh.places)

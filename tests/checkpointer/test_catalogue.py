@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from catalogue import CARRIED, REFUSED, assert_same
 
@@ -12,7 +13,7 @@ from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
-from twinckpt.errors import ConfigurationError, UnsupportedStateError
+from twinckpt.errors import ConfigurationError, RestoreError, UnsupportedStateError
 from twinckpt.memory.checksums import CHUNK_BYTES
 
 
@@ -43,7 +44,9 @@ def restored(slot, into):
 def test_a_state_comes_back_bit_for_bit_into_a_fresh_one(name):
     state = seeded(1, CARRIED[name])
     fresh = seeded(2, CARRIED[name])
-    assert_same(state, restored(slot_of(state), fresh))
+    slot = slot_of(state)
+    safetensors.torch.load(bytes(slot))  # others can read it
+    assert_same(state, restored(slot, fresh))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -80,3 +83,44 @@ def test_a_part_that_joins_a_nested_container_later_is_saved_too():
     before = training.capture().tensors.keys()
     state["models"].append(torch.nn.Linear(1, 1))
     assert training.capture().tensors.keys() - before == {"models.1.weight", "models.1.bias"}
+
+
+@pytest.mark.parametrize(
+    "live", [torch.zeros(5), torch.zeros(3, dtype=torch.int64), torch.zeros(1).expand(3)]
+)
+def test_a_tensor_that_is_a_part_takes_another_shape_and_type(live):
+    """It stays the same object, which the training may hold by a variable."""
+    saved = torch.rand(3)
+    restored(slot_of({"x": saved}), {"x": live})
+    assert_same(saved, live)
+
+
+def test_a_lazy_module_gets_its_shape_from_the_checkpoint():
+    def build():
+        return torch.nn.Sequential(torch.nn.LazyLinear(2), torch.nn.LazyBatchNorm1d())
+
+    trained, fresh = build(), build()
+    trained(torch.rand(4, 3))
+    restored(slot_of({"model": trained}), {"model": fresh})
+    assert_same(trained, fresh)
+    assert fresh(torch.rand(4, 3)).shape == (4, 2)
+
+
+def _optimizer(num_parameters):
+    return torch.optim.SGD([torch.rand(2, requires_grad=True) for _ in range(num_parameters)])
+
+
+@pytest.mark.parametrize(
+    ("saved", "live"),
+    [
+        (torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)),
+        (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False)),
+        (torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2)),
+        (_optimizer(1), _optimizer(2)),
+        (5, torch.Generator()),
+    ],
+)
+def test_a_part_that_has_become_another_one_is_named(saved, live):
+    """A model that was changed between two runs."""
+    with pytest.raises(RestoreError, match=r"x does not take what the checkpoint has for it"):
+        restored(slot_of({"x": saved}), {"x": live})

@@ -5,7 +5,7 @@ import torch
 
 from twinckpt import Checkpointer
 from twinckpt.checkpointer.staging import TornCopyError
-from twinckpt.errors import UnsupportedStateError
+from twinckpt.errors import ConfigurationError, UnsupportedStateError
 
 
 @pytest.fixture
@@ -81,3 +81,47 @@ def test_what_is_written_to_before_the_fence_is_copied_at_once_from_then_on(stat
             checkpointer.restore()
             assert bool((parameter == step).all())
     assert caplog.text.count("changed after save()") == 1
+
+
+@torch.no_grad()
+def test_what_is_written_to_through_data_is_found_at_the_first_fence(state, caplog):
+    """No version counter tells of it: as `p.data.mul_(1 - decay)` before `optimizer.step()`."""
+    (parameter,) = state["model"].parameters()
+    with Checkpointer(state) as checkpointer:
+        for step in range(1, 6):
+            parameter.data.fill_(step)
+            handle = checkpointer.save(step)
+            parameter.data.fill_(-1)
+            checkpointer.fence()
+            assert handle.wait(timeout_s=30) == "committed"
+            checkpointer.restore()
+            assert bool((parameter == step).all())
+        assert checkpointer.num_failed == 0
+    assert caplog.text.count("changed after save()") == 1
+
+
+@torch.no_grad()
+def test_a_tensor_that_is_given_other_memory_while_it_is_copied_is_torn(state):
+    """Averaged weights put in place of the live ones, and taken out again before the fence."""
+    (parameter,) = state["model"].parameters()
+    own, other = parameter.data.uniform_(), torch.zeros(3)
+    expected = own.clone()
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        checkpointer.fence()
+        for step in range(2, 12):
+            handle = checkpointer.save(step)
+            parameter.data = other
+            parameter.data = own
+            checkpointer.fence()
+            assert handle.wait(timeout_s=30) in ("committed", "failed")
+            assert (checkpointer.restore() == step) == (handle.status == "committed")
+            assert torch.equal(parameter, expected)
+
+
+def test_waiting_for_what_is_no_status_is_refused(state):
+    with Checkpointer(state) as checkpointer:
+        handle = checkpointer.save(1)
+        with pytest.raises(ConfigurationError, match="wait for one of staging, staged"):
+            handle.wait(30)
+        handle.wait(timeout_s=30)

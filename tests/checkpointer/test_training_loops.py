@@ -35,6 +35,21 @@ def test_steps_must_grow_from_save_to_save(state):
         assert checkpointer.save(3, block=True).status == "committed"
 
 
+def test_a_blocking_save_is_committed_where_the_state_has_outgrown_its_slots(state):
+    """Another save skips the step while larger ones are made; the one before is not lost."""
+    state["history"] = {"losses": torch.zeros(1)}
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        state["history"]["losses"] = torch.rand(2 << 20)
+        assert checkpointer.save(2).status == "skipped"
+        assert checkpointer.restore() == 1
+        expected = state["history"]["losses"] = torch.rand(3 << 20)
+        assert checkpointer.save(2, block=True).status == "committed"
+        state["history"]["losses"] = torch.zeros(1)
+        assert checkpointer.restore() == 2
+        assert torch.equal(state["history"]["losses"], expected)
+
+
 def test_a_second_one_beside_the_first_is_refused(state):
     """The first would save nothing any more, in silence."""
     with (

@@ -96,7 +96,7 @@ def test_a_slot_that_is_too_small_is_not_overrun(sender):
 def test_a_caller_without_the_secret_gets_nothing(sender):
     """The proof comes before any request."""
     _, address = sender
-    with pytest.raises(AuthenticationError):
+    with pytest.raises(AuthenticationError, match="is TWINCKPT_SECRET here what the job has"):
         BulkClient(b"another secret, just as long....").fetch(
             address, 3, 5, memoryview(bytearray(SIZE_BYTES))
         )

@@ -6,6 +6,7 @@ docs/configuration.md.
 """
 
 import difflib
+import math
 import os
 import socket
 import subprocess
@@ -34,6 +35,13 @@ _RESTART_S = 1.0
 LAUNCHED = "TWINCKPT_LAUNCHED"
 # What torchrun itself, or our backend, takes from --rdzv-conf beside our settings.
 _OF_TORCHRUN = {"join_timeout", "rank", "timeout"}
+
+_NEVER_NEGATIVE = (
+    *("heartbeat_interval_s", "heartbeat_timeout_s", "hang_timeout_s", "last_call_s"),
+    *("scrub_mib_per_s", "drain_every_commits", "drain_every_s", "drain_mib_per_s"),
+    *("capacity_mib", "metrics_port"),
+)
+_MAX_PORT = 65535
 
 
 @dataclass(slots=True)
@@ -88,9 +96,15 @@ class JobSettings:
                 f"heartbeat_interval_s={self.heartbeat_interval_s}: make it at least three times"
             )
         check_kind(self.placement)
-        for name in ("hang_timeout_s", "scrub_mib_per_s", "drain_every_s", "drain_mib_per_s"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name}={getattr(self, name)}: 0 (off) or more")
+        for name in _NEVER_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name}={getattr(self, name)}: 0 or more, and finite")
+        if self.drain_keep < 1:
+            raise ConfigurationError(f"drain_keep={self.drain_keep}: at least 1, the newest step")
+        if self.metrics_port > _MAX_PORT:
+            raise ConfigurationError(
+                f"metrics_port={self.metrics_port}: a port is at most {_MAX_PORT}"
+            )
         if (self.drain_every_commits or self.drain_every_s) and not self.drain_directory:
             raise ConfigurationError("draining needs drain_directory, where to drain to")
         location(self.drain_directory)  # a URL without a driver is refused here
@@ -333,6 +347,14 @@ def _is_local(host: str) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of this machine that nobody uses now."""
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port of this machine that nobody uses now.
+
+    Raises ConfigurationError if `host` is not this machine.
+    """
+    try:
+        with socket.create_server((host, 0)) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ConfigurationError(
+            f"host={host}: {error.strerror}; name an address of this machine that its peers reach"
+        ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
+from twinckpt.errors import ConfigurationError
 
 
 def start_worker_agent(config: WorkerAgentConfig, secret: bytes = b"") -> subprocess.Popen[bytes]:
@@ -24,7 +25,10 @@ def start_root_agent(config: RootAgentConfig, secret: bytes = b"") -> subprocess
 
 
 def _start(module: str, argument: str, log_file: str, secret: bytes) -> subprocess.Popen[bytes]:
-    output = Path(log_file).open("ab") if log_file else None  # noqa: SIM115
+    try:
+        output = Path(log_file).open("ab") if log_file else None  # noqa: SIM115
+    except OSError as error:
+        raise ConfigurationError(f"agent_log={log_file}: {error.strerror}") from error
     try:
         return subprocess.Popen(
             [sys.executable, "-m", module, argument],

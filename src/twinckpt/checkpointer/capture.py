@@ -58,7 +58,7 @@ class Capture:
         subtrees = dict(_subtrees(whole))
         identities = {path: _identity(value) for path, value in subtrees.items()}
         kept = self._unchanged(identities)
-        if list(kept) == list(subtrees):
+        if list(kept) == list(subtrees) == list(self._fragments):
             return self._joined
         known = FlatState()
         for fragment in kept.values():
@@ -111,7 +111,7 @@ def _identity(value: Any) -> _Identity:
     try:
         identity.is_certain = _identify(value, identity)
         identity.marks += _facts(identity.tensors)
-    except (RecursionError, RuntimeError):
+    except (RecursionError, RuntimeError, ValueError):
         identity.is_certain = False  # too deep, or no plain memory: refused elsewhere, by name
     return identity
 

@@ -103,6 +103,7 @@ class Checkpointer:
         self._unraised: Exception | None = None
         self._reported_at_s = 0.0
         self._is_first = True
+        self._is_proven = False
         self._newest_step = 0
         self.stall_s = 0.0
         self._restorer = Restorer(self._state, self._client, self._pinned)
@@ -189,7 +190,7 @@ class Checkpointer:
         try:
             self._poll()
             grant = self._next_grant(step, block)
-            return self._skip(step) if grant is None else self._begin(step, grant)
+            return self._skip(step) if grant is None else self._begin(step, grant, block)
         except TwinckptError as error:
             if not self._attached:
                 raise  # it never worked: unsupported state, too little memory, no agent
@@ -205,6 +206,9 @@ class Checkpointer:
         if writer is not None:
             writer.wait_until_copied()
             self._copy_at_once(writer.fence())
+            if not self._is_proven:
+                self._is_proven = True
+                self._copy_at_once(writer.differing())
         self.stall_s += time.monotonic() - started_s
         self._raise_if_strict()
 
@@ -250,14 +254,15 @@ class Checkpointer:
         self._slot_bytes = max(self._slot_bytes, layout.size_bytes)
         self._client.attach(self._slot_bytes)
 
-    def _begin(self, step: int, grant: Grant) -> SaveHandle:
+    def _begin(self, step: int, grant: Grant, block: bool) -> SaveHandle:
         """Copy now what may change before the next optimizer step, and the rest later."""
         flat = self._state.capture()
         layout, header = self._laid_out(flat, step)
         if layout.size_bytes > grant.slot.capacity_bytes:
             logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
             self._attach(layout)
-            return self._skip(step)
+            larger = self._next_grant(step, block)
+            return self._skip(step) if larger is None else self._begin(step, larger, block)
         writer = SlotWriter(self._target(layout, grant), flat, header, self._device)
         steady = self._state.steady_names(flat.tensors)
         writer.copy_now(frozenset(flat.tensors.keys() - steady))

@@ -35,8 +35,10 @@ class SaveHandle:
     def wait(self, status: Status = "committed", timeout_s: float = 60.0) -> Status:
         """Block until this status, or a final one, is reached; return the status.
 
-        Raises TimeoutError after `timeout_s`.
+        Raises TimeoutError after `timeout_s`, ConfigurationError for what is no status.
         """
+        if status not in _ORDER:
+            raise ConfigurationError(f"wait({status!r}): wait for one of {', '.join(_ORDER)}")
         deadline_s = time.monotonic() + timeout_s
         while not self.is_final and _ORDER.index(self.status) < _ORDER.index(status):
             left_s = deadline_s - time.monotonic()

@@ -63,7 +63,7 @@ class SlotWriter:
         self._target.buffer[: len(header)] = header
         self._device = device
         self._on_device = target.layout.on_device
-        self._watched: list[tuple[str, torch.Tensor, int]] = []
+        self._watched: list[tuple[str, torch.Tensor, int, int]] = []
         self._done: frozenset[str] = frozenset()
         self._deciding = threading.Lock()
         self._is_fenced = False
@@ -87,7 +87,7 @@ class SlotWriter:
         for name in self._done - self._on_device:
             moving.copy(self._target.tensors[name], self._tensors[name])
         self._watched = [
-            (name, tensor, tensor._version)
+            (name, tensor, tensor._version, tensor.data_ptr())
             for name, tensor in self._tensors.items()
             if name not in names and not tensor.is_inference()
         ]
@@ -117,6 +117,18 @@ class SlotWriter:
         return changed
 
     @torch.no_grad()
+    def differing(self) -> list[str]:
+        """Return what is other now than in the slot, after all is copied: takes about as long.
+
+        What is written through `Tensor.data` leaves no trace in the version counter.
+        """
+        return [
+            name
+            for name, tensor, *_ in self._watched
+            if not torch.equal(_bytes(tensor), _bytes(self._target.tensors[name]))
+        ]
+
+    @torch.no_grad()
     def copy_rest(self) -> bytes:
         """Copy all other tensors; return the checksums of the whole slot.
 
@@ -130,18 +142,27 @@ class SlotWriter:
         with self._deciding:
             if not self._is_fenced:
                 self._torn = self._changed()
+        self._raise_if_torn()
+        return b"".join(digests)
+
+    def _raise_if_torn(self) -> None:
         if self._torn:
             raise TornCopyError(
                 f"{self._torn[0]} (and {len(self._torn) - 1} more) changed while it was copied; "
                 "change the state only inside optimizer.step(), or call checkpointer.fence() "
                 "before it"
             )
-        return b"".join(digests)
 
     def _copy_chunks(self) -> list[bytes]:
         """Copy all chunks; return the checksums of those that were hashed at once."""
         self._device.wait()
-        sources = [self._source(name) for name in self._target.layout.regions]
+        # A tensor may be given other memory (`tensor.data = …`) at any time: its own is kept.
+        kept = {n: t.detach() for n, t in self._tensors.items() if n not in self._done}
+        moved = [n for n, *_, at in self._watched if n in kept and kept[n].data_ptr() != at]
+        with self._deciding:
+            self._torn = self._torn or moved
+        self._raise_if_torn()
+        sources = [self._source(kept, name) for name in self._target.layout.regions]
         digests: list[bytes] = []
         is_hashing = True
         for pieces, chunk in self._target.chunks:
@@ -155,17 +176,26 @@ class SlotWriter:
         return digests
 
     def _changed(self) -> list[str]:
-        return [name for name, tensor, version in self._watched if tensor._version != version]
+        return [
+            name
+            for name, tensor, version, address in self._watched
+            if tensor._version != version or tensor.data_ptr() != address
+        ]
 
-    def _source(self, name: str) -> int:
+    def _source(self, kept: dict[str, torch.Tensor], name: str) -> int:
         """Return where to copy a tensor from; 0 if that is done."""
-        if name in self._done:
+        tensor = kept.get(name)
+        if tensor is None:
             return 0
-        tensor = self._tensors[name]
         if not self._target.layout.kinds[name].lies_in_order:
             self._target.tensors[name].copy_(tensor)
             return 0
         return tensor.data_ptr()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8)
 
 
 def _pieces(layout: Layout, address: int) -> list[list[_Piece]]:

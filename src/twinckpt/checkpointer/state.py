@@ -16,7 +16,8 @@ from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
-from twinckpt.errors import RestoreError
+from twinckpt.checkpointer.zero import is_zero, load_local_state, local_state
+from twinckpt.errors import RestoreError, TwinckptError
 
 
 class TrainingState:
@@ -115,7 +116,17 @@ class TrainingState:
             }
             saved.finish()
         for name, part in parts.items():
-            self._load(name, part, states[name], values[name])
+            try:
+                self._load(name, part, states[name], values[name])
+            except TwinckptError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().rstrip(".")
+                raise RestoreError(
+                    f"{name} does not take what the checkpoint has for it: {reason}. The state is "
+                    "partly overwritten, the checkpoint is as it was: make the model, the "
+                    "optimizer and the rest as they were when it was saved"
+                ) from error
 
     def _load(self, name: str, part: Any, live: Any, value: Any) -> None:
         """Give a part its restored state; what was filled in place is in there as itself."""
@@ -129,6 +140,8 @@ class TrainingState:
                 part.load_state_dict(whole, assign=True)
             else:
                 part.load_state_dict(whole)
+        elif is_zero(part):
+            load_local_state(part, value)
         elif is_stateful(part):
             part.load_state_dict(value)
         elif isinstance(part, torch.Generator):
@@ -138,7 +151,10 @@ class TrainingState:
             part.update(value)
         elif isinstance(part, list) and isinstance(value, list):
             part[:] = value
-        elif not isinstance(part, torch.Tensor):
+        elif isinstance(part, torch.Tensor) and isinstance(value, torch.Tensor):
+            if value is not part:
+                part.data = value.detach().to(part.device)  # other than it was: shape, type
+        else:
             self._parts.replace(name, value)
 
 
@@ -159,7 +175,11 @@ class _InPlace:
         name = node["tensor"]
         if node["$"] != "tensor":
             return self._saved.tensor(name)  # it is copied into something else at once
-        if self._may_reuse and isinstance(live, torch.Tensor):
+        if (
+            self._may_reuse
+            and isinstance(live, torch.Tensor)
+            and not torch.nn.parameter.is_lazy(live)
+        ):
             target = local_tensor(live)
             if target.is_meta:
                 raise RestoreError(
@@ -220,7 +240,12 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def _state_of(part: Any) -> Any:
     """Return a part's state; of a module the live parameters themselves, which is cheaper."""
     if isinstance(part, torch.nn.Module):
-        return part.state_dict(keep_vars=True)
+        try:
+            return part.state_dict(keep_vars=True)
+        except TypeError:  # its own `state_dict` has no such argument
+            return part.state_dict()
     if isinstance(part, torch.Generator):
         return part.get_state()
+    if is_zero(part):
+        return local_state(part)
     return part.state_dict() if is_stateful(part) else part

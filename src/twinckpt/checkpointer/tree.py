@@ -7,7 +7,7 @@ neither is refused by name, because it could only be carried by pickling it.
 
 import base64
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +20,10 @@ from twinckpt.errors import UnsupportedStateError
 
 # A JSON object stands for itself only if its keys are strings and none of these.
 _KIND = "$"
+
+# What is of a type derived from one of these would come back as the plain one.
+_PLAIN = (str, bytes, int, float, complex, list, set, frozenset)
+_MAPPINGS = {dict: "dict", OrderedDict: "ordered", Counter: "counter"}
 
 
 class Kind(NamedTuple):
@@ -85,14 +89,21 @@ class _Flattener:
     def visit(self, value: Any, path: str) -> Any:
         """Return the JSON of one value, and collect its tensors."""
         match value:
-            case None | bool() | str():
+            case None | bool():
                 return value
             case torch.Tensor():
                 return self._tensor(value, path)
             case np.ndarray() | np.generic():
                 return self._numpy(value, path)
+            case _ if isinstance(value, _PLAIN) and type(value) not in _PLAIN:
+                plain = next(kind.__name__ for kind in _PLAIN if isinstance(value, kind))
+                raise UnsupportedStateError(
+                    f"{path} is a {type(value).__qualname__}; store its plain value ({plain}) "
+                    "instead"
+                )
+            case str():
+                return value
             case int():
-                self._refuse_subclass(value, int, path)
                 # JSON readers limit the digits of decimal numbers, not of hexadecimal text.
                 return value if value.bit_length() <= 64 else {_KIND: "int", "hex": hex(value)}
             case float():
@@ -125,18 +136,12 @@ class _Flattener:
             "plain values, or leave it out"
         )
 
-    def _refuse_subclass(self, value: Any, plain: type, path: str) -> None:
-        if type(value) is not plain:
-            raise UnsupportedStateError(
-                f"{path} is a {type(value).__qualname__}; store its plain value "
-                f"({plain.__name__}) instead"
-            )
-
     def _items(self, values: Any, path: str) -> list[Any]:
         return [self.visit(item, f"{path}.{index}") for index, item in enumerate(values)]
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
-        if type(value) not in (dict, OrderedDict):
+        kind = _MAPPINGS.get(type(value))
+        if kind is None:
             raise UnsupportedStateError(
                 f"{path} is a {type(value).__qualname__}; convert it to a plain dict"
             )
@@ -144,21 +149,31 @@ class _Flattener:
             key: self.visit(item, f"{path}.{key}" if path else str(key))
             for key, item in value.items()
         }
-        plain = (
-            type(value) is dict and all(type(key) is str for key in items) and _KIND not in items
-        )
-        if plain:
+        if kind == "dict" and all(type(key) is str for key in items) and _KIND not in items:
             return items
-        kind = "dict" if type(value) is dict else "ordered"
         return {
             _KIND: kind,
-            "items": [[self.visit(key, path), item] for key, item in items.items()],
+            "items": [[self._key(key, path), item] for key, item in items.items()],
         }
+
+    def _key(self, key: Any, path: str) -> Any:
+        if isinstance(key, torch.Tensor):
+            raise UnsupportedStateError(f"a key of {path} is a tensor; use a name or a number")
+        return self.visit(key, f"a key of {path}")
 
     def _numpy(self, value: Any, path: str) -> Any:
         if value.dtype.hasobject:
             raise UnsupportedStateError(
                 f"{path} is a NumPy array of objects; convert it to numbers"
+            )
+        if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+            raise UnsupportedStateError(
+                f"{path} is a {type(value).__qualname__}; store plain arrays instead "
+                "(numpy.asarray)"
+            )
+        if value.dtype.names is not None:
+            raise UnsupportedStateError(
+                f"{path} is a NumPy array of records; store an array for each of its fields"
             )
         array = np.ascontiguousarray(value)
         raw = torch.from_numpy(array.reshape(-1).view(np.uint8).copy())
@@ -168,6 +183,10 @@ class _Flattener:
 
     def _tensor(self, value: torch.Tensor, path: str) -> Any:
         local = local_tensor(value)
+        if torch.nn.parameter.is_lazy(local):
+            raise UnsupportedStateError(
+                f"{path} has no shape yet; run a batch through the module before the first save()"
+            )
         if not is_dense(local):
             raise UnsupportedStateError(
                 f"{path} is a sparse, nested or quantized tensor; store its dense parts instead"
@@ -176,6 +195,11 @@ class _Flattener:
             raise UnsupportedStateError(
                 f"{path} is on the meta device and has no data; materialize the module first "
                 "(module.to_empty(device=...))"
+            )
+        if local.numel() and not local.data_ptr():
+            raise UnsupportedStateError(
+                f"{path} is a {type(local).__qualname__}, which has no memory of its own; store "
+                "the tensors that it wraps instead"
             )
         node: dict[str, Any] = {_KIND: "tensor", "tensor": self._store(local, path, value)}
         if isinstance(value, DTensor):
@@ -200,7 +224,8 @@ class _Flattener:
                 name = self._known.places[key]
                 self.borrowed.add(name)
                 return name
-        name = path
+        # Names are read by others too, who refuse what is not Unicode.
+        name = path.encode(errors="backslashreplace").decode()
         while name in self.flat.tensors or name in self._known.tensors or name == "__metadata__":
             name += "'"
         in_order = tensor.is_cpu and tensor.is_contiguous() and not is_neg and not is_conj
@@ -258,6 +283,8 @@ def unflatten(
                 return dict(pairs(node["items"], live))
             case "ordered":
                 return OrderedDict(pairs(node["items"], live))
+            case "counter":
+                return Counter(dict(pairs(node["items"], live)))
             case kind:
                 raise UnsupportedStateError(f"a checkpoint of a newer version: node {kind!r}")
 

@@ -44,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             print(f"twinckpt: --{name} must be at least 1", file=sys.stderr)
             return 2
+    if args.shard_mib < 0:
+        print("twinckpt: --shard-mib must be at least 0", file=sys.stderr)
+        return 2
     arena_bytes = args.replicas * args.slots * args.ranks * args.shard_mib * MIB
     findings = [
         _kernel(),

@@ -4,6 +4,7 @@ Sharded tensors are put together, so that any number of ranks can load either of
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Export one step; 1 if it is damaged or cannot be put together, 2 for wrong arguments."""
     import torch
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     from twinckpt.checkpointer.assemble import full_state
     from twinckpt.errors import TwinckptError
@@ -38,13 +40,20 @@ def run(args: argparse.Namespace) -> int:
     except TwinckptError as error:
         print(f"twinckpt: {error}", file=sys.stderr)
         return 1
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    if args.format == "torch":
-        draft = args.output.with_name(f".{args.output.name}.draft")
-        torch.save(full.state, draft)
-        draft.rename(args.output)
-    else:
-        dcp.save(full.state, checkpoint_id=args.output, no_dist=True)
+    draft = args.output.with_name(f".{args.output.name}.draft")
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        if args.format == "torch":
+            torch.save(full.state, draft)
+            draft.rename(args.output)
+        else:
+            dcp.save(full.state, checkpoint_id=args.output, no_dist=True)
+    except (OSError, RuntimeError, CheckpointException) as error:  # a full disk is any of them
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        reason = str(error).strip().splitlines()[0]
+        print(f"twinckpt: {args.output} cannot be written: {reason}", file=sys.stderr)
+        return 1
     print(f"step {step} of {full.world_size} ranks → {args.output}")
     for name in full.differing:
         print(f"{name}: the ranks differ in what is not sharded; rank 0's was taken")

@@ -29,6 +29,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.source.exists():
         print(f"twinckpt: {args.source} does not exist", file=sys.stderr)
         return 2
+    if args.step < 0:
+        print(f"twinckpt: --step {args.step}: a step is at least 0", file=sys.stderr)
+        return 2
     if args.step in drained_steps(args.directory):
         print(f"twinckpt: {args.directory} holds step {args.step} already", file=sys.stderr)
         return 2
@@ -38,8 +41,12 @@ def run(args: argparse.Namespace) -> int:
     except (TwinckptError, ValueError) as error:
         print(f"twinckpt: {args.source}: {error}", file=sys.stderr)
         return 1
-    write_shard(args.directory, seal, data)
-    finish_step(args.directory, seal.step, seal.ticket, seal.world_size)
+    try:
+        write_shard(args.directory, seal, data)
+        finish_step(args.directory, seal.step, seal.ticket, seal.world_size)
+    except OSError as error:
+        print(f"twinckpt: {args.directory} cannot be written to: {error}", file=sys.stderr)
+        return 1
     print(f"{args.source} → step {args.step} in {args.directory}, of {', '.join(sorted(state))}")
     return 0
 
@@ -49,6 +56,8 @@ def _load(source: Path) -> dict[str, Any]:
     import torch
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+    if source.is_dir() and not (source / ".metadata").exists():
+        raise ValueError("no DCP checkpoint: there is no .metadata in it")
     with tempfile.TemporaryDirectory() as folder:
         path = source
         try:
@@ -57,8 +66,8 @@ def _load(source: Path) -> dict[str, Any]:
                 dcp_to_torch_save(source, path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises anything where it is given anything
-            what = f"no checkpoint of tensors and plain values: {error!r}"
-            raise ValueError(what) from error
+            reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+            raise ValueError(f"no checkpoint of tensors and plain values ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError("not a mapping of names, as a Checkpointer's state is")
     return {name: _numbered(part) for name, part in state.items()}

@@ -6,6 +6,7 @@ Without an endpoint it asks this machine's worker agent where the root is.
 import argparse
 import dataclasses
 import json
+import math
 import socket
 import sys
 import time
@@ -38,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the status; 1 if the job is not healthy, 2 if no job answers."""
     from twinckpt.errors import TwinckptError
 
+    if args.watch is not None and not 0 < args.watch < math.inf:
+        print(f"twinckpt status: --watch {args.watch:g}: seconds above 0", file=sys.stderr)
+        return 2
     while True:
         try:
             status = ask(*_endpoint(args.endpoint))

@@ -30,7 +30,8 @@ HANDSHAKE_TIMEOUT_S = 5.0
 Exchange = Generator[bytes | int, bytes, None]
 
 _TLS_HANDSHAKE = b"\x16\x03"
-_PERHAPS_TLS = "; if the job uses TLS, set tls_cert, tls_key and tls_ca here too"
+_PERHAPS_SECRET = "; is TWINCKPT_SECRET here what the job has, and is the port the job's?"
+_PERHAPS_TLS = f"{_PERHAPS_SECRET} if the job uses TLS, set tls_cert, tls_key and tls_ca here too"
 
 
 def server_exchange(secret: bytes, certificate: bytes = b"") -> Exchange:
@@ -79,7 +80,7 @@ def call(sock: socket.socket, secret: bytes, tls: Tls | None) -> socket.socket:
     if tls is None:
         return _authenticated(sock, client_exchange(secret), _PERHAPS_TLS)
     secured = tls.call(sock)
-    return _authenticated(secured, client_exchange(secret, fingerprint(secured)))
+    return _authenticated(secured, client_exchange(secret, fingerprint(secured)), _PERHAPS_SECRET)
 
 
 async def accept_async(
@@ -108,7 +109,7 @@ async def call_async(
     certificate = fingerprint(writer.get_extra_info("ssl_object")) if tls else b""
     exchange = client_exchange(secret, certificate)
     try:
-        await authenticate_async(reader, writer, exchange, "" if tls else _PERHAPS_TLS)
+        await authenticate_async(reader, writer, exchange, _PERHAPS_SECRET if tls else _PERHAPS_TLS)
     except BaseException:
         writer.close()
         raise

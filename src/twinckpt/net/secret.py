@@ -20,14 +20,17 @@ def load_secret() -> bytes:
         return _checked(value.encode(), "TWINCKPT_SECRET")
     named = os.environ.get("TWINCKPT_SECRET_FILE")
     path = Path(named) if named else _default_path()
-    if not named and not path.exists():
-        _create(path)
     try:
+        if not named and not path.exists():
+            _create(path)
         if path.stat().st_mode & 0o077:
             raise ConfigurationError(f"{path} is open to other users: run chmod 600 {path}")
         return _checked(path.read_bytes().strip(), str(path))
     except OSError as error:
-        raise ConfigurationError(f"cannot read the secret file {path}: {error}") from error
+        raise ConfigurationError(
+            f"cannot read the secret file {path}: {error}; set TWINCKPT_SECRET, or name a file of "
+            "yours in TWINCKPT_SECRET_FILE"
+        ) from error
 
 
 def _default_path() -> Path:
