@@ -99,6 +99,16 @@ def test_overrides_win_over_scale():
     assert (config.measure.steps, config.model.layers) == (7, 5)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_recovery_ends_with_the_smallest_step_of_the_scale_s_model(scale):
+    """The state is that of other experiments; the step is short, unless the user says more."""
+    recovery, other = (load(name, [f"scale={scale}"]) for name in ("recovery_time", "training"))
+    assert recovery.model == other.model
+    assert recovery.optimization.batch == 1 < other.optimization.batch
+    said = load("recovery_time", [f"scale={scale}", "optimization.batch=3"])
+    assert said.optimization.batch == 3
+
+
 @pytest.mark.parametrize(
     ("experiment", "override", "matters"),
     [

@@ -40,7 +40,8 @@ SECTIONS: dict[str, Section] = {
     "recovery_time": Section(
         "Recovery from a killed process and a killed machine",
         r"Seed row 2; the paper's recovery timeline (Fig.~14). Ranks and machines are killed with "
-        r"SIGKILL; the clock runs from the kill to the end of the first new step.",
+        r"SIGKILL; the clock runs from the kill to the end of the first new step: the "
+        r"smallest one that the state can have, a sequence a rank, since all methods end with it.",
         r"Recovery from disk takes \recoveryDiskTotalMs{}, from a peer's RAM "
         r"\recoveryRamTotalMs{}, from the machine's own RAM \recoveryRamLocalTotalMs{}. The "
         r"load alone takes \recoveryDiskMs{}, \recoveryRamMs{} and \recoveryRamLocalMs{}. Dots are "

@@ -107,7 +107,8 @@ class Checkpointer:
         self._newest_step = 0
         self.stall_s = 0.0
         self._restorer = Restorer(self._state, self._client, self._pinned)
-        tell_need(self._state, self._need, is_teller=self._client.rank == 0)
+        if self._client.generation <= 1:  # a restart need not wait for what has been said
+            tell_need(self._state, self._need, is_teller=self._client.rank == 0)
         self._fences = Fences(self.fence)
         self._fences.cover(self._state.optimizers)
         atexit.register(self._close_at_exit)
