@@ -206,10 +206,11 @@ class Checkpointer:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.wait_until_copied()
-            self._copy_at_once(writer.fence())
-            if not self._is_proven:
+            changed = writer.fence()
+            if not changed and not self._is_proven:  # a torn copy would prove nothing
                 self._is_proven = True
-                self._copy_at_once(writer.differing())
+                changed = writer.differing()
+            self._copy_at_once(changed)
         self.stall_s += time.monotonic() - started_s
         self._raise_if_strict()
 

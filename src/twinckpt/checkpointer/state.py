@@ -224,10 +224,15 @@ def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
     prefix = f"{part_name}.state."
     if not isinstance(part, torch.optim.Optimizer) or not name.startswith(prefix):
         return None
-    index, _, rest = name.removeprefix(prefix).partition(".")
-    parameters = [p for group in part.param_groups for p in group["params"]]
-    if rest and index.isdecimal() and int(index) < len(parameters):
-        return parameters[int(index)]
+    number, _, rest = name.removeprefix(prefix).partition(".")
+    if not rest or not number.isdecimal():
+        return None
+    index = int(number)
+    for group in part.param_groups:
+        parameters: list[torch.Tensor] = group["params"]
+        if index < len(parameters):
+            return parameters[index]
+        index -= len(parameters)
     return None
 
 
