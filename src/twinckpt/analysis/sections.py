@@ -166,7 +166,8 @@ SECTIONS: dict[str, Section] = {
         "How far from the limits of the machine",
         r"Beyond the paper: each operation beside the memory copy or transfer it cannot beat.",
         r"Time of each operation over that of the plain copy or transfer (dotted: as fast as "
-        r"that); lines are intervals. Staging takes \stagingVsMemcpyX{}, replication reaches "
+        r"that); lines are intervals. With most ranks and the largest state, staging takes "
+        r"\stagingVsMemcpyX{}, replication reaches "
         r"\replicationVsLoopbackX{} of plain TCP's rate; restores verify every byte. A worker "
         r"agent needs \agentOverheadMib{} beyond its slots. A memcpy that hashes each chunk, "
         r"without any Python, takes "
