@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ class Saving:
         self._rivals = {name: rival for name, rival in rivals.items() if rival.saves}
         self._log = log
         self._step = 0
-        self._longest_s = 0.0
+        self._took_s: dict[str, float] = {}  # the last blocking save, by rival
         self._busy_step = BusyStep()
 
     def round(self, repeat: int) -> None:
@@ -47,7 +48,7 @@ class Saving:
         for name, rival in self._rivals.items():
             self._beside_waiting_host(repeat, name, rival)
         if repeat <= 1:
-            self._busy_step.calibrate(self._longest_s)
+            self._busy_step.calibrate(median(self._took_s.values()))
         self._block(repeat, "none", None)
         for name, rival in self._rivals.items():
             self._block(repeat, name, rival)
@@ -64,16 +65,15 @@ class Saving:
         self._add(repeat, name, "stall_s", stalled_s - started_s)
         if name not in RANK_ONLY:
             self._add(repeat, name, "done_s", done_s)
-        if repeat <= 1 and rival.in_memory:
-            self._longest_s = max(self._longest_s, done_s)
+        self._took_s[name] = done_s
 
     def _beside_waiting_host(self, repeat: int, name: str, rival: Rival) -> None:
-        """The host waits, as for a GPU, as long as a checkpoint to a peer's memory takes."""
+        """The host waits, as for a GPU, twice as long as this rival's checkpoint has taken."""
         settle()
         started_s = time.monotonic()
         self._save(rival)
         stall_s = time.monotonic() - started_s
-        time.sleep(self._longest_s)
+        time.sleep(2 * self._took_s[name])
         resumed_s = time.monotonic()
         rival.fence()
         stall_s += time.monotonic() - resumed_s

@@ -39,8 +39,6 @@ class NvResiliency(Rival):
     writer cannot be used: with replication it would have to pickle a process group.
     """
 
-    in_memory = True
-
     def __init__(self, rank: Rank, ram_disk: Path) -> None:
         self._tensors = rank.tensors
         # What an earlier generation left would count as newer than what is saved now.

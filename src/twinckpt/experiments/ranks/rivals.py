@@ -26,7 +26,6 @@ class Rival:
     """One way to keep checkpoints. Every rank calls the same verbs in the same order."""
 
     saves = True  # else it only restores, from a replica that is alive
-    in_memory = False  # a step is as long as the slowest of these needs
 
     def save(self, step: int) -> None:
         """Begin a checkpoint; an earlier one may have to be finished first."""
@@ -48,8 +47,6 @@ class Rival:
 
 class Twinckpt(Rival):
     """This library."""
-
-    in_memory = True
 
     def __init__(self, checkpointer: Checkpointer) -> None:
         self._checkpointer = checkpointer
@@ -144,8 +141,6 @@ class Dcp(Rival):
 
 class LmResiliency(Rival):
     """GEMINI's author's library: the trainer's own memory, replicated in pairs over Gloo."""
-
-    in_memory = True
 
     def __init__(self, rank: Rank, directory: Path) -> None:
         from lm_resiliency.checkpointing import (
