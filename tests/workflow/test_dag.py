@@ -134,7 +134,8 @@ def test_what_is_on_request_is_measured_by_its_name(name):
 
 def test_peers_are_measured_by_name_only(tmp_path):
     """They need packages of their own, which the workflow installs first."""
-    result = snakemake("peers", "--config", "scale=quick", "name=of_this_test")
+    anew = ("--forcerun", "peers_packages")  # this checkout may have them
+    result = snakemake("peers", *anew, "--config", "scale=quick", "name=of_this_test")
     assert result.returncode == 0, result.stderr
     assert measured(result) == {"peers"}
     assert "peers_packages" in result.stdout
