@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import psutil
@@ -33,17 +32,14 @@ def flip_a_bit(path, position):
 
 
 @pytest.mark.parametrize("position", [0, 290_000])
-def test_a_damaged_copy_is_repaired_while_nobody_asks_for_it(tmp_path, position):
+def test_a_damaged_copy_is_repaired_while_nobody_asks_for_it(tmp_path, position, until):
     with AgentCluster(2, 2, "ring", SHARD_BYTES, tmp_path) as cluster:
         step = cluster.checkpoint()
         contents = cluster._contents(1, step)
         copies = resident_copies(contents)
         assert len(copies) == 2  # its own machine's, and the peer's
         flip_a_bit(copies[0], position)
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while len(resident_copies(contents)) < 2:
-            assert time.monotonic() < deadline_s, "the copy was not repaired"
-            time.sleep(0.1)
+        until(lambda: len(resident_copies(contents)) >= 2, "repaired copy", TIMEOUT_S)
         log = (tmp_path / "events" / "root.jsonl").read_text()
         events = [json.loads(line) for line in log.splitlines()]
         assert [e["rank"] for e in events if e["event"] == "copy_lost"] == [1]

@@ -51,9 +51,15 @@ LIMITS = {
 _OF_SEVERAL = ("replication_vs_loopback_x", "restore_peer_vs_loopback_x")
 
 
+def ranks_and_mib(case: str) -> tuple[int, int]:
+    """How many ranks a case has, and the MiB of each rank's state."""
+    ranks, size = map(int, re.findall(r"\d+", case))
+    return ranks, size
+
+
 def cases(data: Dataset) -> list[str]:
     """All cases, by ranks and then by size; the last is the headline's."""
-    return sorted(data.select(EXPERIMENT, "memcpy_s").method.unique(), key=_numbers)
+    return sorted(data.select(EXPERIMENT, "memcpy_s").method.unique(), key=ranks_and_mib)
 
 
 def quotient(data: Dataset, name: str, case: str) -> Estimate:
@@ -73,7 +79,7 @@ def single(name: str) -> Callable[[Dataset], Estimate]:
     """One of `LIMITS` for one rank alone with the largest state; NotMeasured without one."""
 
     def compute(data: Dataset) -> Estimate:
-        alone = [case for case in cases(data) if _numbers(case)[0] == 1]
+        alone = [case for case in cases(data) if ranks_and_mib(case)[0] == 1]
         if not alone:
             raise NotMeasured("limits of one rank alone (limits.single_sizes_mib)")
         return quotient(data, name, alone[-1])
@@ -125,7 +131,7 @@ def draw(axis: Axes, data: Dataset) -> None:
 
 
 def _applies(name: str, case: str) -> bool:
-    return _numbers(case)[0] > 1 or name not in _OF_SEVERAL
+    return ranks_and_mib(case)[0] > 1 or name not in _OF_SEVERAL
 
 
 def _shown(name: str, estimate: Estimate) -> list[float]:
@@ -141,10 +147,5 @@ def _text(estimate: Estimate) -> str:
 
 
 def _title(case: str) -> str:
-    ranks, size = _numbers(case)
+    ranks, size = ranks_and_mib(case)
     return f"{ranks} rank{'s' if ranks > 1 else ''}, {size} MiB each"
-
-
-def _numbers(case: str) -> tuple[int, int]:
-    ranks, size = map(int, re.findall(r"\d+", case))
-    return ranks, size

@@ -13,7 +13,7 @@ from twinckpt.analysis import format as fmt
 from twinckpt.analysis.claims import VERDICTS, Judgement
 from twinckpt.analysis.metrics import METRICS
 from twinckpt.analysis.summary import by_name
-from twinckpt.analysis.targets import TARGETS
+from twinckpt.analysis.targets import OUTCOMES, TARGETS
 from twinckpt.core.paper_points import end_to_end_ratios
 
 _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -50,9 +50,10 @@ def macros(
         sum(one.verdict == "reproduced" and one.evidence == "predicted" for one in judgements)
     )
     outcomes = [target.outcome(measured) for target in TARGETS]
-    for outcome in ("met", "missed", "not_measured"):
-        count = sum(one == outcome.replace("_", " ") for one in outcomes)
-        values[macro_name(f"num_targets_{outcome}")] = str(count)
+    for outcome in OUTCOMES:
+        values[macro_name("num_targets_" + outcome.replace(" ", "_"))] = str(
+            outcomes.count(outcome)
+        )
     for kind, gain in zip(("Software", "Hardware"), end_to_end_ratios(), strict=True):
         values[f"gain{kind}"] = fmt.with_unit(gain, "x")
     return values | _machine(summary["hardware"]) | _origin(provenance, variant)

@@ -3,7 +3,6 @@
 Its methods are cases, `ranks<N>_mib<SIZE>`, as in `limits`.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Literal
@@ -12,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from twinckpt.analysis.dataset import Dataset
+from twinckpt.analysis.limits import ranks_and_mib
 from twinckpt.analysis.statistics import Estimate, median, power_law
 
 EXPERIMENT = "scaling"
@@ -34,7 +34,7 @@ def series(data: Dataset, metric: str, along: Axis) -> dict[float, list[float]]:
     """
     found: dict[int, dict[float, list[float]]] = defaultdict(dict)
     for method in data.select(EXPERIMENT, metric).method.unique():
-        num_ranks, size_mib = map(int, re.findall(r"\d+", method))
+        num_ranks, size_mib = ranks_and_mib(method)
         varied, fixed = (num_ranks, size_mib) if along == "ranks" else (size_mib, num_ranks)
         found[fixed][varied] = data.repeats(EXPERIMENT, metric, method=method)
     return max(found.values(), key=len)

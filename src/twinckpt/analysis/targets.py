@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Outcome = Literal["met", "missed", "not measured"]
+OUTCOMES: tuple[Outcome, ...] = ("met", "missed", "not measured")
 
 
 @dataclass(frozen=True)
