@@ -1,5 +1,6 @@
 """A bit that flips in a resident copy is found, and the copy is fetched again."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -18,8 +19,9 @@ def resident_copies(contents):
     found = {}
     for process in psutil.Process().children(recursive=True):
         for path in Path(f"/proc/{process.pid}/fd").iterdir():
-            if "twinckpt-slot" in os.readlink(path) and path.read_bytes().startswith(contents):
-                found[path.stat().st_ino] = path
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                if "twinckpt-slot" in os.readlink(path) and path.read_bytes().startswith(contents):
+                    found[path.stat().st_ino] = path
     return list(found.values())
 
 

@@ -7,7 +7,7 @@ messages; so it stays there until what is held is released.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from faulty_cluster import FaultyCluster, Machine
+from faulty_cluster import FaultyCluster, Machine, wait_until
 from puppets import SHARD_BYTES
 
 from twinckpt.core import messages as m
@@ -64,6 +64,17 @@ class Scene:
         passed = list(self.cluster.machines[place].root.passed)
         return any(isinstance(x, kind) and _rank_of(x) == rank for x in passed)
 
+    def is_sealed(self, rank: int) -> bool:
+        """Return whether the root knows of a rank's shard on its own machine."""
+        return self.has_passed(m.Holds, rank, rank)
+
+    def stage_last(self, last: int) -> None:
+        """Stage a rank when the root knows of the others: messages that follow a held one wait."""
+        first = [rank for rank in range(3) if rank != last]
+        self.cluster.stage(self.cluster.machines[rank] for rank in first)
+        wait_until(lambda: all(self.is_sealed(rank) for rank in first), "the other shards sealed")
+        self.cluster.stage([self.cluster.machines[last]])
+
     def is_committed(self) -> bool:
         """Return whether the root has decided that the step is committed."""
         return bool(self.cluster.logged("committed", self.begun_at, step=self.step))
@@ -97,7 +108,7 @@ def _rank_of(message: object) -> int | None:
 def before_staging(scene: Scene) -> None:
     """All ranks have finished the step and may stage it."""
     scene.begin()
-    scene.is_there = lambda: not any(scene.has_passed(m.Holds, rank, rank) for rank in range(3))
+    scene.is_there = lambda: not any(scene.is_sealed(rank) for rank in range(3))
 
 
 def while_staging(scene: Scene) -> None:
@@ -105,11 +116,7 @@ def while_staging(scene: Scene) -> None:
     scene.begin()
     scene.cluster.stage(x for x in scene.cluster.machines if x is not scene.victim)
     scene.victim.rank.do("fill", 0, HALF)
-    scene.is_there = lambda: (
-        scene.has_passed(m.Holds, 0, 0)
-        and scene.has_passed(m.Holds, 2, 2)
-        and not scene.has_passed(m.Holds, 1, 1)
-    )
+    scene.is_there = lambda: scene.is_sealed(0) and scene.is_sealed(2) and not scene.is_sealed(1)
 
 
 def sealed(scene: Scene) -> None:
@@ -118,8 +125,7 @@ def sealed(scene: Scene) -> None:
     scene.hold(m.Fetch)
     scene.cluster.stage()
     scene.is_there = lambda: (
-        scene.is_held(m.Fetch, (0, 1, 2))
-        and all(scene.has_passed(m.Holds, rank, rank) for rank in range(3))
+        scene.is_held(m.Fetch, (0, 1, 2)) and all(scene.is_sealed(rank) for rank in range(3))
     )
 
 
@@ -127,7 +133,7 @@ def half_sent(scene: Scene) -> None:
     """Machine 2 has half of rank 1's shard."""
     scene.begin()
     scene.victim.bulk.hold_after(HALF)
-    scene.cluster.stage()
+    scene.stage_last(1)
     scene.is_there = lambda: scene.victim.bulk.is_holding
 
 
@@ -135,15 +141,15 @@ def sent(scene: Scene) -> None:
     """Machine 2 has sealed rank 1's shard, and the root does not know."""
     scene.begin()
     scene.hold(m.Holds, rank=1, places=(2,))
-    scene.cluster.stage()
-    scene.is_there = lambda: scene.is_held(m.Holds, (2,)) and scene.has_passed(m.Holds, 1, 1)
+    scene.stage_last(1)
+    scene.is_there = lambda: scene.is_held(m.Holds, (2,)) and scene.is_sealed(1)
 
 
 def acknowledged(scene: Scene) -> None:
     """Rank 1 knows that its shard is safe; rank 2's is not yet."""
     scene.begin()
     scene.hold(m.Holds, rank=2, places=(0,))
-    scene.cluster.stage()
+    scene.stage_last(2)
     scene.is_there = lambda: (
         scene.has_passed(m.Replicated, 1, 1)
         and scene.is_held(m.Holds, (0,))
