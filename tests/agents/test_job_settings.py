@@ -12,7 +12,9 @@ from twinckpt.checkpointer.connect import job_settings
 from twinckpt.errors import ConfigurationError
 from twinckpt.net.secret import load_secret
 
-TABLE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "docs" / "configuration.md"
+SOURCES = ROOT / "src"
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,29 @@ def test_an_impossible_setting_is_refused_before_anything_starts(explicit, messa
     """With its name, its value and what would do."""
     with pytest.raises(ConfigurationError, match=message):
         Checkpointer({"step": 0}, **explicit)
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch):
+    """It would change nothing, and nobody would know."""
+    monkeypatch.setenv("TWINCKPT_REPLICA", "3")
+    with pytest.raises(
+        ConfigurationError, match=r"TWINCKPT_REPLICA='3': .*is it TWINCKPT_REPLICAS"
+    ):
+        JobSettings.load({})
+
+
+def test_a_variable_of_ours_that_is_no_setting_is_not_taken_for_a_misspelt_one(monkeypatch):
+    """All that the sources read."""
+    settings = {f"TWINCKPT_{field.name.upper()}" for field in fields(JobSettings)}
+    read = {
+        name
+        for path in SOURCES.rglob("*.py")
+        for name in re.findall(r"TWINCKPT_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8"))
+    }
+    assert len(read - settings) > 10
+    for name in read - settings:
+        monkeypatch.setenv(name, "x")
+    assert JobSettings.load({}) == JobSettings()
 
 
 def test_a_secret_that_cannot_be_made_is_said(monkeypatch):

@@ -31,6 +31,9 @@ from twinckpt.net.tls import TlsFiles
 START_TIMEOUT_S = 30.0
 _RESTART_S = 1.0
 
+_PREFIX = "TWINCKPT_"
+_MISSPELT = 0.8  # likeness of two names, from 0 to 1; other variables of ours are below it
+
 # Where torchrun's rendezvous backend tells the ranks what it has decided.
 LAUNCHED = "TWINCKPT_LAUNCHED"
 # What torchrun itself, or our backend, takes from --rdzv-conf beside our settings.
@@ -114,7 +117,8 @@ class JobSettings:
     def load(cls, explicit: Mapping[str, Any]) -> "JobSettings":
         """Read `explicit` values, else `TWINCKPT_<NAME>` from the environment, else defaults.
 
-        Raises ConfigurationError for an unknown name, a value of the wrong type or out of range.
+        Raises ConfigurationError for an unknown name, a value of the wrong type or out of range,
+        and for a variable that is called nearly like a setting: it would change nothing.
         """
         names = {field.name for field in fields(cls)}
         for unknown in explicit.keys() - names - _OF_TORCHRUN:
@@ -123,9 +127,17 @@ class JobSettings:
                 f"{unknown}={explicit[unknown]!r}: there is no such setting; is it {near}? "
                 "docs/configuration.md lists them"
             )
+        for variable in os.environ.keys() - {_variable(name) for name in names}:
+            suffix = variable.removeprefix(_PREFIX).lower()
+            meant = difflib.get_close_matches(suffix, names, n=1, cutoff=_MISSPELT)
+            if variable.startswith(_PREFIX) and meant:
+                raise ConfigurationError(
+                    f"{variable}={os.environ[variable]!r}: there is no such setting; is it "
+                    f"{_variable(meant[0])}? docs/configuration.md lists them"
+                )
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value = explicit.get(field.name, os.environ.get(f"TWINCKPT_{field.name.upper()}"))
+            value = explicit.get(field.name, os.environ.get(_variable(field.name)))
             if value is not None:
                 values[field.name] = _converted(field.name, value, type(field.default))
         return cls(**values)
@@ -159,7 +171,7 @@ class JobSettings:
 
     def environment(self) -> dict[str, str]:
         """Return the variables from which `load` makes these settings again."""
-        return {f"TWINCKPT_{f.name.upper()}": str(getattr(self, f.name)) for f in fields(self)}
+        return {_variable(f.name): str(getattr(self, f.name)) for f in fields(self)}
 
     @property
     def tls(self) -> TlsFiles:
@@ -178,6 +190,10 @@ class JobSettings:
             drain_every_commits=self.drain_every_commits,
             drain_every_s=self.drain_every_s,
         )
+
+
+def _variable(name: str) -> str:
+    return f"{_PREFIX}{name.upper()}"
 
 
 def _converted(name: str, value: Any, kind: type) -> Any:
