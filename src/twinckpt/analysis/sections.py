@@ -166,8 +166,9 @@ SECTIONS: dict[str, Section] = {
         "How far from the limits of the machine",
         r"Beyond the paper: each operation beside the memory copy or transfer it cannot beat.",
         r"Time of each operation over that of the plain copy or transfer (dotted: as fast as "
-        r"that); lines are intervals. With most ranks and the largest state, staging takes "
-        r"\stagingVsMemcpyX{}, replication reaches "
+        r"that); lines are intervals. With most ranks and the largest state, and over a memcpy: a "
+        r"loop that wants its state copied at once waits \stagingVsMemcpyX{}, and the copy has "
+        r"its checksums after \sealingVsMemcpyX{}. Replication reaches "
         r"\replicationVsLoopbackX{} of plain TCP's rate; restores verify every byte. A worker "
         r"agent needs \agentOverheadMib{} beyond its slots. A memcpy that hashes each chunk, "
         r"without any Python, takes "

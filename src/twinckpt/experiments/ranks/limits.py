@@ -79,7 +79,7 @@ class Rank:
             moving.copy(copy, tensor)
 
     def stage(self) -> None:
-        """All that a blocking save does before it hands the slot over, checksums included."""
+        """Fill a slot of its own, checksums included."""
         flat = self._training_state.capture()
         header = self._layout.header(metadata_of(flat, self._layout, step=0))
         assert header is not None
@@ -131,9 +131,7 @@ class Saving:
         rank, log = self._rank, self._log
         copy_s, copy_cpu_s = clocked(rank.copy_out)
         ring_s, ring_cpu_s = clocked(self._ring.transfer)
-        stage_s, _ = clocked(rank.stage)
         log.write("sample", repeat=repeat, metric="memcpy_s", value=copy_s)
-        log.write("sample", repeat=repeat, metric="staging_s", value=stage_s)
         log.write("sample", repeat=repeat, metric="loopback_s", value=ring_s)
         log.write("sample", repeat=repeat, metric="floor_cpu_s", value=copy_cpu_s + ring_cpu_s)
         self._blocking(repeat)
@@ -158,10 +156,13 @@ class Saving:
         self._settle()
         started_s = time.monotonic()
         handle = self._save()
+        self._checkpointer.fence()
+        copied_s = time.monotonic()
         handle.wait("staged")
         staged_s = time.monotonic()
         require_committed(handle)
         committed_s = time.monotonic()
+        self._log.write("sample", repeat=repeat, metric="staging_s", value=copied_s - started_s)
         self._log.write("sample", repeat=repeat, metric="staged_s", value=staged_s - started_s)
         self._log.write(
             "sample", repeat=repeat, metric="replication_s", value=committed_s - staged_s
