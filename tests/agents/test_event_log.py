@@ -3,7 +3,7 @@
 import json
 import logging
 
-from twinckpt.agents.event_log import EventLog, file_of
+from twinckpt.agents.event_log import EventLog, EventReader, file_of
 
 
 def test_a_directory_holds_a_file_for_each_agent(tmp_path):
@@ -38,3 +38,15 @@ def test_a_log_that_cannot_be_written_is_given_up_with_a_warning(tmp_path, caplo
         f"no more events in {tmp_path}/file/root.jsonl",
         "no more events in /dev/full",
     ]
+
+
+def test_a_log_can_be_read_while_it_is_written(tmp_path):
+    """From before there is one; the last line counts once it is whole."""
+    path = tmp_path / "root.jsonl"
+    reader = EventReader(path)
+    assert reader.events == []
+    with path.open("wb", buffering=0) as file:
+        file.write(b'{"event": "formed"}\n{"event": "ge\xc3')
+        assert reader.events == [{"event": "formed"}]
+        file.write(b'\xa4ndert"}\n')
+        assert reader.events == [{"event": "formed"}, {"event": "ge\u00e4ndert"}]

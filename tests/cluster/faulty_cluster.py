@@ -4,7 +4,6 @@ There is no torchrun and no torch: this process is every machine's launcher, and
 when to take its next step of the protocol. All connections run through relays.
 """
 
-import json
 import os
 import secrets
 import signal
@@ -20,6 +19,7 @@ from puppets import SHARD_BYTES, TIMEOUT_S, Puppet
 from relays import BulkRelay, RootRelay
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
+from twinckpt.agents.event_log import EventReader
 from twinckpt.agents.launch import connect_to_agent, free_port
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.root import RootConfig
@@ -129,8 +129,7 @@ class FaultyCluster:
         self._secret = secrets.token_hex(32).encode()
         self._port = free_port()
         self._events_path = run_dir / "events.jsonl"
-        self._events: list[dict[str, Any]] = []
-        self._num_event_bytes = 0
+        self._log = EventReader(self._events_path)
         self.step = 0
         self.machines: list[Machine] = []
         self._started: list[Machine] = []
@@ -151,14 +150,7 @@ class FaultyCluster:
     @property
     def events(self) -> list[dict[str, Any]]:
         """What the roots have logged so far."""
-        with self._events_path.open() as file:
-            file.seek(self._num_event_bytes)
-            for line in file:
-                if not line.endswith("\n"):
-                    break
-                self._events.append(json.loads(line))
-                self._num_event_bytes += len(line.encode())
-        return self._events
+        return self._log.events
 
     def logged(self, event: str, since: int = 0, **fields: Any) -> list[dict[str, Any]]:
         """Return the events of a name, from index `since` on, that have these fields."""
@@ -256,7 +248,6 @@ class FaultyCluster:
 
     def _start_root(self) -> subprocess.Popen[bytes]:
         log = str(self._events_path)
-        self._events_path.touch()
         since = len(self.events)
         settings = {"job": self._job, "watch_pid": os.getpid(), "event_log": log}
         root = start_root_agent(RootAgentConfig("127.0.0.1", self._port, **settings), self._secret)

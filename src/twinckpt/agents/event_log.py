@@ -62,6 +62,28 @@ class EventLog:
         self._file = None
 
 
+class EventReader:
+    """Reads the log of an agent that still writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._events: list[dict[str, Any]] = []
+        self._num_bytes = 0
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far, oldest first, the last one only once its line is whole."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._num_bytes)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._events.append(json.loads(line))
+                    self._num_bytes += len(line)
+        return self._events
+
+
 class MachineEvents:
     """What happens on one machine, put into words for its event log."""
 

@@ -7,7 +7,6 @@ machines elect it.
 
 import contextlib
 import ctypes
-import json
 import os
 import secrets
 import signal
@@ -23,6 +22,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from twinckpt.agents.config import RootAgentConfig
+from twinckpt.agents.event_log import EventReader
 from twinckpt.agents.launch import JobSettings, free_port
 from twinckpt.agents.process import start_root_agent
 from twinckpt.errors import ConfigurationError, TwinckptError
@@ -111,7 +111,7 @@ class LocalCluster:
         self.endpoint = config.endpoint or f"127.0.0.1:{self._port}"
         self.run_id = f"local-{secrets.token_hex(4)}"
         self.events_dir = self.run_dir / "events"
-        self._events_path = self.events_dir / "root.jsonl"
+        self._log = EventReader(self.events_dir / "root.jsonl")
         for path in self.events_dir.glob("*.jsonl"):
             path.unlink()
         self._secret = secrets.token_hex(32)
@@ -128,8 +128,6 @@ class LocalCluster:
         self._killed: set[str] = set()
         self._root: subprocess.Popen[bytes] | None = None
         self._num_started = 0
-        self._events: list[dict[str, Any]] = []
-        self._events_offset = 0
 
     def _job_settings(self) -> JobSettings:
         """What the cluster's configuration leaves open comes from the environment, as always."""
@@ -249,15 +247,7 @@ class LocalCluster:
     @property
     def events(self) -> list[dict[str, Any]]:
         """The root's events so far, oldest first."""
-        if self._events_path.exists():
-            with self._events_path.open() as file:
-                file.seek(self._events_offset)
-                for line in file:
-                    if not line.endswith("\n"):
-                        break
-                    self._events.append(json.loads(line))
-                    self._events_offset += len(line.encode())
-        return self._events
+        return self._log.events
 
     def wait_for_event(
         self,
