@@ -8,6 +8,7 @@ import pytest
 
 from twinckpt.core.messages import Address
 from twinckpt.errors import AuthenticationError, DamagedCopyError
+from twinckpt.memory.checksums import CHUNK_BYTES
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net.auth import authenticate, server_exchange
@@ -52,8 +53,8 @@ def test_one_connection_serves_many_shards(sender):
 def test_a_damaged_source_is_noticed_while_it_arrives(sender):
     """A bit flipped in the sender's RAM after the seal."""
     store, address = sender
-    store.entry(3, 5).slot.buffer[2 << 20] ^= 4
-    with pytest.raises(DamagedCopyError, match=r"from machine .* chunk 8 "):
+    store.entry(3, 5).slot.buffer[4 * CHUNK_BYTES] ^= 4
+    with pytest.raises(DamagedCopyError, match=r"from machine .* chunk 4 "):
         BulkClient(SECRET).fetch(address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
 
 

@@ -1,6 +1,8 @@
-"""Checksums by chunk: XXH3-64 of every quarter of a mebibyte of a shard.
+"""Checksums by chunk: XXH3-64 of every half mebibyte of a shard.
 
-XXH3 runs at the speed of memory, so it is taken while a chunk is still in the core's cache.
+XXH3 runs at the speed of memory, so it is taken while a chunk is still in the core's cache. Smaller
+chunks are copied more slowly, larger ones leave the cache before they are hashed or sent on
+(docs/limits.md).
 It finds damage, not forgery: forged bytes are kept out by authenticated connections.
 """
 
@@ -8,7 +10,7 @@ from collections.abc import Iterator
 
 import xxhash
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 19
 DIGEST_BYTES = 8
 
 

@@ -1,6 +1,6 @@
 """Bulk transfer of shards: the receiver asks a peer's agent and takes the bytes into its slot.
 
-The sender sends straight from its slot, a mebibyte at a time (`sendfile` was measured to be
+The sender sends straight from its slot, a chunk at a time (`sendfile` was measured to be
 slower on loopback); the receiver verifies every chunk as it arrives, while it is in the cache.
 Blocking sockets in threads: the transfers run beside the agent's event loop and release the
 interpreter's lock. With TLS each shard has a connection of its own, and so fresh keys: what one
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _REQUEST = struct.Struct(">QQ")
 _MAX_SEAL_BYTES = 16 << 20
-_SEND_BYTES = 1 << 20
 _REPORT_BYTES = 4 << 20
 _LAST_REPORT_BYTES = 1 << 20
 # Callers that have not proved yet that they belong here; each has a thread for some seconds.
@@ -93,7 +92,7 @@ class BulkServer:
         try:
             with self._checkpoints.pinned(rank, ticket) as entry:
                 sock.sendall(wire.frame(msgspec.msgpack.encode(entry.seal)))
-                for piece in chunks(entry.data, _SEND_BYTES):
+                for piece in chunks(entry.data):
                     sock.sendall(piece)
         except DamagedCopyError:
             sock.sendall(wire.frame(b""))
