@@ -51,6 +51,7 @@ _PRELOADED = (
 )
 _FIRST_BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.5, 30.0
 _PR_SET_PDEATHSIG = 1
+_CANNOT_OPEN = 2  # Python's own exit status
 # Signals that are meant for the training process, with what it does by default.
 _FORWARDED: dict[signal.Signals, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
@@ -260,11 +261,14 @@ def _run_script(arguments: argparse.Namespace, held: object = None) -> NoReturn:
     """
     sys.argv = [arguments.program, *arguments.arguments]
     try:
+        main = _fresh_main()
         if arguments.module:
-            runpy.run_module(arguments.program, run_name="__main__", alter_sys=True)
+            # What `python -m` calls: run_module's `__main__` would be gone before exit handlers.
+            runpy._run_module_as_main(arguments.program)  # type: ignore[attr-defined]
         else:
-            sys.path[0] = os.path.dirname(os.path.abspath(arguments.program))
-            _run_file(arguments.program)
+            path = os.path.abspath(arguments.program)
+            sys.path[0] = os.path.dirname(path)
+            _run_file(path, main)
     except Exception as error:
         error = error.with_traceback(_traceback_of_user(error))
         sys.excepthook(type(error), error, error.__traceback__)
@@ -272,13 +276,27 @@ def _run_script(arguments: argparse.Namespace, held: object = None) -> NoReturn:
     sys.exit(0)
 
 
-def _run_file(path: str) -> None:
-    """Run a script as a real `__main__`, which spawned processes and pickles can find again."""
-    with tokenize.open(path) as file:
-        code = compile(file.read(), path, "exec")
+def _fresh_main() -> types.ModuleType:
+    """Make an empty `__main__`, which spawned processes and pickles can find again.
+
+    What a spawned process sends back is of `__mp_main__`, which is the same module here.
+    """
     main = types.ModuleType("__main__")
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    return main
+
+
+def _run_file(path: str, main: types.ModuleType) -> None:
+    """Run a script as the interpreter does, by its absolute path: it may change directory."""
+    try:
+        with tokenize.open(path) as file:
+            source = file.read()
+    except OSError as error:
+        reason = f"[Errno {error.errno}] {error.strerror}"
+        print(f"{sys.executable}: can't open file {path!r}: {reason}", file=sys.stderr)
+        sys.exit(_CANNOT_OPEN)
+    code = compile(source, path, "exec")
     main.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
-    sys.modules["__main__"] = main
     exec(code, main.__dict__)
 
 

@@ -1,0 +1,49 @@
+"""What a program is to itself under `-m twinckpt.run` is what it is under `python`."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.timeout(60)
+PROGRAM = """
+import atexit, multiprocessing, os, pickle, sys
+
+class Loss:
+    pass
+
+def make(number):
+    return Loss()
+
+def at_exit():
+    print(type(pickle.loads(pickle.dumps(Loss()))) is Loss)
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(type(pool.map(make, [1])[0]).__name__)
+    print(__file__, sys.argv, sys.path[0])
+    atexit.register(at_exit)
+"""
+
+
+def outcome(folder, *command):
+    """Return the exit status, the output and the last line of the messages."""
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr.splitlines()[-1:]
+
+
+@pytest.mark.parametrize("how", [["sub/prog.py"], ["-m", "sub.prog"]])
+def test_a_program_finds_itself(tmp_path, how):
+    """Its classes come back from spawned processes and pickles; its file is absolute."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "prog.py").write_text(PROGRAM)
+    plain = outcome(tmp_path, *how, "a b")
+    status, output, _ = outcome(tmp_path, "-m", "twinckpt.run", *how, "a b")
+    assert plain[0] == 0
+    assert (status, output) == plain[:2]
+
+
+def test_a_program_that_is_not_there(tmp_path):
+    """Status and message of Python, without a traceback of the launcher."""
+    plain = outcome(tmp_path, "none.py")
+    assert outcome(tmp_path, "-m", "twinckpt.run", "none.py") == plain
