@@ -149,9 +149,12 @@ def test_a_missing_shard_is_damage(complete):
 
 
 def test_a_damaged_manifest_makes_a_step_incomplete(complete):
-    """It does not exist then; older ones do."""
-    (drained.step_directory(complete, 7) / "manifest.json").write_text("{garbage")
-    assert drained.drained_steps(complete) == ()
+    """It does not exist then; older ones do. One bit makes 1 rank 0, of which all are intact."""
+    manifest = drained.step_directory(complete, 7) / "manifest.json"
+    for damaged in ("{garbage", manifest.read_text().replace('"world_size":1', '"world_size":0')):
+        assert damaged != manifest.read_text()
+        manifest.write_text(damaged)
+        assert drained.drained_steps(complete) == ()
 
 
 def test_shards_of_another_ticket_are_refused(complete):

@@ -99,7 +99,7 @@ def read_manifest(directory: Path, step: int) -> Manifest | None:
         manifest = msgspec.json.decode(content, type=Manifest)
     except (OSError, msgspec.DecodeError):
         return None
-    return manifest if manifest.step == step else None
+    return manifest if manifest.step == step and manifest.world_size > 0 else None
 
 
 def read_seal(directory: Path, step: int, rank: int) -> Seal | None:
