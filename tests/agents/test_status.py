@@ -97,3 +97,18 @@ def test_prometheus_can_scrape_the_root_agent(job):
 def test_watching_without_a_pause_is_refused(capsys, seconds):
     assert main(["status", "--watch", seconds, "127.0.0.1:1"]) == 2
     assert "seconds above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("endpoint", ["[::1]:1", "::1:1", "127.0.0.1:1"])
+def test_an_endpoint_may_be_ipv6(endpoint, capsys):
+    """Written as in --rdzv-endpoint; nobody listens at this one."""
+    assert main(["status", endpoint]) == 2
+    said = capsys.readouterr().err
+    assert "no job answers at" in said
+    assert "not known" not in said
+
+
+@pytest.mark.parametrize("endpoint", ["host", ":1", "host:0", "host:65536"])
+def test_an_endpoint_without_a_port_is_refused(endpoint, capsys):
+    assert main(["status", endpoint]) == 2
+    assert f"{endpoint!r} is no HOST:PORT" in capsys.readouterr().err

@@ -127,10 +127,9 @@ def _endpoint(given: str | None) -> tuple[str, int]:
     if given and given.startswith("etcd://"):
         return _root_in_etcd(given)
     if given:
-        host, _, port = given.rpartition(":")
-        if not host or not port.isdecimal():
-            raise ValueError(f"{given!r} is no HOST:PORT")
-        return host, int(port)
+        from twinckpt.agents.control_store import split_address
+
+        return split_address(given, 0)  # without a default: a port has to be named
     return _root_of_this_machine()
 
 
