@@ -66,6 +66,19 @@ def test_impossible_inputs_end_in_one_line(capsys):
     assert "2 replicas in 2 slots need 300.8 GiB" in said.err
 
 
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--replicas 0", "num_replicas=0: must be in [2, num_machines=16]"),
+        ("--memory-gib nan", "memory_bytes=nan: must be at least 0"),
+    ],
+)
+def test_a_value_that_is_none_is_not_left_out(option, reason, capsys):
+    """It is refused, not taken as if the option were not there."""
+    assert call(f"{P4D} {option}") == 2
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", ["lots", "9.4GiBs", "1e", "-3GiB"])
 def test_a_size_that_is_none_is_refused(size, capsys):
     """With an example of what would be one."""
@@ -81,6 +94,16 @@ def test_the_plot_is_drawn(tmp_path, capsys):
     assert call(f"{P4D} --out {path}") == 0
     assert path.read_text().lstrip().startswith("<?xml")
     assert str(path) in capsys.readouterr().out
+
+
+def test_a_plot_that_cannot_be_written_ends_in_one_line(tmp_path, capsys):
+    """The plan itself is there all the same."""
+    assert call(f"{P4D} --out {tmp_path / 'none' / 'plan.svg'}") == 2
+    said = capsys.readouterr()
+    assert "expected goodput" in said.out
+    assert said.err.splitlines() == [
+        f"twinckpt plan: --out {tmp_path}/none/plan.svg: No such file or directory"
+    ]
 
 
 def test_an_unknown_kind_of_plot_is_refused_before_anything_is_drawn(tmp_path, capsys):

@@ -68,6 +68,16 @@ def test_what_is_no_log_is_refused(tmp_path, capsys, text):
     assert "is no event log" in capsys.readouterr().err
 
 
+def test_a_binary_file_is_not_shown(tmp_path, capsys):
+    """One short line, not its bytes."""
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"\xff\xfe\x00" * 10_000)
+    assert main(["timeline", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "is no event log" in said
+    assert len(said) < 300 + len(str(path))
+
+
 def test_a_place_without_logs_is_refused(tmp_path, capsys):
     for arguments in ([str(tmp_path)], [str(tmp_path / "nowhere")]):
         assert main(["timeline", *arguments]) == 2

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if args.out and args.out.suffix not in (".svg", ".pdf", ".png"):
             raise ConfigurationError(f"--out {args.out}: must end in .svg, .pdf or .png")
         facts = _facts(args)
-        chosen = memory_plan(facts, args.replicas) if args.replicas else recommend(facts)
+        chosen = recommend(facts) if args.replicas is None else memory_plan(facts, args.replicas)
     except ConfigurationError as error:
         print(f"twinckpt plan: {error}", file=sys.stderr)
         return 2
@@ -97,7 +97,11 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 2
-        draw(facts, plans).savefig(args.out)
+        try:
+            draw(facts, plans).savefig(args.out)
+        except OSError as error:
+            print(f"twinckpt plan: --out {args.out}: {error.strerror}", file=sys.stderr)
+            return 2
         print(f"\ndrawn: {args.out}")
     return 0
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = failures(read(args.log))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return _refuse(f"{', '.join(map(str, args.log))} is no event log: {error!r}")
+        return _refuse(f"{', '.join(map(str, args.log))} is no event log: {_reason(error)}")
     if args.failure is not None:
         if not 1 <= args.failure <= len(found):
             return _refuse(f"--failure {args.failure}: there are {len(found)}, counted from 1")
@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
         recovered = [failure for failure in found if failure.job]
         if not recovered:
             return _refuse("nothing to draw: the job has not recovered from any failure")
-        draw(recovered).savefig(args.out)
+        try:
+            draw(recovered).savefig(args.out)
+        except OSError as error:
+            return _refuse(f"--out {args.out}: {error.strerror}")
         left_out = len(recovered) - MAX_FAILURES
         which = f", the last {MAX_FAILURES}; --failure N draws another" if left_out > 0 else ""
         print(f"\ndrawn: {args.out}{which}")
@@ -82,6 +85,11 @@ def as_lines(found: "list[Failure]") -> list[str]:
         if not failure.is_over:
             lines.append(f"{'':12}  no new step was committed after it")
     return lines
+
+
+def _reason(error: Exception) -> str:
+    """Return an error in one line; the repr of a UnicodeDecodeError would be the whole file."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _refuse(what: str) -> int:

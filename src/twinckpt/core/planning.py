@@ -73,6 +73,8 @@ class ClusterFacts:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigurationError(f"{name}={value:g}: must be at least 0 and finite")
+        if self.memory_bytes is not None and not self.memory_bytes >= 0:
+            raise ConfigurationError(f"memory_bytes={self.memory_bytes:g}: must be at least 0")
         for name in ("hardware_share", "rack_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name}={getattr(self, name):g}: must be in [0, 1]")
