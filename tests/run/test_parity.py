@@ -114,6 +114,8 @@ def test_a_script_that_fails_again_and_again_ends_the_job(tmp_path, restarts, tr
     assert status == 1
     assert (tmp_path / "tries").read_text() == "x" * tries
     assert "RuntimeError: the script's own fault" in messages
+    assert "RendezvousClosedError" not in messages
+    assert "\ntwinckpt: the job has ended: " in messages
 
 
 def test_where_a_preloaded_module_started_threads_nothing_is_forked(tmp_path):

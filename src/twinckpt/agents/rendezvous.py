@@ -42,6 +42,18 @@ logger = logging.getLogger(__name__)
 _JOIN_TIMEOUT_S = 600.0
 
 
+class JobEndedError(RendezvousClosedError, SystemExit):
+    """The job is over on all machines: torchrun prints this one line, and ends with status 1.
+
+    Callers that catch it find a closed rendezvous; a traceback through torchrun would say nothing
+    to who reads why the job has ended.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.code = f"twinckpt: the job has ended: {reason}"
+
+
 class MachineStore(HashStore):
     """The store that torchrun asks for, of this machine alone: nothing in it is shared.
 
@@ -81,7 +93,7 @@ class TwinRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next generation and wait until it has formed."""
         if self._is_closed:
-            raise RendezvousClosedError(f"the job {self._run_id} is closed")
+            raise JobEndedError(f"{self._run_id} is closed")
         self._root.start()
         link = self._connect()
         if self._settings.warm_spare and "TWINCKPT_STANDBY" not in os.environ:
@@ -159,7 +171,7 @@ class TwinRendezvousHandler(RendezvousHandler):
             if isinstance(message, LauncherFormed):
                 return message
             if isinstance(message, LauncherBroken) and message.is_final:
-                raise RendezvousClosedError(message.reason)
+                raise JobEndedError(message.reason)
 
 
 def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
