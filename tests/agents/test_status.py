@@ -6,11 +6,13 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 
+from twinckpt.agents.config import RootAgentConfig, to_json
 from twinckpt.agents.launch import free_port
 from twinckpt.cli import main
 
@@ -112,3 +114,21 @@ def test_an_endpoint_may_be_ipv6(endpoint, capsys):
 def test_an_endpoint_without_a_port_is_refused(endpoint, capsys):
     assert main(["status", endpoint]) == 2
     assert f"{endpoint!r} is no HOST:PORT" in capsys.readouterr().err
+
+
+def test_who_is_refused_again_and_again_is_logged_once(monkeypatch):
+    """A machine with another secret calls ten times a second, for as long as it is told to wait."""
+    monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
+    port = free_port()
+    config = to_json(RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()))
+    command = [sys.executable, "-m", "twinckpt.agents.root", config]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as root:
+        deadline_s = time.monotonic() + 30
+        while main(["status", f"127.0.0.1:{port}"]) == 2:
+            assert time.monotonic() < deadline_s
+        monkeypatch.setenv("TWINCKPT_SECRET", "x" * 32)
+        for _ in range(5):
+            assert main(["status", f"127.0.0.1:{port}"]) == 2
+        root.terminate()
+        messages = root.communicate(timeout=30)[1].splitlines()
+    assert len([line for line in messages if "refused 127.0.0.1: the caller" in line]) == 1

@@ -49,6 +49,7 @@ class RootAgent:
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._events = EventLog(file_of(config.event_log, "root"), agent="root")
         self._board = StatusBoard(self._root)
+        self._refused: set[tuple[str, str]] = set()
         self._done = asyncio.Event()
         self._is_replaced = False
 
@@ -128,9 +129,8 @@ class RootAgent:
                 message = FROM_WORKER.decode(await wire.read_frame(reader))
                 self._act(self._root.receive(machine, message, time.monotonic()))
         except (AuthenticationError, wire.ProtocolError) as error:
-            # Who just looks whether somebody listens breaks off; a wrong secret is worth a word.
-            level = logging.INFO if error.__cause__ else logging.WARNING
-            logger.log(level, "refused %s: %s", writer.get_extra_info("peername"), error)
+            host = (writer.get_extra_info("peername") or ("a caller that has gone",))[0]
+            self._tell_refused(host, error)
         except (EOFError, OSError, asyncio.CancelledError):
             pass
         finally:
@@ -138,6 +138,14 @@ class RootAgent:
                 del self._writers[machine]
                 self._act(self._root.connection_lost(machine, time.monotonic()))
             writer.close()
+
+    def _tell_refused(self, host: str, error: Exception) -> None:
+        """Log a caller that is refused, once a host: a machine calls again ten times a second."""
+        told = (host, str(error))
+        # Who just looks whether somebody listens breaks off; a wrong secret is worth a word.
+        if error.__cause__ is None and told not in self._refused:
+            self._refused.add(told)
+            logger.warning("refused %s: %s", host, error)
 
     def _act(self, actions: list[Action]) -> None:
         if self._done.is_set():

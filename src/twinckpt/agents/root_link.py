@@ -74,14 +74,17 @@ class RootLink:
             try:
                 await self._serve()
             except AuthenticationError as error:
-                self._tell(logging.ERROR, f"no agreement with the root agent: {error}")
+                self._tell(logging.ERROR, f"no agreement with {self._whom()}: {error}")
             except (OSError, EOFError, wire.ProtocolError) as error:
-                self._tell(logging.INFO, f"no connection to the root agent: {error}")
+                self._tell(logging.INFO, f"no connection to {self._whom()}: {error}")
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
                 self._on_lost()
             await asyncio.sleep(_RETRY_S)
+
+    def _whom(self) -> str:
+        return "the root agent at {}:{}".format(*self.address)
 
     def _tell(self, level: int, what: str) -> None:
         """Log once what every attempt meets."""
