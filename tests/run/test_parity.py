@@ -66,6 +66,7 @@ def test_a_script_that_ends_well(tmp_path, behaviour):
     status, output, messages = finish(launch(tmp_path, behaviour))
     assert status == 0, messages
     assert output == f"end of {behaviour} as __main__\n"
+    assert "no connection to" not in messages  # agents end with their job, and that is no news
     if behaviour == "ends_properly":
         assert (tmp_path / "atexit").exists()
         assert (tmp_path / "thread").exists()

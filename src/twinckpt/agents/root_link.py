@@ -39,6 +39,7 @@ class RootLink:
         self._on_lost = on_lost
         self._writer: asyncio.StreamWriter | None = None
         self._told = ""
+        self.is_leaving = False  # then the root may go first, and nobody needs to know
         self.address = (config.root_host, config.root_port)
 
     @property
@@ -88,7 +89,7 @@ class RootLink:
 
     def _tell(self, level: int, what: str) -> None:
         """Log once what every attempt meets."""
-        if what != self._told:
+        if what != self._told and not self.is_leaving:
             logger.log(level, "%s", what)
             self._told = what
 

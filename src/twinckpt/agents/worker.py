@@ -69,7 +69,6 @@ class WorkerAgent:
         self._join: m.Join | None = None
         self._limits: tuple[int, int] | None = None
         self._given_up = ""
-        self._is_leaving = False
         self._received: set[tuple[int, int]] = set()
         self._arriving: dict[int, tuple[core.StartFetch, Seal, int]] = {}
         self._reads_along: dict[int, core.StartFetch] = {}
@@ -99,7 +98,7 @@ class WorkerAgent:
         for task in serving:
             if task.done():
                 task.result()  # an agent with a defect dies loudly; the root replaces its copies
-        if self._is_leaving:
+        if self._root.is_leaving:
             self._root.send(m.Leave())
             await self._root.flush()
 
@@ -227,7 +226,7 @@ class WorkerAgent:
                 self._root.move(host, port)
             case local.LauncherJoin():
                 self._launcher = peer
-                self._is_leaving = False
+                self._root.is_leaving = False
                 self._warm.clear()
                 if self._given_up:
                     peer.send(local.LauncherBroken(self._given_up, is_final=True))
@@ -263,7 +262,7 @@ class WorkerAgent:
             case local.ChildLost(rank, exit_code, is_final):
                 return self._core.rank_lost(rank, exit_code, is_final=is_final)
             case local.Goodbye() if peer is self._launcher:
-                self._is_leaving = True  # a launcher that just ends is a failure
+                self._root.is_leaving = True  # a launcher that just ends is a failure
                 peer.close()
             case local.Goodbye():
                 if peer.rank is not None and self._ranks.get(peer.rank) is peer:
