@@ -12,9 +12,11 @@ import urllib.request
 
 import pytest
 
-from twinckpt.agents.config import RootAgentConfig, to_json
+from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
 from twinckpt.agents.launch import free_port
+from twinckpt.agents.process import start_worker_agent
 from twinckpt.cli import main
+from twinckpt.core.root import RootConfig
 
 JOB = """
 import sys, torch
@@ -132,3 +134,29 @@ def test_who_is_refused_again_and_again_is_logged_once(monkeypatch):
         root.terminate()
         messages = root.communicate(timeout=30)[1].splitlines()
     assert len([line for line in messages if "refused 127.0.0.1: the caller" in line]) == 1
+
+
+def test_a_machine_with_other_settings_is_named(monkeypatch):
+    """Two replicas were asked for there; one counts, and the user hears of it."""
+    monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
+    port = free_port()
+    job = RootConfig(replicas=1)
+    config = to_json(RootAgentConfig("127.0.0.1", port, job, watch_pid=os.getpid()))
+    command = [sys.executable, "-m", "twinckpt.agents.root", config]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as root:
+        for name, replicas in (("same", 1), ("other", 2)):
+            start_worker_agent(
+                WorkerAgentConfig(
+                    machine=name,
+                    socket_name=f"twinckpt-test-{port}-{name}",
+                    root_host="127.0.0.1",
+                    root_port=port,
+                    watch_pid=root.pid,
+                    job=RootConfig(replicas=replicas),
+                )
+            )
+        message = root.stderr.readline()
+        root.terminate()
+    assert (
+        "machine other was started with replicas=2, but this root agent with replicas=1" in message
+    )

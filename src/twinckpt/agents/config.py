@@ -1,6 +1,6 @@
 """What an agent process is told when it starts: one JSON argument, no secrets in it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import msgspec
 
@@ -40,6 +40,7 @@ class WorkerAgentConfig:
     `heartbeat_timeout_s` means that it is out of reach; ranks silent for `hang_timeout_s` are
     killed (0: never). Resident copies are verified again at `scrub_bytes_per_s` (0: never),
     and copied to persistent storage at no more than `drain_bytes_per_s` (0: as fast as it goes).
+    `job` is what this machine was told of the job; the root compares it with its own.
     """
 
     machine: str
@@ -62,11 +63,17 @@ class WorkerAgentConfig:
     failure_domain: str = ""
     tls: TlsFiles = field(default_factory=TlsFiles)
     store: str = ""
+    job: RootConfig | None = None
 
 
 def to_json(config: RootAgentConfig | WorkerAgentConfig) -> str:
     """Return the configuration as the argument of an agent's command line."""
     return msgspec.json.encode(config).decode()
+
+
+def named_settings(job: RootConfig) -> dict[str, str]:
+    """Return what a machine was told of the job, for the root to compare."""
+    return {name: str(value) for name, value in asdict(job).items()}
 
 
 def worker_config(text: str) -> WorkerAgentConfig:

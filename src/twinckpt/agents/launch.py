@@ -326,6 +326,7 @@ def start_machine_agent(
         failure_domain=settings.failure_domain,
         tls=settings.tls,
         store=store,
+        job=settings.root(),
     )
     start_worker_agent(config)
     return config.socket_name

@@ -15,7 +15,7 @@ import time
 import msgspec
 
 from twinckpt.agents.candidate import stand_by
-from twinckpt.agents.config import RootAgentConfig, root_config
+from twinckpt.agents.config import RootAgentConfig, named_settings, root_config
 from twinckpt.agents.control_store import Leadership, open_store
 from twinckpt.agents.embedded_store import EmbeddedStore
 from twinckpt.agents.event_log import EventLog, file_of
@@ -120,6 +120,7 @@ class RootAgent:
             if not isinstance(hello, m.Hello):
                 raise wire.ProtocolError("the first message must be Hello")
             machine = hello.address.machine
+            self._compare(machine, hello.settings)
             # Former connections end first, so that they cannot take this one down later.
             if machine in self._writers:
                 self._writers.pop(machine).close()
@@ -138,6 +139,19 @@ class RootAgent:
                 del self._writers[machine]
                 self._act(self._root.connection_lost(machine, time.monotonic()))
             writer.close()
+
+    def _compare(self, machine: str, settings: dict[str, str]) -> None:
+        """Warn where a machine was told other settings of the job; its own would be silent."""
+        here = named_settings(self._config.job)
+        differing = {name: value for name, value in settings.items() if value != here.get(name)}
+        if differing:
+            logger.warning(
+                "machine %s was started with %s, but this root agent with %s, which counts: "
+                "give all machines of a job the same settings",
+                machine,
+                ", ".join(f"{name}={value}" for name, value in differing.items()),
+                ", ".join(f"{name}={here.get(name)}" for name in differing),
+            )
 
     def _tell_refused(self, host: str, error: Exception) -> None:
         """Log a caller that is refused, once a host: a machine calls again ten times a second."""

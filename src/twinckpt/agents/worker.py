@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from twinckpt.agents.config import WorkerAgentConfig, worker_config
+from twinckpt.agents.config import WorkerAgentConfig, named_settings, worker_config
 from twinckpt.agents.control_store import RootEntry, open_store
 from twinckpt.agents.event_log import MachineEvents
 from twinckpt.agents.hang_watch import watch_for_hangs
@@ -116,7 +116,8 @@ class WorkerAgent:
         number, fetching = self._core.generation, tuple(self._core.fetching)
         self._events.write("root_found", host=self._root.address[0], port=self._root.address[1])
         held = (inventory, steps, ticket, domain, fetching)
-        yield m.Hello(self._address, number, *held, self._core.running())
+        told = named_settings(self._config.job) if self._config.job else {}
+        yield m.Hello(self._address, number, *held, self._core.running(), told)
         yield from self._core.unheard()
         if self._join is not None:
             yield self._join

@@ -5,7 +5,7 @@ receiver refuses those of another one (fencing). Checkpoints are named by `ticke
 hands out one number for each checkpoint that the ranks may take, and never reuses it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,8 @@ class Hello:
     `drained_steps` are complete in persistent storage; `drained_ticket` is the newest of which
     anything is there, complete or not. `domain` is the failure domain (a rack, say) that the
     machine is in, empty if nobody has said. `fetching` is what still arrives, by rank and ticket.
-    `running` is there if the machine's ranks still run in `generation`.
+    `running` is there if the machine's ranks still run in `generation`. `settings` are those of
+    the job as this machine was told them, by name; empty if nobody has said.
     """
 
     address: Address
@@ -113,6 +114,7 @@ class Hello:
     domain: str = ""
     fetching: tuple[tuple[int, int], ...] = ()
     running: Running | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
