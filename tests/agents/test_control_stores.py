@@ -265,6 +265,28 @@ def test_a_candidate_that_dies_is_replaced(in_etcd, monkeypatch, until):
     candidate.process.wait()
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_an_embedded_root_that_dies_is_started_again(is_own, monkeypatch, until):
+    """Its machine does so while it waits for others, whoever of the machine had started it."""
+    monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
+    endpoint = f"{HOST}:{free_port()}"
+    candidate, other = (RootCandidate(JobSettings(), endpoint, "job") for _ in range(2))
+    (candidate if is_own else other).start()
+    candidate.start()
+    first = (candidate if is_own else other).process
+    first.kill()
+    first.wait()
+
+    def listens():
+        candidate.keep()
+        with socket.socket() as probe:
+            return not probe.connect_ex((HOST, int(endpoint.rpartition(":")[2])))
+
+    until(listens, "another root")
+    candidate.process.kill()
+    candidate.process.wait()
+
+
 @pytest.fixture
 def guarded_etcd(tmp_path, start_etcd):
     """An etcd that asks for TLS, and for the user `alice` with the password `wonderland`."""

@@ -218,7 +218,8 @@ class RootCandidate:
         self.endpoint = f"{endpoint}/{run_id}" if endpoint.startswith(ETCD_SCHEME) else ""
         self._settings = settings
         self.process: subprocess.Popen[bytes] | None = None
-        self._started_s = 0.0
+        self._looked_s = 0.0
+        self._is_here = False
 
     @property
     def address(self) -> tuple[str, int]:
@@ -233,7 +234,9 @@ class RootCandidate:
         successor depends on that.
         """
         if not self.store.elects_successors:
-            start_root_if_local(self._settings, *self.address)
+            self._is_here = _is_local(self.address[0])
+            started = start_root_if_local(self._settings, *self.address)
+            self.process = started or self.process
         elif self.process is None:
             self.store.root()
             self._start()
@@ -241,28 +244,37 @@ class RootCandidate:
             self.keep()
 
     def keep(self) -> None:
-        """Replace a process that stood by and has died; called often."""
-        if self.process is None or self.process.poll() is None:
+        """Replace a process that has died, be it root or standing by; called often.
+
+        An embedded root that another launcher of this machine had started may be gone with it.
+        """
+        is_alive = self.process is not None and self.process.poll() is None
+        if is_alive or time.monotonic() - self._looked_s < _RESTART_S:
             return
-        if time.monotonic() - self._started_s > _RESTART_S:
+        self._looked_s = time.monotonic()
+        if self.store.elects_successors:
+            if self.process is not None:
+                self._start()
+        elif self._is_here and not _listens(*self.address):
             self._start()
 
     def _start(self) -> None:
-        self._started_s = time.monotonic()
+        self._looked_s = time.monotonic()
+        host, port = self.address if self.address[0] else (self._settings.host, 0)
         self.process = start_root_agent(
-            _root_agent(self._settings, self._settings.host, 0, os.getpid(), self.endpoint)
+            _root_agent(self._settings, host, port, os.getpid(), self.endpoint)
         )
 
 
 def start_root_if_local(
     settings: JobSettings, host: str, port: int, watch_pid: int | None = None
-) -> None:
+) -> subprocess.Popen[bytes] | None:
     """Start the job's root agent here if `host` is this machine and nobody listens yet.
 
-    It ends with process `watch_pid`, by default the calling one.
+    It ends with process `watch_pid`, by default the calling one. Returns it; None if not needed.
     """
     if _listens(host, port) or not _is_local(host):
-        return
+        return None
     process = start_root_agent(_root_agent(settings, host, port, watch_pid or os.getpid()))
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not _listens(host, port):
@@ -273,6 +285,7 @@ def start_root_if_local(
                 f"(exit status {process.poll()}); see its messages above"
             )
         time.sleep(0.02)
+    return process
 
 
 def _root_agent(

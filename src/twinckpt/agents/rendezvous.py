@@ -8,6 +8,7 @@ the one module of the agents that imports torch, for the types that torchrun exp
 
 import logging
 import os
+import time
 from typing import Any
 
 from torch.distributed import HashStore
@@ -40,6 +41,7 @@ from twinckpt.net.secret import load_secret
 logger = logging.getLogger(__name__)
 
 _JOIN_TIMEOUT_S = 600.0
+_LOOK_S = 1.0  # how often a launcher that waits looks after the root agent
 
 
 class JobEndedError(RendezvousClosedError, SystemExit):
@@ -160,8 +162,13 @@ class TwinRendezvousHandler(RendezvousHandler):
         return self._link
 
     def _wait_for_generation(self, link: AgentLink) -> LauncherFormed:
+        deadline_s = time.monotonic() + self._join_timeout_s
         while True:
-            received = link.receive(self._join_timeout_s)
+            left_s = deadline_s - time.monotonic()
+            received = link.receive(min(max(left_s, 0.0), _LOOK_S))
+            if received is None and left_s > 0:
+                self._root.keep()  # the machine that is waited for may need it
+                continue
             if received is None:
                 raise RendezvousTimeoutError(
                     f"only {self._min_machines} or more machines make a generation, and too few "

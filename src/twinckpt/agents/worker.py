@@ -187,7 +187,8 @@ class WorkerAgent:
             give_up = self._loop.call_later(ROOT_ABSENCE_S, self._give_up_root)
             self._absence = give_up
         else:
-            self._warm.clear()  # only torchrun's handler can start another root
+            if self._core.formed is not None:  # else parents wait, and torchrun would not be told
+                self._warm.clear()
             self._give_up_root()
 
     def _give_up_root(self) -> None:
