@@ -1,10 +1,17 @@
 """`import` and `export` of what is not there, not theirs, or cannot be written: one line each."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from twinckpt.cli import main
 from twinckpt.memory.drained import drained_steps
+
+INSPECT = "import sys; from twinckpt.cli import main; sys.exit(main())"
 
 
 def is_told(capsys, arguments, message):
@@ -50,3 +57,36 @@ def test_a_target_that_cannot_be_written_is_named(saved, tmp_path, capsys):
         arguments = ["export", tmp_path / "drained", saved / "out", "--format", kind]
         assert is_told(capsys, arguments, f"{saved}/out cannot be written")
     assert drained_steps(tmp_path / "drained") == (1,)
+
+
+@pytest.mark.parametrize("step", [2**63, 2**70])
+def test_a_step_that_no_seal_holds_is_not_imported(step, saved, tmp_path, capsys):
+    assert is_told(capsys, ["import", saved, tmp_path / "out", "--step", step], "below 2^63")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_not_imported(tmp_path, capsys):
+    """No export could make anything of it."""
+    torch.save({}, tmp_path / "none.pt")
+    arguments = ["import", tmp_path / "none.pt", tmp_path / "out", "--step", 1]
+    assert is_told(capsys, arguments, "there is nothing in it")
+
+
+@pytest.mark.parametrize("arguments", [["verify", "no://x"], ["import", "a", "no://x", "--step=1"]])
+def test_a_place_without_a_driver_says_what_is_missing(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "argument directory: no://…: " in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(saved, tmp_path):
+    """As in `twinckpt inspect DIR | head -1`."""
+    assert main(["import", str(saved), str(tmp_path / "out"), "--step", "1"]) == 0
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", INSPECT, "inspect", str(tmp_path / "out")]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE

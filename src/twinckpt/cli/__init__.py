@@ -5,6 +5,9 @@ says what is wrong. A module imports what is heavy in its `run`, so that `--help
 """
 
 import argparse
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -20,4 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in COMMANDS:
         import_module(f"twinckpt.cli.{name}").add_parser(subparsers)
     args = parser.parse_args(arguments)
-    return int(args.run(args))
+    try:
+        status = int(args.run(args))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 128 + signal.SIGPIPE
+    return status

@@ -2,14 +2,24 @@
 
 import argparse
 import sys
+from pathlib import Path
 
+from twinckpt.errors import ConfigurationError
 from twinckpt.memory.drained import drained_steps, location
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the directory and the step."""
-    parser.add_argument("directory", type=location, help="where the job drains to")
+    parser.add_argument("directory", type=place, help="where the job drains to")
     parser.add_argument("--step", type=int, help="default: the newest complete one")
+
+
+def place(directory: str) -> Path:
+    """Return where an argument points; argparse would hide why, as that a driver is missing."""
+    try:
+        return location(directory)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def chosen_step(args: argparse.Namespace) -> int | None:

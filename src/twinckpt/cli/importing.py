@@ -9,14 +9,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from twinckpt.memory.drained import drained_steps, finish_step, location, newest_ticket, write_shard
+from twinckpt.cli import drained
+from twinckpt.memory.drained import drained_steps, finish_step, newest_ticket, write_shard
+
+MAX_STEP = 2**63 - 1
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command's arguments."""
     parser = subparsers.add_parser("import", help="make a drained checkpoint of another one")
     parser.add_argument("source", type=Path, help="a DCP directory, or a torch.save file")
-    parser.add_argument("directory", type=location, help="where the job will drain to")
+    parser.add_argument("directory", type=drained.place, help="where the job will drain to")
     parser.add_argument("--step", type=int, required=True, help="the step that it is of")
     parser.set_defaults(run=run)
 
@@ -29,8 +32,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.source.exists():
         print(f"twinckpt: {args.source} does not exist", file=sys.stderr)
         return 2
-    if args.step < 0:
-        print(f"twinckpt: --step {args.step}: a step is at least 0", file=sys.stderr)
+    if not 0 <= args.step <= MAX_STEP:
+        print(
+            f"twinckpt: --step {args.step}: a step is at least 0, and below 2^63", file=sys.stderr
+        )
         return 2
     if args.step in drained_steps(args.directory):
         print(f"twinckpt: {args.directory} holds step {args.step} already", file=sys.stderr)
@@ -70,6 +75,8 @@ def _load(source: Path) -> dict[str, Any]:
             raise ValueError(f"no checkpoint of tensors and plain values ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError("not a mapping of names, as a Checkpointer's state is")
+    if not state:
+        raise ValueError("there is nothing in it")
     return {name: _numbered(part) for name, part in state.items()}
 
 
