@@ -335,5 +335,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(name)s: %(message)s")
+    # Not basicConfig: the program's own would do nothing then.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
     sys.exit(main())

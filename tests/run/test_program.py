@@ -43,6 +43,16 @@ def test_a_program_finds_itself(tmp_path, how):
     assert (status, output) == plain[:2]
 
 
+def test_a_program_configures_its_logging_itself(tmp_path):
+    """basicConfig does nothing where somebody has called it before."""
+    (tmp_path / "prog.py").write_text(
+        "import logging, sys\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+        "logging.info('told')\n"
+    )
+    assert outcome(tmp_path, "-m", "twinckpt.run", "prog.py")[:2] == (0, "INFO:root:told\n")
+
+
 def test_a_program_that_is_not_there(tmp_path):
     """Status and message of Python, without a traceback of the launcher."""
     plain = outcome(tmp_path, "none.py")
