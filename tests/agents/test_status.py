@@ -13,10 +13,11 @@ import urllib.request
 import pytest
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
-from twinckpt.agents.launch import free_port
+from twinckpt.agents.launch import connect_to_agent, free_port
 from twinckpt.agents.process import start_worker_agent
 from twinckpt.cli import main
 from twinckpt.core.root import RootConfig
+from twinckpt.net.local import LauncherBroken, LauncherFormed, LauncherJoin
 
 JOB = """
 import sys, torch
@@ -140,8 +141,9 @@ def test_a_machine_with_other_settings_is_named(monkeypatch):
     """Two replicas were asked for there; one counts, and the user hears of it."""
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     port = free_port()
-    job = RootConfig(replicas=1)
-    config = to_json(RootAgentConfig("127.0.0.1", port, job, watch_pid=os.getpid()))
+    config = to_json(
+        RootAgentConfig("127.0.0.1", port, RootConfig(replicas=1), watch_pid=os.getpid())
+    )
     command = [sys.executable, "-m", "twinckpt.agents.root", config]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as root:
         for name, replicas in (("same", 1), ("other", 2)):
@@ -160,3 +162,26 @@ def test_a_machine_with_other_settings_is_named(monkeypatch):
     assert (
         "machine other was started with replicas=2, but this root agent with replicas=1" in message
     )
+
+
+@pytest.mark.parametrize(("run_id", "is_refused"), [("two", True), ("one", False), ("none", False)])
+def test_a_machine_of_another_job_is_refused(run_id, is_refused, monkeypatch):
+    """Or it would wait for the end of that job, or train along where machines may join."""
+    monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
+    port = free_port()
+    config = to_json(RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid(), run_id="one"))
+    name = f"twinckpt-test-{port}"
+    with subprocess.Popen([sys.executable, "-m", "twinckpt.agents.root", config]) as root:
+        start_worker_agent(
+            WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=root.pid, run_id=run_id)
+        )
+        link = connect_to_agent(name, b"s" * 32)
+        link.send(LauncherJoin("127.0.0.1:1", None, 1, 1))
+        answer = link.receive(30.0)[0]
+        root.terminate()
+    if is_refused:
+        assert answer == LauncherBroken(
+            "'one' runs here, not 'two' (--rdzv-id): give it an --rdzv-endpoint of its own", True
+        )
+    else:
+        assert isinstance(answer, LauncherFormed)

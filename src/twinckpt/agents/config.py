@@ -28,6 +28,7 @@ class RootAgentConfig:
     tls: TlsFiles = field(default_factory=TlsFiles)
     store: str = ""
     machine: str = ""
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class WorkerAgentConfig:
     `heartbeat_timeout_s` means that it is out of reach; ranks silent for `hang_timeout_s` are
     killed (0: never). Resident copies are verified again at `scrub_bytes_per_s` (0: never),
     and copied to persistent storage at no more than `drain_bytes_per_s` (0: as fast as it goes).
-    `job` is what this machine was told of the job; the root compares it with its own.
+    `job` is what this machine was told of the job, and `run_id` is its name; the root compares
+    them with its own.
     """
 
     machine: str
@@ -64,6 +66,7 @@ class WorkerAgentConfig:
     tls: TlsFiles = field(default_factory=TlsFiles)
     store: str = ""
     job: RootConfig | None = None
+    run_id: str = ""
 
 
 def to_json(config: RootAgentConfig | WorkerAgentConfig) -> str:

@@ -217,6 +217,7 @@ class RootCandidate:
         self.store: ControlStore = open_store(endpoint, run_id)
         self.endpoint = f"{endpoint}/{run_id}" if endpoint.startswith(ETCD_SCHEME) else ""
         self._settings = settings
+        self._run_id = run_id
         self.process: subprocess.Popen[bytes] | None = None
         self._looked_s = 0.0
         self._is_here = False
@@ -235,7 +236,7 @@ class RootCandidate:
         """
         if not self.store.elects_successors:
             self._is_here = _is_local(self.address[0])
-            started = start_root_if_local(self._settings, *self.address)
+            started = start_root_if_local(self._settings, *self.address, run_id=self._run_id)
             self.process = started or self.process
         elif self.process is None:
             self.store.root()
@@ -262,12 +263,12 @@ class RootCandidate:
         self._looked_s = time.monotonic()
         host, port = self.address if self.address[0] else (self._settings.host, 0)
         self.process = start_root_agent(
-            _root_agent(self._settings, host, port, os.getpid(), self.endpoint)
+            _root_agent(self._settings, host, port, os.getpid(), self.endpoint, self._run_id)
         )
 
 
 def start_root_if_local(
-    settings: JobSettings, host: str, port: int, watch_pid: int | None = None
+    settings: JobSettings, host: str, port: int, watch_pid: int | None = None, run_id: str = ""
 ) -> subprocess.Popen[bytes] | None:
     """Start the job's root agent here if `host` is this machine and nobody listens yet.
 
@@ -275,7 +276,8 @@ def start_root_if_local(
     """
     if _listens(host, port) or not _is_local(host):
         return None
-    process = start_root_agent(_root_agent(settings, host, port, watch_pid or os.getpid()))
+    config = _root_agent(settings, host, port, watch_pid or os.getpid(), run_id=run_id)
+    process = start_root_agent(config)
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not _listens(host, port):
         # One that lost the race for the port ends, and the winner listens.
@@ -289,7 +291,7 @@ def start_root_if_local(
 
 
 def _root_agent(
-    settings: JobSettings, host: str, port: int, watch_pid: int, store: str = ""
+    settings: JobSettings, host: str, port: int, watch_pid: int, store: str = "", run_id: str = ""
 ) -> RootAgentConfig:
     return RootAgentConfig(
         host,
@@ -302,6 +304,7 @@ def _root_agent(
         tls=settings.tls,
         store=store,
         machine=settings.machine,
+        run_id=run_id,
     )
 
 
@@ -312,6 +315,7 @@ def start_machine_agent(
     *,
     socket_name: str = "",
     store: str = "",
+    run_id: str = "",
 ) -> str:
     """Start this machine's worker agent and return the name of its socket.
 
@@ -340,6 +344,7 @@ def start_machine_agent(
         tls=settings.tls,
         store=store,
         job=settings.root(),
+        run_id=run_id,
     )
     start_worker_agent(config)
     return config.socket_name

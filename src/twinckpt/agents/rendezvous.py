@@ -153,7 +153,11 @@ class TwinRendezvousHandler(RendezvousHandler):
         if self._link is None:
             secret = load_secret()
             name = start_machine_agent(
-                self._settings, self._root.address, os.getpid(), store=self._root.endpoint
+                self._settings,
+                self._root.address,
+                os.getpid(),
+                store=self._root.endpoint,
+                run_id=self._run_id,
             )
             self._link = connect_to_agent(name, secret)
             os.environ["TWINCKPT_AGENT"] = name

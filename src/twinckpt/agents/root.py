@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 FROM_CALLER = wire.Codec(m.ToRoot | StatusQuestion)
 FROM_WORKER = wire.Codec(m.ToRoot)
 TO_WORKER = wire.Codec(m.ToWorker)
+_UNNAMED = {"", "none"}  # what torchrun says where --rdzv-id is left out
 _CHANGE_THE_RECORD = ("generation_formed", "machine_left")
 
 
@@ -119,6 +120,14 @@ class RootAgent:
                 return
             if not isinstance(hello, m.Hello):
                 raise wire.ProtocolError("the first message must be Hello")
+            if self._is_of_another_job(hello):
+                reason = f"{self._config.run_id!r} runs here, not {hello.run_id!r}"
+                refusal = m.Refused(
+                    0, f"{reason} (--rdzv-id): give it an --rdzv-endpoint of its own"
+                )
+                writer.write(wire.frame(TO_WORKER.encode(refusal)))
+                await writer.drain()
+                return
             machine = hello.address.machine
             self._compare(machine, hello.settings)
             # Former connections end first, so that they cannot take this one down later.
@@ -139,6 +148,11 @@ class RootAgent:
                 del self._writers[machine]
                 self._act(self._root.connection_lost(machine, time.monotonic()))
             writer.close()
+
+    def _is_of_another_job(self, hello: m.Hello) -> bool:
+        """Whether both were named, and differently: it would wait here, or train along."""
+        names = {hello.run_id, self._config.run_id} - _UNNAMED
+        return len(names) > 1
 
     def _compare(self, machine: str, settings: dict[str, str]) -> None:
         """Warn where a machine was told other settings of the job; its own would be silent."""

@@ -117,13 +117,15 @@ class WorkerAgent:
         self._events.write("root_found", host=self._root.address[0], port=self._root.address[1])
         held = (inventory, steps, ticket, domain, fetching)
         told = named_settings(self._config.job) if self._config.job else {}
-        yield m.Hello(self._address, number, *held, self._core.running(), told)
+        yield m.Hello(self._address, number, *held, self._core.running(), told, self._config.run_id)
         yield from self._core.unheard()
         if self._join is not None:
             yield self._join
 
     def _on_root(self, message: m.ToWorker) -> None:
-        if isinstance(message, m.Reserve):
+        if isinstance(message, m.Refused):
+            self._act([core.BreakGeneration(message.reason, is_final=True)])
+        elif isinstance(message, m.Reserve):
             self._with_room(message.rank, message.slot_bytes, lambda: self._receive(message))
         elif isinstance(message, m.Fetch):
             self._with_room(message.rank, message.size_bytes, lambda: self._receive(message))

@@ -103,7 +103,8 @@ class Hello:
     anything is there, complete or not. `domain` is the failure domain (a rack, say) that the
     machine is in, empty if nobody has said. `fetching` is what still arrives, by rank and ticket.
     `running` is there if the machine's ranks still run in `generation`. `settings` are those of
-    the job as this machine was told them, by name; empty if nobody has said.
+    the job as this machine was told them, by name; `run_id` is the job's name. Both are empty if
+    nobody has said.
     """
 
     address: Address
@@ -115,6 +116,7 @@ class Hello:
     fetching: tuple[tuple[int, int], ...] = ()
     running: Running | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,14 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """Instead of a welcome: the machine is of another job, and its own must end."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Make slots for replicas of a rank of another machine."""
 
@@ -333,6 +343,7 @@ ToRoot = (
 ToWorker = (
     Formed
     | Broken
+    | Refused
     | Reserve
     | CannotReserve
     | Fetch
