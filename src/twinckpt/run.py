@@ -269,7 +269,9 @@ def _run_script(arguments: argparse.Namespace, held: object = None) -> NoReturn:
             path = os.path.abspath(arguments.program)
             sys.path[0] = os.path.dirname(path)
             _run_file(path, main)
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # Ctrl-C too: nobody wants to read the launcher's frames
         error = error.with_traceback(_traceback_of_user(error))
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)

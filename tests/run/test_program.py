@@ -43,6 +43,18 @@ def test_a_program_finds_itself(tmp_path, how):
     assert (status, output) == plain[:2]
 
 
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "ValueError"])
+def test_a_traceback_is_the_programs_own(error, tmp_path):
+    """An interrupted one too shows no frames of the launcher."""
+    (tmp_path / "prog.py").write_text(f"raise {error}('here')\n")
+    command = [sys.executable, "-m", "twinckpt.run", "prog.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{error}: here" in done.stderr
+    assert "runpy" not in done.stderr
+    assert "run.py" not in done.stderr
+
+
 def test_a_program_configures_its_logging_itself(tmp_path):
     """basicConfig does nothing where somebody has called it before."""
     (tmp_path / "prog.py").write_text(
