@@ -210,6 +210,53 @@ def test_restore_writes_into_the_live_parameters():
     assert torch.equal(weight, expected)
 
 
+def converting(module: torch.nn.Linear) -> torch.nn.Linear:
+    """Give a module a hook that puts other tensors into its state dictionary."""
+
+    def convert(module, state, prefix, metadata):
+        state.update({key: tensor.detach().float() for key, tensor in state.items()})
+
+    module.register_state_dict_post_hook(convert)
+    return module
+
+
+def filtering(module: torch.nn.Linear) -> torch.nn.Linear:
+    """Give a module a hook that replaces what is loaded."""
+
+    def filtered(module, state, prefix, metadata, strict, missing, unexpected, errors):
+        state.update({key: tensor.detach().clone() for key, tensor in state.items()})
+
+    module.register_load_state_dict_pre_hook(filtered)
+    return module
+
+
+class Compact(torch.nn.Linear):
+    """A module whose state dictionary is of its own making."""
+
+    def state_dict(self, *args, **kwargs):
+        return {key: tensor.clone() for key, tensor in super().state_dict(*args, **kwargs).items()}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: converting(torch.nn.Linear(4, 4).bfloat16()),
+        lambda: filtering(torch.nn.Linear(4, 4)),
+        lambda: Compact(4, 4),
+    ],
+    ids=["state hook", "load hook", "own state_dict"],
+)
+def test_a_module_that_makes_its_own_state_keeps_its_parameters(build) -> None:
+    """An optimizer holds them: others in their place would not be trained, in silence."""
+    saved, model = build(), build()
+    parameters = list(model.parameters())
+    restore(stage({"model": saved}), {"model": model})
+    assert all(
+        own is parameter for own, parameter in zip(model.parameters(), parameters, strict=True)
+    )
+    assert torch.equal(model.weight, saved.weight)
+
+
 def test_a_write_during_the_copy_is_detected():
     """The checkpoint would mix two steps."""
     state = {"t": torch.zeros(10)}

@@ -132,11 +132,12 @@ class TrainingState:
         """Give a part its restored state; what was filled in place is in there as itself."""
         if isinstance(part, torch.nn.Module):
             # Tensors that are filled are passed as themselves: loading them copies nothing. If
-            # all are, they need not even be told to copy themselves, which is slow for DTensors.
+            # all are the module's, they need not even be told to copy themselves, which is slow
+            # for DTensors. Any other would take a parameter's place, which the optimizer holds.
             whole = OrderedDict(value)
             whole._metadata = getattr(live, "_metadata", None)  # type: ignore[attr-defined]
-            is_usual = type(part).load_state_dict is torch.nn.Module.load_state_dict
-            if is_usual and all(whole[key] is live.get(key) for key in whole):
+            own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+            if _loads_as_usual(part) and all(id(tensor) in own for tensor in whole.values()):
                 part.load_state_dict(whole, assign=True)
             else:
                 part.load_state_dict(whole)
@@ -234,6 +235,18 @@ def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
             return parameters[index]
         index -= len(parameters)
     return None
+
+
+def _loads_as_usual(module: torch.nn.Module) -> bool:
+    """Return whether only torch's own code handles what is loaded; other code may replace it."""
+    if type(module).load_state_dict is not torch.nn.Module.load_state_dict:
+        return False
+    loaders: list[Any] = []
+    for part in module.modules():
+        loaders.append(type(part)._load_from_state_dict)
+        hooks: Iterable[Any] = part._load_state_dict_pre_hooks.values()
+        loaders += [wrapped.hook for wrapped in hooks]
+    return all(getattr(loader, "__module__", "").startswith("torch.") for loader in loaders)
 
 
 def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
