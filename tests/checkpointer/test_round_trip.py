@@ -93,6 +93,38 @@ def test_layouts_in_memory(tensor):
     assert into["t"].stride() == strides
 
 
+def test_a_new_tensor_lies_in_memory_as_the_saved_one():
+    """Where it fills that; what it skips or repeats is not stored."""
+    image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    saved = {"image": image, "t": torch.randn(3, 4).t(), "part": torch.randn(9)[::2]}
+    found = restore(stage({"x": saved}), {"x": None})["x"]
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
+    assert [found[name].stride() for name in saved] == [image.stride(), (1, 4), (1,)]
+
+
+def test_a_fused_optimizer_of_a_channels_last_model_goes_on_bit_for_bit():
+    """It goes through the memory of parameters and moments alike."""
+
+    def build():
+        torch.manual_seed(1)
+        model = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        return {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), fused=True)}
+
+    def train(state, steps):
+        for step in steps:
+            data = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+            state["optimizer"].zero_grad()
+            state["model"](data).square().mean().backward()
+            state["optimizer"].step()
+
+    undisturbed = build()
+    train(undisturbed, range(3))
+    resumed = restore(stage(undisturbed), build())
+    for state in (undisturbed, resumed):
+        train(state, range(3, 6))
+    assert torch.equal(undisturbed["model"].weight, resumed["model"].weight)
+
+
 def test_plain_values_keep_value_and_type():
     """Nested containers of everything that JSON alone would change."""
     saved = {

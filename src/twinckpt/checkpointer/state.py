@@ -215,6 +215,8 @@ class _InPlace:
                 f"{name} is a DTensor and has no live counterpart; create it before restore()"
             )
         made = source.clone()
+        if "stride" in node:  # fused optimizers go through memory, and need it as the parameter's
+            made = source.new_empty_strided(source.shape, node["stride"]).copy_(source)
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
         return made.requires_grad_("requires_grad" in node)

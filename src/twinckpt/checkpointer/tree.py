@@ -206,6 +206,8 @@ class _Flattener:
             node["global_shape"] = list(value.shape)
             node["placements"] = [str(placement) for placement in value.placements]
             node["mesh"] = list(value.device_mesh.shape)
+        elif not local.is_contiguous() and _is_permuted(local):
+            node["stride"] = list(local.stride())
         if isinstance(value, torch.nn.Parameter):
             node["parameter"] = value.requires_grad
         elif value.requires_grad and value.is_leaf:
@@ -234,6 +236,11 @@ class _Flattener:
         self.flat.tensors[name] = tensor
         self.flat.originals[name] = original
         return name
+
+
+def _is_permuted(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor fills its memory, in another order than that of its indices."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def unflatten(
