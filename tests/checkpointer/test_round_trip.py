@@ -7,6 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from catalogue import assert_same
 
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout, metadata_of, parse
@@ -123,6 +124,37 @@ def test_a_fused_optimizer_of_a_channels_last_model_goes_on_bit_for_bit():
     for state in (undisturbed, resumed):
         train(state, range(3, 6))
     assert torch.equal(undisturbed["model"].weight, resumed["model"].weight)
+
+
+class FloatMomentum(torch.optim.Optimizer):
+    """Keeps its state in types of its own choice, whatever that of the parameters is."""
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {
+                "momentum": torch.randn(parameter.shape),
+                "codes": torch.randint(255, parameter.shape, dtype=torch.uint8),
+                "history": [torch.randn(2), torch.tensor(2**40 + 1)],
+            }
+
+
+@pytest.mark.parametrize(
+    "make", [torch.optim.NAdam, torch.optim.ASGD, lambda p: FloatMomentum(p, {})]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_state_of_another_type_than_the_parameters_keeps_it(make, dtype):
+    """`load_state_dict` of torch casts it: 32-bit moments of 16-bit weights would lose bits."""
+
+    def build():
+        model = torch.nn.Linear(3, 3).to(dtype)
+        return {"model": model, "optimizer": make(model.parameters())}
+
+    saved, fresh = build(), build()
+    saved["model"](torch.randn(2, 3, dtype=dtype)).sum().backward()
+    saved["optimizer"].step()
+    restore(stage(saved), fresh)
+    assert_same(saved["optimizer"].state_dict(), fresh["optimizer"].state_dict())
 
 
 def test_plain_values_keep_value_and_type():

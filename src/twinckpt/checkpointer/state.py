@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from twinckpt.checkpointer import moving
+from twinckpt.checkpointer import moving, optimizers
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
@@ -33,8 +33,9 @@ class TrainingState:
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers: between their steps, what they own and update does not change."""
-        parts = [part for _, part in self._parts.items()]
-        return [_unwrapped(part) for part in parts if isinstance(part, torch.optim.Optimizer)]
+        parts = (part for _, part in self._parts.items())
+        found = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+        return [optimizers.unwrapped(part) for part in found]
 
     @torch.no_grad()
     def capture(self) -> FlatState:
@@ -143,6 +144,8 @@ class TrainingState:
                 part.load_state_dict(whole)
         elif is_zero(part):
             load_local_state(part, value)
+        elif isinstance(part, torch.optim.Optimizer):
+            optimizers.load(part, value)
         elif is_stateful(part):
             part.load_state_dict(value)
         elif isinstance(part, torch.Generator):
@@ -249,12 +252,6 @@ def _loads_as_usual(module: torch.nn.Module) -> bool:
         hooks: Iterable[Any] = part._load_state_dict_pre_hooks.values()
         loaders += [wrapped.hook for wrapped in hooks]
     return all(getattr(loader, "__module__", "").startswith("torch.") for loader in loaders)
-
-
-def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer that steps: a wrapper (as that of Accelerate) only passes calls on."""
-    inner = getattr(optimizer, "optimizer", None)
-    return _unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _state_of(part: Any) -> Any:

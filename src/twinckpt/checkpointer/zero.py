@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from twinckpt.checkpointer import optimizers
 from twinckpt.errors import RestoreError
 
 
@@ -38,7 +39,7 @@ def load_local_state(part: Any, state: dict[str, Any]) -> None:
             f"this state of a ZeRO-1 optimizer is of {ranks} ranks, there are {part.world_size}"
             ": resume on as many, or shard the optimizer with FSDP2"
         )
-    part.optim.load_state_dict(state)
+    optimizers.load(part.optim, state)
     for group, local in zip(part.param_groups, part.optim.param_groups, strict=True):
         group.update(_hyperparameters(local))
 

@@ -1,0 +1,38 @@
+"""Optimizers: which one steps, and their state as it was saved."""
+
+from itertools import chain
+from typing import Any
+
+import torch
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that steps: a wrapper (as that of Accelerate) only passes calls on."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
+def load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state, which keeps its types: torch casts it to that of the parameters."""
+    optimizer.load_state_dict(saved)
+    if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
+        return
+    numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for number, parameter in zip(numbers, parameters, strict=True):
+        values, loaded = saved["state"].get(number), optimizer.state.get(parameter)
+        if isinstance(values, dict) and isinstance(loaded, dict):
+            loaded.update(
+                (key, _of_saved_type(loaded[key], value))
+                for key, value in values.items()
+                if key in loaded and key != "step"  # which torch casts only where it must
+            )
+
+
+def _of_saved_type(loaded: Any, saved: Any) -> Any:
+    match loaded, saved:
+        case torch.Tensor(), torch.Tensor():
+            return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+        case list(), list() if len(loaded) == len(saved):
+            return [_of_saved_type(*pair) for pair in zip(loaded, saved, strict=True)]
+    return loaded
