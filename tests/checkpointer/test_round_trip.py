@@ -157,6 +157,20 @@ def test_state_of_another_type_than_the_parameters_keeps_it(make, dtype):
     assert_same(saved["optimizer"].state_dict(), fresh["optimizer"].state_dict())
 
 
+@pytest.mark.parametrize("names", [("model", "best"), ("best", "model")])
+def test_what_begins_as_the_model_itself_is_restored_beside_it(names):
+    """`best = model.state_dict()` is the weights themselves until better ones are copied."""
+    model, fresh = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    best = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    state = {"model": model, "best": {"weights": best}}
+    into = {"model": fresh, "best": {"weights": fresh.state_dict()}}
+    weight = fresh.weight
+    restore(stage({name: state[name] for name in names}), {name: into[name] for name in names})
+    assert fresh.weight is weight
+    assert torch.equal(fresh.weight, model.weight)
+    assert torch.equal(into["best"]["weights"]["weight"], best["weight"])
+
+
 def test_plain_values_keep_value_and_type():
     """Nested containers of everything that JSON alone would change."""
     saved = {

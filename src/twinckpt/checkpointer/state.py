@@ -110,11 +110,12 @@ class TrainingState:
                 f"same names ({', '.join(sorted(json))})"
             )
         states = {name: _state_of(part) for name, part in parts.items()}
+        values: dict[str, Any] = {}
+        places: dict[tuple[Any, ...], str] = {}
         with torch.no_grad():
-            values = {
-                name: unflatten(json[name], _InPlace(name, part, saved).tensor, states[name])
-                for name, part in parts.items()
-            }
+            for name, part in sorted(parts.items(), key=lambda item: not _is_of_torch(item[1])):
+                tensor = _InPlace(name, part, saved, places).tensor
+                values[name] = unflatten(json[name], tensor, states[name])
             saved.finish()
         for name, part in parts.items():
             try:
@@ -163,14 +164,22 @@ class TrainingState:
 
 
 class _InPlace:
-    """Gives each saved tensor its live counterpart, filled; or a new one."""
+    """Gives each saved tensor its live counterpart, filled; or a new one.
 
-    def __init__(self, name: str, part: Any, saved: SavedTensors) -> None:
+    `places` says which saved tensor live memory was filled with. Modules and optimizers come
+    first; whatever else shares their memory (`best = model.state_dict()`), but was saved as
+    another tensor, gets memory of its own.
+    """
+
+    def __init__(
+        self, name: str, part: Any, saved: SavedTensors, places: dict[tuple[Any, ...], str]
+    ) -> None:
         self._part = part
         self._name = name
         self._saved = saved
-        known = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
-        self._may_reuse = known or not is_stateful(part)
+        self._places = places
+        self._is_of_torch = _is_of_torch(part)
+        self._may_reuse = self._is_of_torch or not is_stateful(part)
         self._made: dict[str, torch.Tensor] = {}
         self._filled: set[tuple[str, int]] = set()
 
@@ -191,7 +200,8 @@ class _InPlace:
                     "materialize the module first (module.to_empty(device=...))"
                 )
             fits = (target.dtype, target.shape) == self._saved.kind(name)
-            if fits and is_dense(target) and moving.has_own_memory(target):
+            is_plain = is_dense(target) and moving.has_own_memory(target)
+            if fits and is_plain and self._take(target, name):
                 if (name, id(live)) not in self._filled:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
@@ -199,6 +209,13 @@ class _InPlace:
         if name not in self._made:
             self._made[name] = self._make(node, name, self._saved.tensor(name))
         return self._made[name]
+
+    def _take(self, target: torch.Tensor, name: str) -> bool:
+        """Return whether a saved tensor may fill this memory: no other one does."""
+        if not target.numel():
+            return True
+        place = target.device, target.data_ptr(), target.dtype, target.shape, target.stride()
+        return self._places.setdefault(place, name) == name or self._is_of_torch
 
     def _make(self, node: dict[str, Any], name: str, source: torch.Tensor) -> torch.Tensor:
         """Return a new tensor; one of an optimizer's state is placed like its parameter."""
@@ -240,6 +257,10 @@ def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
             return parameters[index]
         index -= len(parameters)
     return None
+
+
+def _is_of_torch(part: Any) -> bool:
+    return isinstance(part, torch.nn.Module | torch.optim.Optimizer)
 
 
 def _loads_as_usual(module: torch.nn.Module) -> bool:
