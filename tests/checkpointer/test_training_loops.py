@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.optim import PostLocalSGDOptimizer
 
 from twinckpt import Checkpointer
 from twinckpt.agents.launch import free_port
@@ -118,6 +119,29 @@ def test_a_wrapped_optimizer_is_one(state):
         inner.state.clear()
         checkpointer.restore()
     assert torch.equal(inner.state_dict()["state"][0]["momentum_buffer"], expected)
+
+
+class Averager:
+    """Averages no parameters, as `PeriodicModelAverager` on a single rank."""
+
+    step = 0
+
+    def average_parameters(self, params):
+        self.step += 1
+
+
+def test_a_wrapper_that_calls_its_optimizer_otherwise_is_one(state, caplog):
+    """As `PostLocalSGDOptimizer`, which has no hooks of its own."""
+    inner = state["optimizer"]
+    state["optimizer"] = PostLocalSGDOptimizer(inner, Averager())
+    with Checkpointer(state) as checkpointer:
+        assert len(inner._optimizer_step_pre_hooks) == 1
+        for step in range(1, 4):
+            state["optimizer"].step()
+            checkpointer.save(step, block=True)
+        assert checkpointer.num_failed == 0
+        assert checkpointer.restore() == 3
+    assert not caplog.records
 
 
 WITHOUT_CLOSE = Path(__file__).parents[1] / "cluster" / "scripts" / "without_close.py"
