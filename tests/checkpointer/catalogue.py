@@ -84,6 +84,10 @@ def numpy():
             "array": np.arange(6).reshape(2, 3),
             "text": np.array(["a", "bc"]),
             "zero": np.ones(()),
+            "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+            "empty": np.zeros((0, 3)),
+            "no_text": [np.str_(""), np.zeros(2, dtype="U0")],
+            "time": np.array(["2026-01-01"], dtype="M8[D]"),
         },
         "y": [np.float64(1.5), np.float32(0.1), np.int64(7), np.bool_(True)],
     }

@@ -371,6 +371,29 @@ def test_dictionaries_and_lists_are_filled_in_place():
     assert history == [0.5, 0.25]
 
 
+def test_arrays_and_sets_are_filled_in_place() -> None:
+    """As tensors are: a loop that goes on with its own variable has the restored values."""
+    slot = stage({"a": np.arange(3.0), "b": {"x": [np.ones((2, 2))]}, "seen": {1, 2}})
+    a, x, seen = np.zeros(3), np.zeros((2, 2)), {7}
+    restore(slot, {"a": a, "b": {"x": [x]}, "seen": seen})
+    assert a.tolist() == [0.0, 1.0, 2.0]
+    assert x.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert seen == {1, 2}
+
+
+def test_arrays_that_were_apart_are_not_filled_as_one() -> None:
+    """One that begins as another (`best = scores`) has been copied when it was saved."""
+    scores = np.zeros(2)
+    weight = torch.nn.Parameter(torch.zeros(2))
+    into = {"scores": scores, "best": [scores], "w": weight, "n": {"w": weight.detach().numpy()}}
+    saved = {"scores": np.ones(2), "best": [np.full(2, 9.0)], "w": weight + 1, "n": {}}
+    saved["n"]["w"] = np.full(2, 5.0, dtype=np.float32)
+    restore(stage(saved), into)
+    assert into["scores"] is scores
+    assert (scores.tolist(), into["best"][0].tolist()) == ([1.0, 1.0], [9.0, 9.0])
+    assert (weight.tolist(), into["n"]["w"].tolist()) == ([1.0, 1.0], [5.0, 5.0])
+
+
 def test_restore_into_the_meta_device_is_refused() -> None:
     """A module without data cannot take any; silence would leave it without."""
     slot = stage({"model": torch.nn.Linear(2, 2)})

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -114,8 +115,8 @@ class TrainingState:
         places: dict[tuple[Any, ...], str] = {}
         with torch.no_grad():
             for name, part in sorted(parts.items(), key=lambda item: not _is_of_torch(item[1])):
-                tensor = _InPlace(name, part, saved, places).tensor
-                values[name] = unflatten(json[name], tensor, states[name])
+                place = _InPlace(name, part, saved, places)
+                values[name] = unflatten(json[name], place.tensor, states[name], place.array)
             saved.finish()
         for name, part in parts.items():
             try:
@@ -156,6 +157,9 @@ class TrainingState:
             part.update(value)
         elif isinstance(part, list) and isinstance(value, list):
             part[:] = value
+        elif isinstance(part, set) and isinstance(value, set):
+            part.clear()
+            part.update(value)
         elif isinstance(part, torch.Tensor) and isinstance(value, torch.Tensor):
             if value is not part:
                 part.data = value.detach().to(part.device)  # other than it was: shape, type
@@ -209,6 +213,21 @@ class _InPlace:
         if name not in self._made:
             self._made[name] = self._make(node, name, self._saved.tensor(name))
         return self._made[name]
+
+    def array(self, made: np.ndarray, live: Any) -> np.ndarray:
+        """Return the live NumPy array, filled, if it fits: others may hold it by a variable."""
+        if (
+            self._is_of_torch
+            or not self._may_reuse
+            or type(live) is not np.ndarray
+            or (live.dtype, live.shape) != (made.dtype, made.shape)
+            or not (live.flags.writeable and live.flags.owndata)  # it may be a tensor's memory
+            or (np.ndarray, id(live)) in self._places
+        ):
+            return made
+        self._places[np.ndarray, id(live)] = self._name
+        live[...] = made
+        return live
 
     def _take(self, target: torch.Tensor, name: str) -> bool:
         """Return whether a saved tensor may fill this memory: no other one does."""

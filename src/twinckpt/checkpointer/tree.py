@@ -175,8 +175,7 @@ class _Flattener:
             raise UnsupportedStateError(
                 f"{path} is a NumPy array of records; store an array for each of its fields"
             )
-        array = np.ascontiguousarray(value)
-        raw = torch.from_numpy(array.reshape(-1).view(np.uint8).copy())
+        raw = torch.from_numpy(np.frombuffer(value.tobytes(), np.uint8).copy())
         name = self._store(raw, path, raw)
         kind = "ndarray" if isinstance(value, np.ndarray) else "npscalar"
         return {_KIND: kind, "tensor": name, "dtype": value.dtype.str, "shape": list(value.shape)}
@@ -244,12 +243,16 @@ def _is_permuted(tensor: torch.Tensor) -> bool:
 
 
 def unflatten(
-    tree: Any, tensor: Callable[[dict[str, Any], Any], torch.Tensor], live: Any = None
+    tree: Any,
+    tensor: Callable[[dict[str, Any], Any], torch.Tensor],
+    live: Any = None,
+    array: Callable[[np.ndarray, Any], np.ndarray] = lambda made, live: made,
 ) -> Any:
     """Rebuild a state from its JSON.
 
     `tensor(node, counterpart)` gives the tensor of each reference; the counterpart is what a
-    `live` state of the same form has in the same place, or None.
+    `live` state of the same form has in the same place, or None. `array(made, counterpart)` may
+    give another NumPy array of the same contents.
     """
 
     def build(node: Any, live: Any) -> Any:
@@ -263,9 +266,9 @@ def unflatten(
             case "tensor":
                 return tensor(node, live)
             case "ndarray" | "npscalar":
-                raw = tensor(node, None).numpy().copy()
-                array = raw.view(np.dtype(node["dtype"])).reshape(node["shape"])
-                return array if node[_KIND] == "ndarray" else array[()]
+                raw = bytearray(tensor(node, None).numpy())
+                made = np.ndarray(node["shape"], np.dtype(node["dtype"]), raw)
+                return array(made, live) if node[_KIND] == "ndarray" else made[()]
             case "float":
                 return float.fromhex(node["hex"])
             case "int":
