@@ -77,6 +77,14 @@ def test_two_parts_that_end_up_with_one_name_are_refused():
         TrainingState({"a.b": linear(1, 1), "a": {"b": linear(1, 1)}})
 
 
+def test_a_plain_value_beside_a_part_in_a_tuple_is_refused_before_anything_is_saved():
+    """It was saved, and every restore failed."""
+    with pytest.raises(ConfigurationError, match=r"train\.1 is a int in a tuple"):
+        TrainingState({"train": (torch.nn.Linear(1, 1), 5)})
+    state = {"train": (torch.nn.Linear(1, 1), {"epoch": 5}, torch.rand(2))}
+    restored(slot_of(state), {"train": (torch.nn.Linear(1, 1), {}, torch.rand(2))})
+
+
 def test_a_part_that_joins_a_nested_container_later_is_saved_too():
     state = {"models": [torch.nn.Linear(1, 1)]}
     training = TrainingState(state)

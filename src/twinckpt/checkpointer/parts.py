@@ -27,7 +27,10 @@ class Parts:
         self._homes: dict[str, tuple[Any, Any]] = {}
 
     def items(self) -> list[tuple[str, Any]]:
-        """Return names and parts; raises ConfigurationError if two have the same name."""
+        """Return names and parts.
+
+        Raises ConfigurationError if two have the same name, or one could not be restored.
+        """
         if not self._shape or any(_keys(container) != keys for container, keys in self._shape):
             self._find()
         return [(name, container[key]) for name, (container, key) in self._homes.items()]
@@ -35,7 +38,7 @@ class Parts:
     def replace(self, name: str, value: Any) -> None:
         """Put a restored plain value where the old one was."""
         container, key = self._homes[name]
-        if isinstance(container, tuple):
+        if isinstance(container, tuple):  # it was of a kind that is filled, and is not now
             raise ConfigurationError(f"{name} cannot be replaced in a tuple: use a list")
         container[key] = value
 
@@ -44,6 +47,11 @@ class Parts:
         for name, container, key in self._walk(self._state, ""):
             if name in self._homes:
                 raise ConfigurationError(f"two parts of the state are called {name}: rename one")
+            if isinstance(container, tuple) and not _is_filled(container[key]):
+                raise ConfigurationError(
+                    f"{name} is a {type(container[key]).__qualname__} in a tuple, where a restore "
+                    "cannot replace it: use a list"
+                )
             self._homes[name] = container, key
 
     def _walk(self, container: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
@@ -61,6 +69,12 @@ def is_stateful(part: Any) -> bool:
     return callable(getattr(part, "state_dict", None)) and callable(
         getattr(part, "load_state_dict", None)
     )
+
+
+def _is_filled(part: Any) -> bool:
+    """Return whether a restore writes into a part itself."""
+    kinds = dict | list | set | torch.Tensor | torch.Generator
+    return is_stateful(part) or isinstance(part, kinds)
 
 
 def _holds_stateful(value: Any, depth: int = 0) -> bool:
