@@ -83,6 +83,37 @@ def test_an_optimizer_that_comes_later_waits_for_the_copy_too(state, caplog):
     assert not later._optimizer_step_pre_hooks
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_an_optimizer_that_is_not_in_the_state_waits_for_the_copy_too(state, is_known):
+    """A fused one leaves no trace in the version counters: two steps were mixed, in silence."""
+    weight = torch.nn.Parameter(torch.zeros(8 << 20))
+    other = torch.optim.SGD([weight], lr=1.0, fused=True)
+    weight.grad = torch.ones_like(weight)
+    state["head"] = torch.nn.ParameterList([weight])
+    if is_known:
+        state["others"] = Container(other)
+    state["optimizer"].step()
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        state["optimizer"].step()
+        for step in range(2, 6):
+            handle = checkpointer.save(step)
+            other.step()
+            assert handle.wait(timeout_s=30) == "committed"
+            checkpointer.restore()
+            assert not weight.count_nonzero()
+    before, steps = checkpointer.stall_s, other.step()
+    assert (checkpointer.stall_s, steps) == (before, None)  # the hook is gone
+
+
+class Container:
+    """Something of its own that holds an optimizer."""
+
+    def __init__(self, optimizer):
+        self.state_dict = optimizer.state_dict
+        self.load_state_dict = optimizer.load_state_dict
+
+
 class Wrapper(torch.optim.Optimizer):
     """An optimizer that passes on, and never calls its base's `__init__`, as Accelerate's."""
 
