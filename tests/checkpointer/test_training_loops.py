@@ -70,6 +70,17 @@ def test_a_second_one_beside_the_first_is_refused(state):
     Checkpointer(state).close()
 
 
+def test_one_that_is_closed_says_so(state):
+    """As after the with block of a loop that ends with a last save."""
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+    with pytest.raises(ConfigurationError, match="this Checkpointer is closed"):
+        checkpointer.save(2)
+    with pytest.raises(ConfigurationError, match="this Checkpointer is closed"):
+        checkpointer.restore()
+    checkpointer.close()
+
+
 def test_an_optimizer_that_comes_later_waits_for_the_copy_too(state, caplog):
     """As after unfreezing layers."""
     with Checkpointer(state) as checkpointer:

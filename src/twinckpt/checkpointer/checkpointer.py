@@ -26,11 +26,7 @@ from twinckpt.checkpointer.stager import Stager
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
-from twinckpt.errors import (
-    ConfigurationError,
-    OutOfMemoryError,
-    TwinckptError,
-)
+from twinckpt.errors import ConfigurationError, OutOfMemoryError, TwinckptError
 from twinckpt.memory.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -144,6 +140,10 @@ class Checkpointer:
         """A program that has come to its end without `close` has not failed."""
         self.close(failed=getattr(sys, "last_value", None) is not None)
 
+    def _check_open(self) -> None:
+        if Checkpointer._open is not self:
+            raise ConfigurationError("this Checkpointer is closed: make another one")
+
     @property
     def shard_bytes(self) -> int:
         """Size of this rank's shard, header included; 0 before the first save."""
@@ -165,6 +165,7 @@ class Checkpointer:
         OutOfMemoryError, AgentUnavailableError). A later failure is counted. With `block`, on
         all ranks alike, the step is never skipped, and committed on return.
         """
+        self._check_open()
         step = self._newest_step = checked_step(step, self._newest_step)
         self.num_saves += 1
         self.fence()
@@ -387,6 +388,7 @@ class Checkpointer:
         Called again later, on all ranks alike, it goes back to the newest committed step; it
         waits until the steps saved last are decided, so that all ranks go back to the same.
         """
+        self._check_open()
         self.fence()
         self._newest_step = 0
         for handle in list(self._handles.values()):
