@@ -136,6 +136,7 @@ class FloatMomentum(torch.optim.Optimizer):
                 "momentum": torch.randn(parameter.shape),
                 "codes": torch.randint(255, parameter.shape, dtype=torch.uint8),
                 "history": [torch.randn(2), torch.tensor(2**40 + 1)],
+                "scales": {"absolute": torch.randn(2), "index": torch.tensor(2**60 + 1)},
             }
 
 

@@ -43,4 +43,6 @@ def _of_saved_type(loaded: Any, saved: Any) -> Any:
             return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
         case list(), list() if len(loaded) == len(saved):
             return [_of_saved_type(*pair) for pair in zip(loaded, saved, strict=True)]
+        case dict(), dict() if loaded.keys() == saved.keys():
+            return {key: _of_saved_type(loaded[key], value) for key, value in saved.items()}
     return loaded
