@@ -14,10 +14,11 @@ from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
 from twinckpt.checkpointer.agent_client import AgentClient, Grant
 from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
-from twinckpt.checkpointer.fences import Fences
 from twinckpt.checkpointer.handle import SaveHandle, checked_step
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
@@ -105,8 +106,9 @@ class Checkpointer:
         self._restorer = Restorer(self._state, self._client, self._pinned)
         if self._client.generation <= 1:  # a restart need not wait for what has been said
             tell_need(self._state, self._need, is_teller=self._client.rank == 0)
-        self._fences = Fences(self.fence)
-        self._fences.cover(self._state.optimizers)
+        # Of all optimizers: one may step what is in the state without being there itself, and a
+        # fused one leaves no trace in the version counters.
+        self._hook = register_optimizer_step_pre_hook(lambda *_: self.fence())
         atexit.register(self._close_at_exit)
         Checkpointer._open = self
 
@@ -130,7 +132,7 @@ class Checkpointer:
         atexit.unregister(self._close_at_exit)
         if Checkpointer._open is self:
             Checkpointer._open = None
-        self._fences.remove()
+        self._hook.remove()
         self._stager.close()
         self._pinned.close()
         if not failed:
@@ -169,7 +171,6 @@ class Checkpointer:
         step = self._newest_step = checked_step(step, self._newest_step)
         self.num_saves += 1
         self.fence()
-        self._fences.cover(self._state.optimizers)
         started_s = time.monotonic()
         self._stager.wait()
         handle = self._save_once(step, block)

@@ -9,15 +9,7 @@ import torch
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return the optimizer that steps: a wrapper (as that of Accelerate) only passes calls on."""
     inner = getattr(optimizer, "optimizer", None)
-    if not isinstance(inner, torch.optim.Optimizer) and not _has_hooks(optimizer):
-        values = vars(optimizer).values()
-        inner = next((value for value in values if isinstance(value, torch.optim.Optimizer)), None)
     return unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
-
-
-def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether hooks run before a step, which the base's `__init__` sees to."""
-    return getattr(type(optimizer).step, "hooked", False)
 
 
 def load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
