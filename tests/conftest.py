@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -11,8 +10,7 @@ from twinckpt.agents.etcd_client import Access, EtcdClient
 from twinckpt.agents.launch import free_port
 from twinckpt.agents.local_cluster import die_with_operator
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
-
-START_TIMEOUT_S = 60.0
+from waiting import wait_until
 
 
 class EtcdCluster:
@@ -79,31 +77,23 @@ class EtcdCluster:
     def _wait(self, index):
         """Wait until a member takes part in the cluster."""
         client = EtcdClient([("127.0.0.1", self.ports[index])], self._access)
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while True:
+
+        def answers():
             try:
                 client.get("/")
-                return
-            except ConfigurationError:  # it asks for a user
-                return
             except AgentUnavailableError:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(0.05)
+                return False
+            except ConfigurationError:  # it asks for a user
+                return True
+            return True
+
+        wait_until(answers, "member of etcd")
 
 
 @pytest.fixture(scope="session")
 def until():
     """Wait until a condition returns something true, and return that."""
-
-    def wait(condition, what, timeout_s=60.0):
-        deadline_s = time.monotonic() + timeout_s
-        while not (found := condition()):
-            assert time.monotonic() < deadline_s, f"no {what} within {timeout_s} s"
-            time.sleep(0.01)
-        return found
-
-    return wait
+    return wait_until
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A bit that flips in a resident copy is found, and the copy is fetched again."""
 
 import contextlib
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import psutil
 import pytest
 
 from twinckpt.experiments.agent_cluster import AgentCluster
+from twinckpt.results.jsonl import read_jsonl
 
 SHARD_BYTES = 300_000
 TIMEOUT_S = 30.0
@@ -42,7 +42,6 @@ def test_a_damaged_copy_is_repaired_while_nobody_asks_for_it(tmp_path, position,
         assert len(copies) == 2  # its own machine's, and the peer's
         flip_a_bit(copies[0], position)
         until(lambda: len(resident_copies(contents)) >= 2, "repaired copy", TIMEOUT_S)
-        log = (tmp_path / "events" / "root.jsonl").read_text()
-        events = [json.loads(line) for line in log.splitlines()]
+        events = read_jsonl(tmp_path / "events" / "root.jsonl")
         assert [e["rank"] for e in events if e["event"] == "copy_lost"] == [1]
         assert cluster.lose([0]) == step

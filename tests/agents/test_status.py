@@ -6,7 +6,6 @@ import re
 import secrets
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -119,16 +118,14 @@ def test_an_endpoint_without_a_port_is_refused(endpoint, capsys):
     assert f"{endpoint!r} is no HOST:PORT" in capsys.readouterr().err
 
 
-def test_who_is_refused_again_and_again_is_logged_once(monkeypatch):
+def test_who_is_refused_again_and_again_is_logged_once(monkeypatch, until):
     """A machine with another secret calls ten times a second, for as long as it is told to wait."""
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     port = free_port()
     config = to_json(RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()))
     command = [sys.executable, "-m", "twinckpt.agents.root", config]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as root:
-        deadline_s = time.monotonic() + 30
-        while main(["status", f"127.0.0.1:{port}"]) == 2:
-            assert time.monotonic() < deadline_s
+        until(lambda: main(["status", f"127.0.0.1:{port}"]) != 2, "root agent")
         monkeypatch.setenv("TWINCKPT_SECRET", "x" * 32)
         for _ in range(5):
             assert main(["status", f"127.0.0.1:{port}"]) == 2

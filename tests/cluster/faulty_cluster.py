@@ -8,14 +8,13 @@ import os
 import secrets
 import signal
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from puppets import SHARD_BYTES, TIMEOUT_S, Puppet
+from puppets import SHARD_BYTES, Puppet
 from relays import BulkRelay, RootRelay
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
@@ -25,18 +24,9 @@ from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.root import RootConfig
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
+from waiting import wait_until
 
 NUM_MACHINES = 3
-_POLL_S = 0.005
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    """Wait for a condition; raises TimeoutError naming it if it does not come true."""
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"not within {TIMEOUT_S:.0f} s: {what}")
-        time.sleep(_POLL_S)
 
 
 class Machine:

@@ -7,11 +7,12 @@ messages; so it stays there until what is held is released.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from faulty_cluster import FaultyCluster, Machine, wait_until
+from faulty_cluster import FaultyCluster, Machine
 from puppets import SHARD_BYTES
 
 from twinckpt.core import messages as m
 from twinckpt.memory.drained import drained_steps, step_directory
+from waiting import wait_until
 
 HALF = SHARD_BYTES // 2
 

@@ -6,9 +6,10 @@ import signal
 import time
 
 import pytest
-from faulty_cluster import FaultyCluster, wait_until
+from faulty_cluster import FaultyCluster
 
 from twinckpt.agents.launch import JobSettings
+from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

@@ -4,12 +4,13 @@ import math
 import signal
 
 import pytest
-from faulty_cluster import FaultyCluster, wait_until
+from faulty_cluster import FaultyCluster
 from puppets import Undisturbed
 
 from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
 from twinckpt.results.jsonl import read_jsonl
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig
+from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty_cluster import NUM_MACHINES, FaultyCluster, Machine, wait_until
+from faulty_cluster import NUM_MACHINES, FaultyCluster, Machine
 from protocol_points import (
     POINTS,
     Scene,
@@ -24,6 +24,7 @@ from protocol_points import (
 from puppets import SHARD_BYTES, Undisturbed, digest
 
 from twinckpt.memory.drained import drained_steps, load_drained
+from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

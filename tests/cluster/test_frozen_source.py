@@ -4,10 +4,11 @@ import signal
 import time
 
 import pytest
-from faulty_cluster import FaultyCluster, wait_until
+from faulty_cluster import FaultyCluster
 from puppets import SHARD_BYTES
 
 from twinckpt.net.bulk import TRANSFER_TIMEOUT_S
+from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

@@ -1,7 +1,6 @@
 """Real agents on emulated hosts, whose links are cut (one way or both), slowed, and healed."""
 
 import dataclasses
-import json
 import time
 
 import pytest
@@ -11,6 +10,8 @@ from twinckpt.agents.launch import JobSettings
 from twinckpt.experiments.agent_cluster import AgentCluster, AgentMachine
 from twinckpt.net import local
 from twinckpt.net.bulk import TRANSFER_TIMEOUT_S
+from twinckpt.results.jsonl import read_jsonl
+from waiting import wait_until
 
 WHY_NOT = why_not()
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
@@ -19,7 +20,6 @@ HOSTS = ["root", "a", "b", "c", "d"]
 SHARD_BYTES = 300_000
 SLOW_BYTES_PER_S = 220_000  # a shard takes a little longer than a heartbeat may be late
 HEARTBEAT_TIMEOUT_S = JobSettings().heartbeat_timeout_s
-TIMEOUT_S = 60.0
 
 
 class HostedMachine(AgentMachine):
@@ -112,21 +112,20 @@ class HostedCluster(AgentCluster):
 
     def events(self, of=None):
         """What the root agent, or a machine, has logged so far."""
-        path = self._run_dir / "events" / f"{of.name if of else 'root'}.jsonl"
-        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return read_jsonl(self._run_dir / "events" / f"{of.name if of else 'root'}.jsonl")
 
     def num_failures(self):
         return sum(e["event"] in ("machine_lost", "generation_broken") for e in self.events())
 
     def wait_for(self, event, of=None, **fields):
         """Return the first such event."""
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while True:
-            for found in self.events(of):
-                if found["event"] == event and fields.items() <= found.items():
-                    return found
-            assert time.monotonic() < deadline_s, f"no {event} {fields} within {TIMEOUT_S} s"
-            time.sleep(0.02)
+
+        def found():
+            return [
+                e for e in self.events(of) if e["event"] == event and fields.items() <= e.items()
+            ]
+
+        return wait_until(found, f"{event} {fields}")[0]
 
     def give_up_who_is_away(self):
         while self.away:

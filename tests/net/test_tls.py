@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 
 import psutil
 import pytest
@@ -172,19 +171,19 @@ def test_a_shard_arrives_bit_identical_and_unreadable_on_its_way(serve, store, f
 
 
 @pytest.fixture(params=[True, False], ids=["tls", "plain"])
-def root(request, files, monkeypatch):
+def root(request, files, monkeypatch, until):
     """A root agent in a process of its own: its port and files."""
     monkeypatch.setenv("TWINCKPT_SECRET", SECRET.decode())
     found = files if request.param else TlsFiles()
     port = free_port()
     process = start_root_agent(RootAgentConfig("127.0.0.1", port, tls=found))
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            assert process.poll() is None
-            time.sleep(0.01)
+
+    def listens():
+        assert process.poll() is None
+        with socket.socket() as probe:
+            return not probe.connect_ex(("127.0.0.1", port))
+
+    until(listens, "root agent")
     yield port, found
     process.kill()
     process.wait()

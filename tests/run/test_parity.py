@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from twinckpt.agents.launch import free_port
+from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 SCRIPT = str(Path(__file__).parent / "scripts" / "behave.py")
@@ -54,13 +54,6 @@ def _is_of(launcher, process):
         return False
 
 
-def wait_for(path: Path) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not path.exists():
-        assert time.monotonic() < deadline_s, f"{path.name} never came"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("behaviour", ["loads_data", "pickles_itself", "ends_properly"])
 def test_a_script_that_ends_well(tmp_path, behaviour):
     status, output, messages = finish(launch(tmp_path, behaviour))
@@ -76,7 +69,7 @@ def test_a_script_that_ends_well(tmp_path, behaviour):
 def test_a_signal_to_torchrun_reaches_the_script_which_may_take_its_time(tmp_path, number):
     behaviour = "has_handler" if number == signal.SIGTERM else "waits"
     process = launch(tmp_path, behaviour)
-    wait_for(tmp_path / "ready")
+    wait_until((tmp_path / "ready").exists, "a script that is ready", TIMEOUT_S)
     process.send_signal(number)
     status, _, messages = finish(process)
     assert status != 0
