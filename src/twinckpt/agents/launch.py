@@ -127,10 +127,11 @@ class JobSettings:
                 f"{unknown}={explicit[unknown]!r}: there is no such setting; is it {near}? "
                 "docs/configuration.md lists them"
             )
-        for variable in os.environ.keys() - {_variable(name) for name in names}:
+        ours = {variable for variable in os.environ if variable.startswith(_PREFIX)}
+        for variable in ours - {_variable(name) for name in names}:
             suffix = variable.removeprefix(_PREFIX).lower()
             meant = difflib.get_close_matches(suffix, names, n=1, cutoff=_MISSPELT)
-            if variable.startswith(_PREFIX) and meant:
+            if meant:
                 raise ConfigurationError(
                     f"{variable}={os.environ[variable]!r}: there is no such setting; is it "
                     f"{_variable(meant[0])}? docs/configuration.md lists them"
