@@ -159,6 +159,7 @@ class WorkerAgent:
             for peer in self._ranks.values():
                 peer.send(local.Refused(type(error).__name__, str(error)))
         if isinstance(message, m.Formed) and self._core.formed is message:
+            self._ranks.clear()  # those of the former generation may take a moment to end
             self._tell_launcher(
                 local.LauncherFormed(
                     message.generation,

@@ -1,0 +1,56 @@
+"""The worker agent's process, with this one in the place of its launcher and its rank."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
+from twinckpt.agents.launch import connect_to_agent, free_port
+from twinckpt.agents.process import start_worker_agent
+from twinckpt.experiments.agent_cluster import next_message
+from twinckpt.net import local
+
+SECRET = b"s" * 32
+JOIN = local.LauncherJoin("127.0.0.1:1", None, 1, 1)
+
+
+@pytest.fixture
+def agent(monkeypatch):
+    """Name of the socket of a worker agent that has its root agent."""
+    monkeypatch.setenv("TWINCKPT_SECRET", SECRET.decode())
+    port = free_port()
+    name = f"twinckpt-test-{port}"
+    config = to_json(RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()))
+    with subprocess.Popen([sys.executable, "-m", "twinckpt.agents.root", config]) as root:
+        start_worker_agent(WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=root.pid))
+        yield name
+        root.terminate()
+
+
+def introduced(agent):
+    """Return the connection of this process as the machine's rank."""
+    rank = local.AgentLink(agent, SECRET)
+    rank.send(local.RankHello(0, 1, os.getpid()))
+    next_message(rank, local.Welcome)
+    return rank
+
+
+def test_a_rank_that_ends_after_its_generation_does_not_break_the_next(agent):
+    """A launcher may have joined again before the agent sees the end of what it has killed."""
+    launcher = connect_to_agent(agent, SECRET)
+    launcher.send(JOIN)
+    next_message(launcher, local.LauncherFormed)
+    former = introduced(agent)
+    launcher.send(JOIN)
+    next_message(launcher, local.LauncherFormed)
+
+    former.close()
+    rank = introduced(agent)
+    rank.send(local.Attach(1 << 20))
+    grant, fd = next_message(rank, local.Granted)
+
+    os.close(fd)
+    assert grant.ticket
+    assert launcher.receive(0.0) is None
