@@ -18,10 +18,10 @@ import xxhash
 
 from twinckpt.core.idle_spans import IdleSpanProfiler
 from twinckpt.core.interleaving import Buffer, Checkpoint, Chunk, Link, Schedule, make_schedule
-from twinckpt.experiments.config import InterleavingSection
 from twinckpt.experiments.ranks.chunk_ring import ChunkRing
 from twinckpt.experiments.ranks.emulated_link import Busy, EmulatedLink
 from twinckpt.experiments.ranks.measuring import meet, start
+from twinckpt.experiments.sections import InterleavingSection
 from twinckpt.training.setup import Training
 
 SETTINGS_VARIABLE = "TWINCKPT_INTERLEAVING"

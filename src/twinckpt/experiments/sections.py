@@ -1,0 +1,349 @@
+"""The sections of an experiment's settings, one dataclass each, validated as they are made.
+
+Most belong to one experiment; `config` puts them together.
+"""
+
+from dataclasses import dataclass, field
+
+from twinckpt.core.interleaving import Buffer
+from twinckpt.core.placement import make_placement
+from twinckpt.errors import ConfigurationError
+from twinckpt.training.config import at_least, one_of
+
+MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
+MAX_KILLED_MACHINES = 12  # worker agents on this machine
+FAILURES = ("rank_loss", "machine_loss", "group_loss")
+SOAK_FAILURES = ("rank_loss", "parent_loss", "agent_loss", "machine_loss", "root_loss")
+MAX_FAILURES_PER_MINUTE = 30  # a recovery takes seconds, and training is to go on between two
+
+
+@dataclass
+class ClusterSection:
+    """The emulated machines; durations in seconds."""
+
+    num_machines: int = 4
+    ranks_per_machine: int = 1
+    replicas: int = 2
+    placement: str = "ring"
+    heartbeat_interval_s: float = 0.1
+    heartbeat_timeout_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_machines", "ranks_per_machine", "replicas"):
+            at_least("cluster." + name, getattr(self, name), 1)
+        if self.replicas > self.num_machines:
+            raise ConfigurationError(
+                f"cluster.replicas={self.replicas} is more than "
+                f"cluster.num_machines={self.num_machines}: each replica needs a machine of its own"
+            )
+        one_of("cluster.placement", self.placement, ("group", "ring", "mixed"))
+        try:
+            make_placement(self.placement, self.num_machines, self.replicas)
+        except ValueError as error:
+            raise ConfigurationError(f"cluster.placement={self.placement}: {error}") from error
+        if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
+            raise ConfigurationError(
+                f"cluster.heartbeat_timeout_s={self.heartbeat_timeout_s} must be at least three "
+                f"times cluster.heartbeat_interval_s={self.heartbeat_interval_s}"
+            )
+
+
+@dataclass
+class CheckpointSection:
+    """When and how much: every `every` steps, `num_slots` versions a shard, drained to disk."""
+
+    every: int = 1
+    num_slots: int = 2
+    drain_every_commits: int = 5
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint.every", self.every, 1)
+        at_least("checkpoint.num_slots", self.num_slots, 2)
+        at_least("checkpoint.drain_every_commits", self.drain_every_commits, 0)
+
+
+@dataclass
+class FailureSection:
+    """What is killed: `kinds` of failures, each `repeats` times, `gap_steps` steps apart."""
+
+    kinds: list[str] = field(default_factory=lambda: list(FAILURES))
+    repeats: int = 3
+    gap_steps: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("failure.repeats", self.repeats, 1)
+        at_least("failure.gap_steps", self.gap_steps, 1)
+        for kind in self.kinds:
+            one_of("failure.kinds", kind, FAILURES)
+
+
+@dataclass
+class MeasureSection:
+    """How long to measure: samples after warm-up, and training steps."""
+
+    repeats: int = 7
+    warmup: int = 2
+    steps: int = 60
+    blocks: int = 7
+    block_steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "steps", "blocks", "block_steps"):
+            at_least("measure." + name, getattr(self, name), 1)
+        at_least("measure.warmup", self.warmup, 0)
+
+
+@dataclass
+class GoodputSection:
+    """What `wasted_time` simulates: sizes of cluster, days, and losses that take a whole rack."""
+
+    machines: list[int] = field(default_factory=lambda: [16, 64, 256, 1000, 4000, 10000])
+    days: float = 365.0
+    repeats: int = 3
+    rack_size: int = 8
+    correlated_percents: list[int] = field(default_factory=lambda: [1, 10, 37])
+
+    def __post_init__(self) -> None:
+        for num_machines in self.machines:
+            at_least("goodput.machines", num_machines, 2)
+        at_least("goodput.repeats", self.repeats, 1)
+        at_least("goodput.rack_size", self.rack_size, 1)
+        if not 0 < self.days <= 3650:
+            raise ConfigurationError(f"goodput.days={self.days} must be in (0, 3650]")
+        for percent in self.correlated_percents:
+            if not 0 <= percent <= 100:
+                raise ConfigurationError(
+                    f"goodput.correlated_percents={percent} must be between 0 and 100"
+                )
+
+
+@dataclass
+class LimitsSection:
+    """States of `limits`, a rank: on all machines at once, and on a single one."""
+
+    sizes_mib: list[int] = field(default_factory=lambda: [64])
+    single_sizes_mib: list[int] = field(default_factory=lambda: [256])
+    num_tensors: int = 200
+
+    def __post_init__(self) -> None:
+        at_least("limits.num_tensors", self.num_tensors, 3)
+        for size in [*self.sizes_mib, *self.single_sizes_mib]:
+            at_least("limits.sizes_mib", size, 1)
+
+
+@dataclass
+class PlacementSection:
+    """Clusters on paper of `num_machines`, and clusters of `killed_sizes` that are really killed.
+
+    Every set of up to `max_lost` machines is killed, then every rack of `machines_per_rack`.
+    """
+
+    num_machines: int = 16
+    num_replicas: int = 2
+    num_samples: int = 20_000
+    killed_sizes: list[int] = field(default_factory=lambda: [6, 5])
+    max_lost: int = 3
+    machines_per_rack: int = 2
+    shard_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("num_replicas", "num_samples", "max_lost", "machines_per_rack"):
+            at_least("placement." + name, getattr(self, name), 1)
+        at_least("placement.shard_bytes", self.shard_bytes, 1)
+        for name, sizes, most in (
+            ("num_machines", [self.num_machines], MAX_ENUMERATED_MACHINES),
+            ("killed_sizes", self.killed_sizes, MAX_KILLED_MACHINES),
+        ):
+            for size in sizes:
+                if not max(self.num_replicas, self.max_lost) < size <= most:
+                    raise ConfigurationError(
+                        f"placement.{name}={size} must be more than placement.num_replicas="
+                        f"{self.num_replicas} and placement.max_lost={self.max_lost}, and at most "
+                        f"{most}"
+                    )
+
+
+@dataclass
+class ControlPlaneSection:
+    """Simulated clusters of 2 to `max_machines`, `faults` each, from `seed` on; the root's load.
+
+    Each mutant is given `mutant_seeds` clusters to be found in. The root plans for clusters of
+    `root_machines`, and takes `heartbeats` over each number of `connections`, `repeats` times.
+    """
+
+    clusters: int = 2000
+    faults: int = 20
+    seed: int = 0
+    max_machines: int = 16
+    mutant_seeds: int = 60
+    root_machines: list[int] = field(default_factory=lambda: [100, 1000, 10000])
+    connections: list[int] = field(default_factory=lambda: [10, 100, 400])
+    heartbeats: int = 200_000
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("clusters", "mutant_seeds", "heartbeats", "repeats"):
+            at_least("control_plane." + name, getattr(self, name), 1)
+        for name in ("faults", "seed"):
+            at_least("control_plane." + name, getattr(self, name), 0)
+        at_least("control_plane.max_machines", self.max_machines, 2)
+        for name in ("root_machines", "connections"):
+            for number in getattr(self, name):
+                at_least("control_plane." + name, number, 2)
+
+
+@dataclass
+class SaveCostSection:
+    """States of `sizes_mib` a rank, in `num_tensors`, beside the training's own."""
+
+    sizes_mib: list[int] = field(default_factory=lambda: [4, 16, 64])
+    num_tensors: int = 200
+
+    def __post_init__(self) -> None:
+        at_least("save_cost.num_tensors", self.num_tensors, 3)
+        if not self.sizes_mib:
+            raise ConfigurationError("save_cost.sizes_mib=[]: at least one size")
+        for size in self.sizes_mib:
+            at_least("save_cost.sizes_mib", size, 1)
+
+
+@dataclass
+class PeersSection:
+    """A state of `size_mib` a rank, and the directory of the peers' packages."""
+
+    size_mib: int = 128
+    num_tensors: int = 200
+    packages: str = ".peers"
+
+    def __post_init__(self) -> None:
+        at_least("peers.size_mib", self.size_mib, 1)
+        at_least("peers.num_tensors", self.num_tensors, 3)
+
+
+@dataclass
+class ScalingSection:
+    """States of `sizes_mib` a rank at one number of machines; `base_mib` on each of the others."""
+
+    sizes_mib: list[int] = field(default_factory=lambda: [8, 16, 32, 64])
+    num_machines: list[int] = field(default_factory=lambda: [2, 3, 4, 6])
+    base_mib: int = 16
+    num_tensors: int = 200
+
+    def __post_init__(self) -> None:
+        at_least("scaling.base_mib", self.base_mib, 1)
+        at_least("scaling.num_tensors", self.num_tensors, 3)
+        for size in self.sizes_mib:
+            at_least("scaling.sizes_mib", size, 1)
+        for name in ("sizes_mib", "num_machines"):
+            if len(set(getattr(self, name))) < 3:
+                raise ConfigurationError(
+                    f"scaling.{name}={getattr(self, name)}: a power law needs three points or more"
+                )
+
+    def check(self, cluster: ClusterSection) -> None:
+        """Refuse numbers of machines that have no place for the replicas."""
+        for num_machines in self.num_machines:
+            at_least("scaling.num_machines", num_machines, max(2, cluster.replicas))
+            try:
+                make_placement(cluster.placement, num_machines, cluster.replicas)
+            except ValueError as error:
+                raise ConfigurationError(f"scaling.num_machines={num_machines}: {error}") from error
+
+
+@dataclass
+class InterleavingSection:
+    """An emulated link of each machine, and how a checkpoint is fitted into its idle spans.
+
+    Sending s bytes takes at least `link_latency_s` + s / `link_bytes_per_s`, and the receiver
+    moves them on at `copy_bytes_per_s` (as a GPU would to its host). After
+    `profile_iterations` to learn the idle spans, every scheme is measured in `iterations`; DDP
+    reduces gradients in buckets of `bucket_bytes`.
+    """
+
+    num_machines: int = 2
+    num_replicas: int = 2
+    link_bytes_per_s: float = 200e6
+    link_latency_s: float = 0.0005
+    copy_bytes_per_s: float = 200e6
+    buffer_bytes: int = 8 << 20
+    num_sub_buffers: int = 4
+    bucket_bytes: int = 4 << 20
+    utilisation: float = 0.9
+    profile_iterations: int = 20
+    iterations: int = 15
+
+    def __post_init__(self) -> None:
+        for name in ("num_machines", "num_replicas", "profile_iterations", "iterations"):
+            at_least("interleaving." + name, getattr(self, name), 2)
+        for name in ("link_bytes_per_s", "copy_bytes_per_s", "bucket_bytes"):
+            at_least("interleaving." + name, getattr(self, name), 1)
+        at_least("interleaving.link_latency_s", self.link_latency_s, 0)
+        if self.num_replicas > self.num_machines:
+            raise ConfigurationError(
+                f"interleaving.num_replicas={self.num_replicas} is more than "
+                f"interleaving.num_machines={self.num_machines}"
+            )
+        if not 0 < self.utilisation < 1:
+            raise ConfigurationError(
+                f"interleaving.utilisation={self.utilisation} must be between 0 and 1"
+            )
+        try:
+            Buffer(self.buffer_bytes, self.num_sub_buffers)
+        except ValueError as error:
+            raise ConfigurationError(f"interleaving: {error}") from error
+
+
+@dataclass
+class SoakSection:
+    """A training of `minutes` in which `kinds` of failures strike at random, drawn from `seed`.
+
+    Lost machines are replaced by `num_spares` that wait with imports done; 0: by new ones.
+    """
+
+    minutes: float = 5.0
+    failures_per_minute: float = 4.0
+    kinds: list[str] = field(default_factory=lambda: list(SOAK_FAILURES))
+    num_spares: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_spares", "seed"):
+            at_least("soak." + name, getattr(self, name), 0)
+        if not 0 < self.failures_per_minute <= MAX_FAILURES_PER_MINUTE:
+            raise ConfigurationError(
+                f"soak.failures_per_minute={self.failures_per_minute} must be more than 0 and at "
+                f"most {MAX_FAILURES_PER_MINUTE}: a recovery takes seconds"
+            )
+        if not self.minutes * self.failures_per_minute >= 1:
+            raise ConfigurationError(
+                f"soak.minutes={self.minutes} with soak.failures_per_minute="
+                f"{self.failures_per_minute}: make it long enough for one failure"
+            )
+        if not self.kinds:
+            raise ConfigurationError(f"soak.kinds=[]: at least one of {', '.join(SOAK_FAILURES)}")
+        for kind in self.kinds:
+            one_of("soak.kinds", kind, SOAK_FAILURES)
+
+    def check(self, cluster: ClusterSection, checkpoint: CheckpointSection) -> None:
+        """Refuse a job in which nothing would survive what strikes."""
+        loses_memory = {"agent_loss", "machine_loss"} & set(self.kinds)
+        if loses_memory and cluster.replicas < 2 and not checkpoint.drain_every_commits:
+            raise ConfigurationError(
+                f"cluster.replicas={cluster.replicas}: nothing survives {min(loses_memory)}; set "
+                "cluster.replicas=2 or checkpoint.drain_every_commits, or leave it out of "
+                "soak.kinds"
+            )
+
+
+@dataclass
+class OptimizationSection:
+    """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
+
+    batch: int = 4
+    learning_rate: float = 1e-3
+    sharding: str = "fsdp"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("optimization.batch", self.batch, 1)
+        one_of("optimization.sharding", self.sharding, ("fsdp", "ddp"))
