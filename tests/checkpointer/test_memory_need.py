@@ -104,3 +104,23 @@ def test_the_error_at_the_first_save_says_what_the_whole_machine_needs():
     assert "twinckpt: 8.0 MiB of each machine's memory: 1 replicas x 2 slots" in run.stderr
     assert "OutOfMemoryError: 8 MiB are needed for 2 slots of each of 1 shards" in run.stderr
     assert "Checkpoints need 8.0 MiB of each machine's memory" in run.stderr
+
+
+GROWING = """
+import torch
+from twinckpt import Checkpointer
+state = {"state": torch.zeros(1)}
+with Checkpointer(state) as checkpointer:
+    for step in range(1, 9):
+        state["state"] = torch.zeros(step << 18)
+        assert checkpointer.save(step, block=True).status == "committed"
+    with open("/proc/self/maps") as lines:
+        slots = [line.split()[0].split("-") for line in lines if "twinckpt-slot" in line]
+    print(sum(int(end, 16) - int(start, 16) for start, end in slots))
+"""
+
+
+def test_a_rank_gives_the_slots_back_that_its_state_has_outgrown():
+    """The kernel keeps memory that any process has mapped, whatever the agent does."""
+    run = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True)
+    assert int(run.stdout) == pytest.approx(2 * 8 * MIB, rel=0.01), run.stderr

@@ -59,6 +59,13 @@ class SlotMappings:
         self._slots[inode] = slot = Slot(fd, capacity_bytes)
         return slot
 
+    def forget_smaller(self, capacity_bytes: int) -> None:
+        """Let go of slots below this size; each is unmapped with the last view of it."""
+        for inode, slot in list(self._slots.items()):
+            if slot.capacity_bytes < capacity_bytes:
+                del self._slots[inode]
+                os.close(slot.fd)
+
 
 class AgentClient:
     """Receives what the agent says and keeps it until the training loop asks."""
@@ -83,8 +90,12 @@ class AgentClient:
         self.home = welcome.home
 
     def attach(self, slot_bytes: int) -> None:
-        """Ask for slots of this size; grants follow once all replicas have theirs."""
+        """Ask for slots of this size; grants follow once all replicas have theirs.
+
+        Smaller ones are let go: the kernel keeps a slot as long as any process has it mapped.
+        """
         self.grants.clear()
+        self._mappings.forget_smaller(slot_bytes)
         self._link.send(local.Attach(slot_bytes))
 
     def staged(self, seal: Seal) -> None:

@@ -254,8 +254,12 @@ class Checkpointer:
                 self._client.grants.insert(0, grant)
 
     def _attach(self, layout: Layout) -> None:
+        """Ask for slots of this layout's size, and keep nothing of those that are too small."""
         self._layout = layout
         self._slot_bytes = max(self._slot_bytes, layout.size_bytes)
+        self._targets.clear()
+        self._unused.clear()
+        self._pinned.close()
         self._client.attach(self._slot_bytes)
 
     def _begin(self, step: int, grant: Grant, block: bool) -> SaveHandle:

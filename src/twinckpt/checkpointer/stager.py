@@ -53,6 +53,7 @@ class Stager:
             try:
                 job()
             finally:
+                del job  # with what it copied to
                 with self._changed:
                     self._job = None
                     self._changed.notify_all()
