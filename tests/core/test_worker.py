@@ -72,3 +72,18 @@ def test_damage_found_while_generations_change_is_reported_to_the_next(worker):
     worker.damaged(0, 3, "checksum")
     dropped = ToRootAgent(m.Dropped(2, 0, 3, "checksum"))
     assert dropped in worker.receive(m.Formed(2, 0, 1, "a:1", m.Resume(9, 3, drained=False)))
+
+
+def test_slots_of_a_former_place_are_given_back_with_the_first_commit_in_the_new_one():
+    """Not with that of the step resumed: by then not every rank has said what it needs."""
+    worker = Worker(BookkeptSlots(2))
+    worker.receive(m.Formed(1, 0, 2, "a:1", None))
+    worker.attach(0, 2, 10)
+    worker.receive(m.Reserve(1, 1, 10))
+    worker.receive(m.Formed(2, 1, 2, "a:1", m.Resume(5, 1)))
+    worker.receive(m.Resolve(2, 1, 5, committed=True))
+    assert worker.slots.tables.keys() == {0, 1}
+    worker.attach(1, 2, 10)
+    worker.receive(m.Reserve(2, 2, 10))
+    worker.receive(m.Resolve(2, 1_000_001, 6, committed=True))
+    assert worker.slots.tables.keys() == {1, 2}

@@ -55,6 +55,39 @@ def test_capacity_is_checked_before_memory_is_taken():
     assert store.allocated_bytes == before
 
 
+def test_what_another_place_no_longer_needs_is_given_back_once_it_is_free(store):
+    """A machine that changes its place would hold the shards of all the places it ever had."""
+    put(store, 0, 1, b"until the next commit")
+    size_bytes = store.allocated_bytes
+    store.begin_generation()
+    store.reserve(1, 5000)
+    store.give_back()
+    assert store.entry(0, 1) is not None
+    store.drop_where(older_than=2)
+    store.give_back()
+    assert store.allocated_bytes == size_bytes
+    assert put(store, 1, 2, b"as before").seal.ticket == 2
+
+
+def test_what_is_needed_again_is_kept(store):
+    """Most generations have the machines in their places, and memory takes time to get."""
+    slots = store.slot(0, 0), store.slot(0, 1)
+    store.begin_generation()
+    store.reserve(0, 5000)
+    store.give_back()
+    assert (store.slot(0, 0), store.slot(0, 1)) == slots
+
+
+def test_a_new_place_has_the_capacity_of_the_old_one():
+    """What is held for the former generation comes on top until the next commit."""
+    store = InMemoryCheckpoint(max_checkpoints=2, capacity_bytes=4 << 20)
+    store.reserve(0, 2 << 20)
+    store.begin_generation()
+    store.reserve(1, 2 << 20)
+    store.give_back()
+    assert store.allocated_bytes == 4 << 20
+
+
 def test_more_memory_than_the_machine_has_is_refused():
     """Before the kernel has to kill anything."""
     with pytest.raises(OutOfMemoryError, match="does not fit"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twinckpt.core import messages as m
+from twinckpt.core.commit import generation_of
 from twinckpt.core.incarnation import Incarnation
 from twinckpt.errors import OutOfMemoryError
 
@@ -16,8 +17,14 @@ from twinckpt.errors import OutOfMemoryError
 class SlotStore(Protocol):
     """What the worker needs of the machine's slots."""
 
+    def begin_generation(self) -> None:
+        """From now on only shards that are reserved again are needed here."""
+
     def reserve(self, rank: int, slot_bytes: int) -> None:
         """Make slots of at least this size for a shard of `rank`."""
+
+    def give_back(self) -> None:
+        """Give back the free slots of shards that are not needed here any more."""
 
     def begin(self, rank: int, ticket: int) -> int | None:
         """Take a free slot; None while all are needed or pinned."""
@@ -190,6 +197,7 @@ class Worker:
     def _on_formed(self, formed: m.Formed) -> None:
         self.generation, self.formed = formed.generation, formed
         self._now = Incarnation(formed)
+        self.slots.begin_generation()
         resume = formed.resume
         self.slots.drop_where(newer_than=resume.ticket if resume else 0)
         self._report_damage_again(resume.ticket if resume else 0)
@@ -224,6 +232,8 @@ class Worker:
         self._now.decide(resolve)
         if resolve.committed:
             self.slots.drop_where(older_than=resolve.ticket)
+            if generation_of(resolve.ticket) == self.generation:  # else not all have reserved yet
+                self.slots.give_back()
         for pending in (self._now.fetches, self._now.grants):
             for key in [key for key in pending if key[1] == resolve.ticket]:
                 del pending[key]

@@ -38,6 +38,15 @@ class _Shelf:
         self.seals: dict[int, Seal] = {}
         self.slot_bytes = 0
 
+    def give_back(self) -> None:
+        """Give back what is free; whoever needs it after all reserves it anew."""
+        self.slot_bytes = 0
+        for index, state in enumerate(self.table.slots):
+            slot = self.slots[index]
+            if slot is not None and _is_free(state):
+                self.slots[index] = None
+                slot.close()
+
     def forget_seals(self) -> None:
         """Drop the seals of versions that the table has dropped."""
         kept = {state.ticket for state in self.table.slots}
@@ -50,13 +59,15 @@ class InMemoryCheckpoint:
     Args:
         max_checkpoints: slots a rank; the committed version stays until a newer one commits,
             then its slot is reused (eviction).
-        capacity_bytes: upper limit of all slots together; None for what the machine has.
+        capacity_bytes: upper limit of all slots together; None for what the machine has. What
+            the shards of a former generation still take does not count: the next commit frees it.
     """
 
     def __init__(self, max_checkpoints: int = 2, capacity_bytes: int | None = None) -> None:
         self.max_checkpoints = max_checkpoints
         self.capacity_bytes = capacity_bytes
         self._shelves: dict[int, _Shelf] = {}
+        self._needed: set[int] = set()
         self._lock = threading.RLock()
 
     @property
@@ -70,21 +81,28 @@ class InMemoryCheckpoint:
                 if slot is not None
             )
 
+    def begin_generation(self) -> None:
+        """From now on only shards that are reserved again are needed here."""
+        with self._lock:
+            self._needed.clear()
+
     def reserve(self, rank: int, slot_bytes: int) -> None:
         """Make slots of at least `slot_bytes` for `rank`; a slot in use grows when it is free.
 
         Raises OutOfMemoryError if they do not fit; then nothing has changed. Memory is taken
         without holding the lock, because the kernel needs seconds for gigabytes.
         """
-        if self.has_room(rank, slot_bytes):
-            return
         with self._lock:
-            held = sum(other.slot_bytes for r, other in self._shelves.items() if r != rank)
+            self._needed.add(rank)
+            if self.has_room(rank, slot_bytes):
+                return
+            others = self._shelves.keys() & self._needed - {rank}
+            held = sum(self._shelves[other].slot_bytes for other in others)
             needed = (held + slot_bytes) * self.max_checkpoints
             if self.capacity_bytes is not None and needed > self.capacity_bytes:
                 raise OutOfMemoryError(
                     f"{needed >> 20} MiB are needed for {self.max_checkpoints} slots of each of "
-                    f"{len(self._shelves.keys() | {rank})} shards, capacity_bytes allows "
+                    f"{len(others) + 1} shards, capacity_bytes allows "
                     f"{self.capacity_bytes >> 20} MiB; raise it or use fewer replicas"
                 )
             shelf = self._shelves.get(rank) or _Shelf(self.max_checkpoints)
@@ -100,6 +118,15 @@ class InMemoryCheckpoint:
             shelf.slot_bytes = max(shelf.slot_bytes, slot_bytes)
         for slot in fresh:
             slot.close()
+
+    def give_back(self) -> None:
+        """Give back the free slots of shards that are not needed here any more."""
+        with self._lock:
+            for rank in self._shelves.keys() - self._needed:
+                shelf = self._shelves[rank]
+                shelf.give_back()
+                if not any(shelf.slots):
+                    del self._shelves[rank]
 
     def has_room(self, rank: int, slot_bytes: int) -> bool:
         """Return whether `reserve` has nothing to do."""

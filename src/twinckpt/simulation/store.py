@@ -17,9 +17,21 @@ class BookkeptSlots:
         self.damaged: set[tuple[int, int]] = set()
         self.ever_damaged: set[tuple[int, int]] = set()
         self.num_changes = 0
+        self._needed: set[int] = set()
+
+    def begin_generation(self) -> None:
+        """From now on only shards that are reserved again are needed here."""
+        self._needed.clear()
+
+    def give_back(self) -> None:
+        """Give back the slots of shards that are not needed here any more, if they are free."""
+        for rank in self.tables.keys() - self._needed:
+            if not any(slot.ticket or slot.num_pins for slot in self.tables[rank].slots):
+                del self.tables[rank]
 
     def reserve(self, rank: int, slot_bytes: int) -> None:
         """Make slots for a rank."""
+        self._needed.add(rank)
         if rank not in self.tables:
             self.tables[rank] = SlotTable(self._num_slots)
 
