@@ -33,6 +33,21 @@ with Checkpointer({"history": history}) as checkpointer:
     assert torch.equal(history["losses"], expected)
 """
 
+GROWING = """
+import torch
+from twinckpt import Checkpointer
+
+seen = {"replay": torch.zeros(1)}
+weight = torch.randn(400, 400)
+with Checkpointer({"seen": seen}) as checkpointer:
+    for step in range(1, 61):
+        seen["replay"] = torch.zeros(1000 * step)
+        checkpointer.save(step)
+        for _ in range(20):
+            weight = torch.nn.functional.normalize(weight @ weight)
+    print(checkpointer.num_skipped)
+"""
+
 
 @pytest.fixture
 def state():
@@ -59,6 +74,12 @@ def test_a_blocking_save_is_committed_where_the_state_has_outgrown_its_slots():
     """Another save skips the step while larger ones are made; the one before is not lost."""
     run = subprocess.run([sys.executable, "-c", OUTGROWN], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_state_that_grows_with_every_step_is_checkpointed():
+    """Slots made to measure would be too small by the time that they are there."""
+    run = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True)
+    assert int(run.stdout) < 30, run.stderr
 
 
 def test_a_second_one_beside_the_first_is_refused(state):

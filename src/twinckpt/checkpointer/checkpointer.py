@@ -36,6 +36,7 @@ GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
 DECISION_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 1.0
+ROOM_TO_GROW = 0.25  # of the state, once it has outgrown its slots twice
 
 
 class Checkpointer:
@@ -90,6 +91,7 @@ class Checkpointer:
         self._writer: SlotWriter | None = None
         self._layout: Layout | None = None
         self._slot_bytes = 0
+        self._num_outgrown = 0
         self._targets: dict[int, SlotTarget] = {}
         self._handles: dict[int, SaveHandle] = {}
         self._unused: list[Grant] = []
@@ -253,10 +255,10 @@ class Checkpointer:
             if self._handles.pop(grant.ticket, None) is not None:
                 self._client.grants.insert(0, grant)
 
-    def _attach(self, layout: Layout) -> None:
-        """Ask for slots of this layout's size, and keep nothing of those that are too small."""
+    def _attach(self, layout: Layout, room_bytes: int = 0) -> None:
+        """Ask for slots for this layout and more; keep nothing of those that are too small."""
         self._layout = layout
-        self._slot_bytes = max(self._slot_bytes, layout.size_bytes)
+        self._slot_bytes = max(self._slot_bytes, layout.size_bytes + room_bytes)
         self._targets.clear()
         self._unused.clear()
         self._pinned.close()
@@ -268,7 +270,10 @@ class Checkpointer:
         layout, header = self._laid_out(flat, step)
         if layout.size_bytes > grant.slot.capacity_bytes:
             logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
-            self._attach(layout)
+            self._num_outgrown += 1
+            # What grows again would outgrow each slot while it is made, and never be checkpointed.
+            is_growing = self._num_outgrown > 1
+            self._attach(layout, int(ROOM_TO_GROW * layout.size_bytes) if is_growing else 0)
             larger = self._next_grant(step, block)
             return self._skip(step) if larger is None else self._begin(step, larger, block)
         writer = SlotWriter(self._target(layout, grant), flat, header, self._device)
