@@ -3,6 +3,7 @@
 import enum
 import pathlib
 import random
+import struct
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,7 +34,8 @@ def refused(build: Builder) -> Builder:
 @carried
 def floats():
     noisy = torch.tensor([0x7FC00001, 0x7F800001, -0x800000], dtype=torch.int32)
-    plain = [float("inf"), -float("inf"), -0.0, 5e-324, 0.1, float("nan")]
+    plain = [float("inf"), -float("inf"), -0.0, 5e-324, 0.1, float("nan"), -float("nan")]
+    plain += struct.unpack("2d", struct.pack("2Q", 0x7FF8000000000123, 0x7FF0000000000001))
     return {"x": {"payloads": noisy.view(torch.float32), "plain": plain, "complex": 1 - 2j}}
 
 
@@ -388,7 +390,7 @@ def assert_same(left: Any, right: Any, path: str = "") -> None:
             assert_same(value, right[index], f"{path}.{index}")
     elif isinstance(left, float):
         assert type(left) is type(right), path
-        assert left.hex() == right.hex(), path
+        assert struct.pack("d", left) == struct.pack("d", right), path
     elif isinstance(left, torch.Generator):
         assert torch.equal(left.get_state(), right.get_state()), path
     elif hasattr(left, "state_dict"):

@@ -1,5 +1,6 @@
 """A state captured again and again: what stays is not looked at anew, what changes is noticed."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -59,6 +60,15 @@ def test_contents_do_not_matter() -> None:
     assert capture(state) is first
     state["step"] = 4
     assert capture(state) is not first
+
+
+def test_a_nan_that_becomes_another_one_is_noticed() -> None:
+    """Its text is the same, its bits are not."""
+    state = {"part": {"value": math.nan}}
+    capture = Capture()
+    first = capture(state)
+    state["part"]["value"] = -math.nan
+    assert capture(state).text != first.text
 
 
 @pytest.mark.parametrize("path", [("progress",), ("model", "bias"), ("model", "norms")])

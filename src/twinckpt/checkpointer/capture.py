@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from twinckpt.checkpointer.tree import FlatState, flatten, local_tensor
+from twinckpt.checkpointer.tree import FLOAT, FlatState, flatten, local_tensor
 
 Path = tuple[str, ...]
 
@@ -151,7 +151,7 @@ def _identify(value: Any, identity: _Identity) -> bool:
         marks += (kind, len(value))
         values = value
     elif kind is float:
-        marks.append(value.hex())  # tells 0.0 from -0.0
+        marks.append(FLOAT.pack(value))  # tells 0.0 from -0.0, and one NaN from another
         return True
     else:
         marks += (kind, value)

@@ -7,6 +7,7 @@ neither is refused by name, because it could only be carried by pickling it.
 
 import base64
 import json
+import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from twinckpt.errors import UnsupportedStateError
 
 # A JSON object stands for itself only if its keys are strings and none of these.
 _KIND = "$"
+FLOAT = struct.Struct("<d")
 
 # What is of a type derived from one of these would come back as the plain one.
 _PLAIN = (str, bytes, int, float, complex, list, set, frozenset)
@@ -107,7 +109,10 @@ class _Flattener:
                 # JSON readers limit the digits of decimal numbers, not of hexadecimal text.
                 return value if value.bit_length() <= 64 else {_KIND: "int", "hex": hex(value)}
             case float():
-                return {_KIND: "float", "hex": value.hex()} if value - value != 0 else value
+                # Text would lose the sign and the payload of a NaN.
+                if value - value == 0:
+                    return value
+                return {_KIND: "float", "bits": FLOAT.pack(value).hex()}
             case complex():
                 return {
                     _KIND: "complex",
@@ -270,7 +275,7 @@ def unflatten(
                 made = np.ndarray(node["shape"], np.dtype(node["dtype"]), raw)
                 return array(made, live) if node[_KIND] == "ndarray" else made[()]
             case "float":
-                return float.fromhex(node["hex"])
+                return FLOAT.unpack(bytes.fromhex(node["bits"]))[0]
             case "int":
                 return int(node["hex"], 16)
             case "complex":
