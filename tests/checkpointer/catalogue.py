@@ -52,6 +52,13 @@ def strings():
 
 
 @carried
+def surrogates_in_pairs():
+    """JSON makes one sign of two escapes, which is another text, and may be another key's."""
+    pair = "\ud83d\ude00"
+    return {"x": {"s": pair, pair: 1, "😀": [2]}, "y": {pair: {"t": torch.rand(2)}, "😀": {}}}
+
+
+@carried
 def keys_of_all_kinds():
     return {
         "x": {1: "int", "1": "str", None: 0, (1, "x"): 0, 2.5: 0, 2**80: 0, "$": 5},

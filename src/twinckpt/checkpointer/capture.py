@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from twinckpt.checkpointer.tree import FLOAT, FlatState, flatten, local_tensor
+from twinckpt.checkpointer.tree import FLOAT, FlatState, flatten, is_plain_key, local_tensor
 
 Path = tuple[str, ...]
 
@@ -101,8 +101,8 @@ def _is_split(value: Any) -> bool:
     """A plain dictionary of dictionaries or lists, such as an optimizer's, is cut by key."""
     return (
         type(value) is dict
-        and all(type(key) is str and key != "$" for key in value)
         and any(isinstance(item, dict | list) for item in value.values())
+        and all(map(is_plain_key, value))
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from twinckpt.checkpointer.tree import is_plain_key
 from twinckpt.errors import ConfigurationError
 
 
@@ -20,8 +21,10 @@ class Parts:
     def __init__(self, state: MutableMapping[str, Any]) -> None:
         if not state:
             raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
-        if not all(type(name) is str and name != "$" for name in state):
-            raise ConfigurationError("the names of the state's parts must be strings, and not '$'")
+        if not all(map(is_plain_key, state)):
+            raise ConfigurationError(
+                "the names of the state's parts must be strings of Unicode text, and not '$'"
+            )
         self._state = state
         self._shape: list[tuple[Any, list[Any]]] = []
         self._homes: dict[str, tuple[Any, Any]] = {}

@@ -7,6 +7,7 @@ neither is refused by name, because it could only be carried by pickling it.
 
 import base64
 import json
+import re
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from twinckpt.errors import UnsupportedStateError
 
 # A JSON object stands for itself only if its keys are strings and none of these.
 _KIND = "$"
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 FLOAT = struct.Struct("<d")
 
 # What is of a type derived from one of these would come back as the plain one.
@@ -51,6 +53,16 @@ class FlatState:
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
     places: dict[tuple[Any, ...], str] = field(default_factory=dict)
     text: str = "null"
+
+
+def stands_for_itself(text: str) -> bool:
+    """Return whether JSON keeps a text: of two surrogates it makes the one sign they stand for."""
+    return text.isascii() or _PAIR.search(text) is None
+
+
+def is_plain_key(key: Any) -> bool:
+    """Return whether a dictionary's key can be that of a JSON object."""
+    return type(key) is str and key != _KIND and stands_for_itself(key)
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -104,7 +116,9 @@ class _Flattener:
                     "instead"
                 )
             case str():
-                return value
+                if stands_for_itself(value):
+                    return value
+                return {_KIND: "str", "utf8": value.encode(errors="surrogatepass").hex()}
             case int():
                 # JSON readers limit the digits of decimal numbers, not of hexadecimal text.
                 return value if value.bit_length() <= 64 else {_KIND: "int", "hex": hex(value)}
@@ -154,7 +168,7 @@ class _Flattener:
             key: self.visit(item, f"{path}.{key}" if path else str(key))
             for key, item in value.items()
         }
-        if kind == "dict" and all(type(key) is str for key in items) and _KIND not in items:
+        if kind == "dict" and all(map(is_plain_key, items)):
             return items
         return {
             _KIND: kind,
@@ -276,6 +290,8 @@ def unflatten(
                 return array(made, live) if node[_KIND] == "ndarray" else made[()]
             case "float":
                 return FLOAT.unpack(bytes.fromhex(node["bits"]))[0]
+            case "str":
+                return bytes.fromhex(node["utf8"]).decode(errors="surrogatepass")
             case "int":
                 return int(node["hex"], 16)
             case "complex":
