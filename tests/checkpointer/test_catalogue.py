@@ -71,6 +71,17 @@ def test_memory_that_is_shared_is_stored_once_and_stays_shared():
     assert fresh["y"]["b"] is fresh["y"]["c"][0]
 
 
+@pytest.mark.parametrize("order", [("p", "data"), ("data", "p")])
+def test_a_parameter_and_what_is_detached_from_it_are_made_as_the_two_that_they_were(order):
+    """In one memory: both came back as whichever was first."""
+    parameter = torch.nn.Parameter(torch.rand(3))
+    state = {"p": parameter, "data": parameter.detach()}
+    fresh = {"x": {}}
+    restored(slot_of({"x": {name: state[name] for name in order}}), fresh)
+    assert_same({name: state[name] for name in order}, fresh["x"])
+    assert fresh["x"]["p"].data_ptr() == fresh["x"]["data"].data_ptr()
+
+
 def test_two_parts_that_end_up_with_one_name_are_refused():
     linear = torch.nn.Linear
     with pytest.raises(ConfigurationError, match=r"a\.b"):

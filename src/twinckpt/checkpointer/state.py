@@ -184,7 +184,8 @@ class _InPlace:
         self._places = places
         self._is_of_torch = _is_of_torch(part)
         self._may_reuse = self._is_of_torch or not is_stateful(part)
-        self._made: dict[str, torch.Tensor] = {}
+        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._memory: dict[str, torch.Tensor] = {}
         self._filled: set[tuple[str, int]] = set()
 
     def tensor(self, node: dict[str, Any], live: Any) -> torch.Tensor:
@@ -210,9 +211,11 @@ class _InPlace:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
                 return live
-        if name not in self._made:
-            self._made[name] = self._make(node, name, self._saved.tensor(name))
-        return self._made[name]
+        # One memory may occur as a parameter, and detached from it.
+        kind = name, node.get("parameter"), node.get("requires_grad")
+        if kind not in self._made:
+            self._made[kind] = self._make(node, name)
+        return self._made[kind]
 
     def array(self, made: np.ndarray, live: Any) -> np.ndarray:
         """Return the live NumPy array, filled, if it fits: others may hold it by a variable."""
@@ -236,8 +239,9 @@ class _InPlace:
         place = target.device, target.data_ptr(), target.dtype, target.shape, target.stride()
         return self._places.setdefault(place, name) == name or self._is_of_torch
 
-    def _make(self, node: dict[str, Any], name: str, source: torch.Tensor) -> torch.Tensor:
+    def _make(self, node: dict[str, Any], name: str) -> torch.Tensor:
         """Return a new tensor; one of an optimizer's state is placed like its parameter."""
+        source = self._saved.tensor(name)
         owner = _owner(name, self._name, self._part)
         if "global_shape" in node and isinstance(owner, DTensor):
             local = torch.empty_like(source, device=local_tensor(owner).device).copy_(source)
@@ -253,9 +257,12 @@ class _InPlace:
             raise RestoreError(
                 f"{name} is a DTensor and has no live counterpart; create it before restore()"
             )
-        made = source.clone()
-        if "stride" in node:  # fused optimizers go through memory, and need it as the parameter's
-            made = source.new_empty_strided(source.shape, node["stride"]).copy_(source)
+        if name not in self._memory:
+            # Fused optimizers go through memory, and need it as the parameter's.
+            strides = node.get("stride", source.stride())
+            memory = source.new_empty_strided(source.shape, strides)
+            self._memory[name] = memory.copy_(source)
+        made = self._memory[name].detach()
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
         return made.requires_grad_("requires_grad" in node)
