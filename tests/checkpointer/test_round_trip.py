@@ -172,6 +172,65 @@ def test_what_begins_as_the_model_itself_is_restored_beside_it(names):
     assert torch.equal(into["best"]["weights"]["weight"], best["weight"])
 
 
+@pytest.mark.parametrize("names", [("buffer", "row"), ("row", "buffer")])
+@pytest.mark.parametrize("view", ["row", "column"])
+def test_views_of_other_places_than_before_are_restored_apart(names, view):
+    """An observation is a row of the replay buffer, in a fresh process the first: it was filled
+    with what another row had."""
+
+    def look(buffer, index):
+        return {"buffer": buffer, "row": buffer[index] if view == "row" else buffer[:, index]}
+
+    saved, live = look(torch.rand(5, 4), 3), look(torch.zeros(5, 4), 0)
+    restore(
+        stage({"x": {n: saved[n] for n in names}}), {"x": (into := {n: live[n] for n in names})}
+    )
+    assert torch.equal(into["buffer"], saved["buffer"])
+    assert torch.equal(into["row"], saved["row"])
+
+
+def test_views_of_the_same_places_as_before_stay_views() -> None:
+    """As parameters that are cut out of one flat buffer."""
+
+    def build():
+        flat = torch.rand(12)
+        return {"head": flat[:4].view(2, 2), "flat": flat, "odd": flat[1::2], "tail": flat[8:]}
+
+    saved, live = build(), build()
+    into = {"x": dict(live)}
+    restore(stage({"x": saved}), into)
+    assert_same(saved, into["x"])
+    assert all(into["x"][name] is tensor for name, tensor in live.items())
+
+
+def test_windows_that_overlap_are_not_filled_with_what_was_apart() -> None:
+    into = {"x": {"windows": torch.zeros(10).unfold(0, 3, 1)}}
+    saved = {"x": {"windows": torch.rand(8, 3)}}
+    restore(stage(saved), into)
+    assert torch.equal(into["x"]["windows"], saved["x"]["windows"])
+
+
+class Swapping(torch.optim.Optimizer):
+    """Begins with one tensor as what is now and what was before."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+        for parameter in self.param_groups[0]["params"]:
+            begin = torch.zeros_like(parameter)
+            self.state[parameter] = {"now": begin, "before": begin}
+
+    def step(self):
+        for state in self.state.values():
+            state["before"], state["now"] = state["now"], torch.rand_like(state["now"])
+
+
+def test_optimizer_state_that_begins_as_one_tensor_is_restored_apart() -> None:
+    saved, fresh = (Swapping([torch.nn.Parameter(torch.rand(3))]) for _ in range(2))
+    saved.step()
+    restore(stage({"optimizer": saved}), {"optimizer": fresh})
+    assert_same(saved.state_dict(), fresh.state_dict())
+
+
 def test_plain_values_keep_value_and_type():
     """Nested containers of everything that JSON alone would change."""
     saved = {

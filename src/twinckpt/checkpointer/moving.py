@@ -38,10 +38,25 @@ def move(destination: int, source: int, size_bytes: int) -> None:
 
 
 def has_own_memory(tensor: torch.Tensor) -> bool:
-    """Return whether each element can be written; of an expanded tensor they share memory."""
-    return tensor.is_contiguous() or not any(
-        n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+    """Return whether each element can be written; of expanded tensors and windows they share it."""
+    if tensor.is_contiguous():
+        return True
+    last = 0  # of the dimensions inside this one
+    for step, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if n > 1 and step <= last:
+            return False
+        last += (n - 1) * step
+    return True
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Return whether two tensors of one type and shape are the same, NaN by NaN."""
+    return torch.equal(_bits(left), _bits(right))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8)
 
 
 def copy(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -125,7 +125,7 @@ class SlotWriter:
         return [
             name
             for name, tensor, *_ in self._watched
-            if not torch.equal(_bytes(tensor), _bytes(self._target.tensors[name]))
+            if not moving.same_bits(tensor, self._target.tensors[name])
         ]
 
     @torch.no_grad()
@@ -191,11 +191,6 @@ class SlotWriter:
             self._target.tensors[name].copy_(tensor)
             return 0
         return tensor.data_ptr()
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8)
 
 
 def _pieces(layout: Layout, address: int) -> list[list[_Piece]]:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from twinckpt.checkpointer import moving, optimizers
 from twinckpt.checkpointer.capture import Capture
+from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
@@ -112,10 +113,10 @@ class TrainingState:
             )
         states = {name: _state_of(part) for name, part in parts.items()}
         values: dict[str, Any] = {}
-        places: dict[tuple[Any, ...], str] = {}
+        memory = LiveMemory(saved)
         with torch.no_grad():
             for name, part in sorted(parts.items(), key=lambda item: not _is_of_torch(item[1])):
-                place = _InPlace(name, part, saved, places)
+                place = _InPlace(name, part, saved, memory)
                 values[name] = unflatten(json[name], place.tensor, states[name], place.array)
             saved.finish()
         for name, part in parts.items():
@@ -170,19 +171,17 @@ class TrainingState:
 class _InPlace:
     """Gives each saved tensor its live counterpart, filled; or a new one.
 
-    `places` says which saved tensor live memory was filled with. Modules and optimizers come
-    first; whatever else shares their memory (`best = model.state_dict()`), but was saved as
-    another tensor, gets memory of its own.
+    Modules and optimizers come first; whatever else shares their memory, but was saved as another
+    tensor, gets memory of its own.
     """
 
-    def __init__(
-        self, name: str, part: Any, saved: SavedTensors, places: dict[tuple[Any, ...], str]
-    ) -> None:
+    def __init__(self, name: str, part: Any, saved: SavedTensors, memory: LiveMemory) -> None:
         self._part = part
         self._name = name
         self._saved = saved
-        self._places = places
+        self._live = memory
         self._is_of_torch = _is_of_torch(part)
+        self._is_module = isinstance(part, torch.nn.Module)
         self._may_reuse = self._is_of_torch or not is_stateful(part)
         self._made: dict[tuple[Any, ...], torch.Tensor] = {}
         self._memory: dict[str, torch.Tensor] = {}
@@ -206,7 +205,7 @@ class _InPlace:
                 )
             fits = (target.dtype, target.shape) == self._saved.kind(name)
             is_plain = is_dense(target) and moving.has_own_memory(target)
-            if fits and is_plain and self._take(target, name):
+            if fits and is_plain and self._live.take(target, name, self._is_module):
                 if (name, id(live)) not in self._filled:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
@@ -225,19 +224,11 @@ class _InPlace:
             or type(live) is not np.ndarray
             or (live.dtype, live.shape) != (made.dtype, made.shape)
             or not (live.flags.writeable and live.flags.owndata)  # it may be a tensor's memory
-            or (np.ndarray, id(live)) in self._places
+            or not self._live.take_array(live)
         ):
             return made
-        self._places[np.ndarray, id(live)] = self._name
         live[...] = made
         return live
-
-    def _take(self, target: torch.Tensor, name: str) -> bool:
-        """Return whether a saved tensor may fill this memory: no other one does."""
-        if not target.numel():
-            return True
-        place = target.device, target.data_ptr(), target.dtype, target.shape, target.stride()
-        return self._places.setdefault(place, name) == name or self._is_of_torch
 
     def _make(self, node: dict[str, Any], name: str) -> torch.Tensor:
         """Return a new tensor; one of an optimizer's state is placed like its parameter."""

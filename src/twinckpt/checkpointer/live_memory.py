@@ -1,0 +1,77 @@
+"""Live memory that a restore fills: none of it twice, with different bytes.
+
+What is one memory now may have been saved as two tensors. `best = model.state_dict()` is the
+weights themselves until better ones are copied; an observation that is a row of the replay buffer
+is another row in a process that has just begun.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from twinckpt.checkpointer import moving
+from twinckpt.checkpointer.reading import SavedTensors
+
+
+class _Taken(NamedTuple):
+    """A live tensor, and the name of what fills it."""
+
+    tensor: torch.Tensor
+    name: str
+
+
+class LiveMemory:
+    """Which saved tensor fills which live memory."""
+
+    def __init__(self, saved: SavedTensors) -> None:
+        self._saved = saved
+        self._places: dict[tuple[Any, ...], str] = {}
+        self._taken: dict[int, list[_Taken]] = {}
+        self._arrays: set[int] = set()
+
+    def take(self, target: torch.Tensor, name: str, is_of_module: bool) -> bool:
+        """Return whether a saved tensor may fill a live one: nothing else fills its memory.
+
+        A module's are filled in any case: its optimizer knows no others.
+        """
+        if not target.numel():
+            return True
+        place = target.device, target.data_ptr(), target.dtype, target.shape, target.stride()
+        if place in self._places:
+            return self._places[place] == name or is_of_module
+        taken = _Taken(target, name)
+        others = self._taken.setdefault(target.untyped_storage().data_ptr(), [])
+        if not is_of_module and not all(self._agree(other, taken) for other in others):
+            return False
+        self._places[place] = name
+        others.append(taken)
+        return True
+
+    def take_array(self, target: np.ndarray) -> bool:
+        """Return whether a saved array may fill a live one, which owns its memory."""
+        is_new = id(target) not in self._arrays
+        self._arrays.add(id(target))
+        return is_new
+
+    def _agree(self, first: _Taken, second: _Taken) -> bool:
+        """Return whether two saved tensors have the same where the live ones share memory."""
+        (start, end), (other_start, other_end) = _span(first.tensor), _span(second.tensor)
+        if end <= other_start or other_end <= start:
+            return True
+        memory = first.tensor.untyped_storage().clone()
+        read = _in(memory, second.tensor).copy_(self._saved.tensor(second.name))
+        _in(memory, first.tensor).copy_(self._saved.tensor(first.name))
+        return moving.same_bits(read, self._saved.tensor(second.name))
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first address of a tensor that is not empty, and the one after its last."""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _in(memory: torch.UntypedStorage, tensor: torch.Tensor) -> torch.Tensor:
+    """Return what a tensor would be in another memory."""
+    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return view.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
