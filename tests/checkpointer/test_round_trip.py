@@ -395,6 +395,20 @@ def test_a_module_that_makes_its_own_state_keeps_its_parameters(build) -> None:
     assert torch.equal(model.weight, saved.weight)
 
 
+@torch.inference_mode()
+def inference_tensors(fill):
+    return {"x": {"plain": fill(4, 3), "t": fill(4, 3).t()}, "y": fill(2)}
+
+
+def test_tensors_made_for_inference_are_filled_in_place_too() -> None:
+    """As targets that a teacher computed; every restore into them failed."""
+    saved, into = inference_tensors(torch.rand), inference_tensors(torch.zeros)
+    live = into["x"]["t"]
+    restore(stage(saved), into)
+    assert_same(saved, into)
+    assert into["x"]["t"] is live
+
+
 def test_a_write_during_the_copy_is_detected():
     """The checkpoint would mix two steps."""
     state = {"t": torch.zeros(10)}

@@ -64,6 +64,21 @@ def copy(target: torch.Tensor, source: torch.Tensor) -> None:
     to, from_ = address_of(target), address_of(source)
     if to and from_:
         move(to, from_, source.numel() * source.element_size())
-        torch.autograd.graph.increment_version(target)
+        note_write(target)
     else:
-        target.copy_(source)
+        copy_by_torch(target, source)
+
+
+def copy_by_torch(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> None:
+    """Copy a tensor however it lies in memory, and wherever."""
+    if target.is_inference():
+        with torch.inference_mode():  # else none may be written to
+            target.copy_(source, non_blocking=non_blocking)
+    else:
+        target.copy_(source, non_blocking=non_blocking)
+
+
+def note_write(target: torch.Tensor) -> None:
+    """Let autograd know that a tensor was written to; one made for inference is not its concern."""
+    if not target.is_inference():
+        torch.autograd.graph.increment_version(target)

@@ -88,7 +88,7 @@ class SlotReader(SavedTensors):
         if moving.lies_in_order(target):
             self._targets.append((self._regions[name], target))
         else:
-            target.copy_(self.tensor(name), non_blocking=True)
+            moving.copy_by_torch(target, self.tensor(name), non_blocking=True)
             self._devices.add(target.device)
 
     def finish(self) -> None:
@@ -105,7 +105,7 @@ class SlotReader(SavedTensors):
         else:
             self._take(chunks, pieces)
         for _, target in self._targets:
-            torch.autograd.graph.increment_version(target)
+            moving.note_write(target)
         self._targets = []
         for device in self._devices:
             if device.type == "cuda":
