@@ -409,6 +409,17 @@ def test_tensors_made_for_inference_are_filled_in_place_too() -> None:
     assert into["x"]["t"] is live
 
 
+@pytest.mark.parametrize("make", [torch.Tensor.requires_grad_, torch.nn.Parameter])
+def test_whether_a_tensor_of_the_loop_is_trained_is_restored(make) -> None:
+    """As latents that are optimized from some step on; a module's parameters are the script's."""
+    saved = {"x": {"a": make(torch.rand(2), True), "b": make(torch.rand(2), False)}}
+    into = {"x": {"a": make(torch.rand(2), False), "b": make(torch.rand(2), True)}}
+    live = into["x"]["a"]
+    restore(stage(saved), into)
+    assert_same(saved, into)
+    assert into["x"]["a"] is live
+
+
 def test_a_write_during_the_copy_is_detected():
     """The checkpoint would mix two steps."""
     state = {"t": torch.zeros(10)}

@@ -209,6 +209,8 @@ class _InPlace:
                 if (name, id(live)) not in self._filled:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
+                if not self._is_of_torch and live.is_leaf:  # those set it by themselves
+                    live.requires_grad_(_requires_grad(node))
                 return live
         # One memory may occur as a parameter, and detached from it.
         kind = name, node.get("parameter"), node.get("requires_grad")
@@ -256,7 +258,11 @@ class _InPlace:
         made = self._memory[name].detach()
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
-        return made.requires_grad_("requires_grad" in node)
+        return made.requires_grad_(_requires_grad(node))
+
+
+def _requires_grad(node: dict[str, Any]) -> bool:
+    return bool(node.get("parameter", node.get("requires_grad", False)))
 
 
 def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
