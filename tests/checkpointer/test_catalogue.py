@@ -104,6 +104,27 @@ def test_a_part_that_joins_a_nested_container_later_is_saved_too():
     assert training.capture().tensors.keys() - before == {"models.1.weight", "models.1.bias"}
 
 
+def test_a_nested_container_that_is_replaced_is_saved_as_it_is_now():
+    """The old one's model was saved from then on, in silence."""
+    state = {"train": {"model": torch.nn.Linear(1, 1), "epoch": 1}}
+    training = TrainingState(state)
+    training.capture()
+    state["train"] = {"model": torch.nn.Linear(1, 1), "epoch": 2}
+    found = training.capture().originals["train.model.weight"]
+    assert found is state["train"]["model"].weight
+
+
+@pytest.mark.parametrize("container", [[], [1], {"models": []}])
+def test_a_container_of_plain_values_may_get_a_part_later(container):
+    """As a list of models that grows; each later save failed."""
+    state = {"progress": container}
+    training = TrainingState(state)
+    training.capture()
+    inner = container if isinstance(container, list) else container["models"]
+    inner.append(torch.nn.Linear(1, 1))
+    assert len(training.capture().tensors) == 2
+
+
 @pytest.mark.parametrize(
     "live", [torch.zeros(5), torch.zeros(3, dtype=torch.int64), torch.zeros(1).expand(3)]
 )

@@ -14,6 +14,9 @@ import torch
 from twinckpt.checkpointer.tree import is_plain_key
 from twinckpt.errors import ConfigurationError
 
+# Most of what containers hold, many thousands at times: looked at in every save.
+_LEAVES = {type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter}
+
 
 class Parts:
     """The parts by name, as they are in the user's containers at the time of each call."""
@@ -26,7 +29,6 @@ class Parts:
                 "the names of the state's parts must be strings of Unicode text, and not '$'"
             )
         self._state = state
-        self._shape: list[tuple[Any, list[Any]]] = []
         self._homes: dict[str, tuple[Any, Any]] = {}
 
     def items(self) -> list[tuple[str, Any]]:
@@ -34,19 +36,7 @@ class Parts:
 
         Raises ConfigurationError if two have the same name, or one could not be restored.
         """
-        if not self._shape or any(_keys(container) != keys for container, keys in self._shape):
-            self._find()
-        return [(name, container[key]) for name, (container, key) in self._homes.items()]
-
-    def replace(self, name: str, value: Any) -> None:
-        """Put a restored plain value where the old one was."""
-        container, key = self._homes[name]
-        if isinstance(container, tuple):  # it was of a kind that is filled, and is not now
-            raise ConfigurationError(f"{name} cannot be replaced in a tuple: use a list")
-        container[key] = value
-
-    def _find(self) -> None:
-        self._shape, self._homes = [], {}
+        self._homes = {}
         for name, container, key in self._walk(self._state, ""):
             if name in self._homes:
                 raise ConfigurationError(f"two parts of the state are called {name}: rename one")
@@ -56,9 +46,16 @@ class Parts:
                     "cannot replace it: use a list"
                 )
             self._homes[name] = container, key
+        return [(name, container[key]) for name, (container, key) in self._homes.items()]
+
+    def replace(self, name: str, value: Any) -> None:
+        """Put a restored plain value where the old one was."""
+        container, key = self._homes[name]
+        if isinstance(container, tuple):  # it was of a kind that is filled, and is not now
+            raise ConfigurationError(f"{name} cannot be replaced in a tuple: use a list")
+        container[key] = value
 
     def _walk(self, container: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-        self._shape.append((container, _keys(container)))
         for key in _keys(container):
             name = f"{prefix}{key}"
             if _holds_stateful(container[key]):
@@ -88,7 +85,12 @@ def _holds_stateful(value: Any, depth: int = 0) -> bool:
         return False
     items = value.values() if isinstance(value, dict) else value
     return any(
-        is_stateful(item) or isinstance(item, torch.Generator) or _holds_stateful(item, depth + 1)
+        type(item) not in _LEAVES
+        and (
+            is_stateful(item)
+            or isinstance(item, torch.Generator)
+            or _holds_stateful(item, depth + 1)
+        )
         for item in items
     )
 
