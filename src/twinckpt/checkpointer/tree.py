@@ -12,7 +12,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -194,10 +194,22 @@ class _Flattener:
             raise UnsupportedStateError(
                 f"{path} is a NumPy array of records; store an array for each of its fields"
             )
-        raw = torch.from_numpy(np.frombuffer(value.tobytes(), np.uint8).copy())
-        name = self._store(raw, path, raw)
-        kind = "ndarray" if isinstance(value, np.ndarray) else "npscalar"
-        return {_KIND: kind, "tensor": name, "dtype": value.dtype.str, "shape": list(value.shape)}
+        dtype = value.dtype.str
+        if np.dtype(dtype) != value.dtype:  # as `bfloat16` of ml_dtypes, which would come back raw
+            raise UnsupportedStateError(
+                f"{path} is of NumPy's type {value.dtype}, which another package defines; store a "
+                "tensor instead, or a view of it as integers"
+            )
+        # What is summed in another order is rounded otherwise.
+        order: Literal["C", "F"] = "F" if value.flags.fnc else "C"
+        raw = torch.from_numpy(np.frombuffer(value.tobytes(order), np.uint8).copy())
+        node = {
+            _KIND: "ndarray" if isinstance(value, np.ndarray) else "npscalar",
+            "tensor": self._store(raw, path, raw),
+            "dtype": dtype,
+            "shape": list(value.shape),
+        }
+        return node if order == "C" else {**node, "order": order}
 
     def _tensor(self, value: torch.Tensor, path: str) -> Any:
         local = local_tensor(value)
@@ -286,7 +298,8 @@ def unflatten(
                 return tensor(node, live)
             case "ndarray" | "npscalar":
                 raw = bytearray(tensor(node, None).numpy())
-                made = np.ndarray(node["shape"], np.dtype(node["dtype"]), raw)
+                order = node.get("order", "C")
+                made = np.ndarray(node["shape"], np.dtype(node["dtype"]), raw, order=order)
                 return array(made, live) if node[_KIND] == "ndarray" else made[()]
             case "float":
                 return FLOAT.unpack(bytes.fromhex(node["bits"]))[0]
