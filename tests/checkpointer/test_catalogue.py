@@ -1,12 +1,13 @@
 """Every kind of state comes back bit for bit, or is refused by name."""
 
 import random
+from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from catalogue import CARRIED, REFUSED, assert_same
+from catalogue import CARRIED, REFUSED, Counting, Pair, assert_same
 
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout, metadata_of
@@ -102,6 +103,24 @@ def test_a_part_that_joins_a_nested_container_later_is_saved_too():
     before = training.capture().tensors.keys()
     state["models"].append(torch.nn.Linear(1, 1))
     assert training.capture().tensors.keys() - before == {"models.1.weight", "models.1.bias"}
+
+
+def test_parts_are_found_in_containers_of_every_type():
+    """They stay where they are: only what holds plain values has to be of a type that is saved."""
+
+    def build():
+        heads = OrderedDict(a=torch.nn.Linear(1, 1), loss=random.random())
+        counters = defaultdict(Counting, seen=Counting())
+        return {
+            "heads": heads,
+            "more": {"counters": counters, "pair": Pair(torch.nn.Linear(1, 1), [2.5])},
+        }
+
+    saved, fresh = seeded(1, build), seeded(2, build)
+    heads = fresh["heads"]
+    restored(slot_of(saved), fresh)
+    assert_same(saved["heads"], heads)
+    assert_same(saved["more"]["counters"], fresh["more"]["counters"])
 
 
 def test_a_nested_container_that_is_replaced_is_saved_as_it_is_now():

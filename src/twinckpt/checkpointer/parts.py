@@ -78,10 +78,10 @@ def _is_filled(part: Any) -> bool:
 
 
 def _holds_stateful(value: Any, depth: int = 0) -> bool:
-    """Return whether a plain container has a part in it, at any depth."""
+    """Return whether a container, which has no state of its own, has a part in it, at any depth."""
     if depth > 100:
         return False  # it contains itself, perhaps; that is refused elsewhere, by name
-    if type(value) not in (dict, list, tuple):
+    if not isinstance(value, dict | list | tuple) or is_stateful(value):
         return False
     items = value.values() if isinstance(value, dict) else value
     return any(
