@@ -94,6 +94,18 @@ def test_layouts_in_memory(tensor):
     assert into["t"].stride() == strides
 
 
+@pytest.mark.parametrize("dtype", [torch.uint1, torch.int4, torch.float8_e8m0fnu], ids=str)
+@pytest.mark.parametrize("is_live", [True, False])
+def test_layouts_of_types_that_torch_cannot_copy(dtype, is_live):
+    """The save ended the training with torch's error."""
+    raw, into = (torch.randint(256, (6, 4), dtype=torch.uint8) for _ in range(2))
+    slot = stage({"x": {"t": raw.view(dtype).t(), "rows": raw.view(dtype)[::2]}})
+    live = {"t": into.view(dtype).t(), "rows": into.clone().view(dtype)[::2]} if is_live else {}
+    restore(slot, {"x": live})
+    assert torch.equal(live["t"].view(torch.uint8), raw.t())
+    assert torch.equal(live["rows"].view(torch.uint8), raw[::2])
+
+
 def test_a_new_tensor_lies_in_memory_as_the_saved_one():
     """Where it fills that; what it skips or repeats is not stored."""
     image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)

@@ -60,8 +60,9 @@ class LiveMemory:
         if end <= other_start or other_end <= start:
             return True
         memory = first.tensor.untyped_storage().clone()
-        read = _in(memory, second.tensor).copy_(self._saved.tensor(second.name))
-        _in(memory, first.tensor).copy_(self._saved.tensor(first.name))
+        read = _in(memory, second.tensor)
+        moving.copy(read, self._saved.tensor(second.name))
+        moving.copy(_in(memory, first.tensor), self._saved.tensor(first.name))
         return moving.same_bits(read, self._saved.tensor(second.name))
 
 

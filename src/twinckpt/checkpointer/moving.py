@@ -54,8 +54,13 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return torch.equal(_bits(left), _bits(right))
 
 
+def _as_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a type that torch can copy: of those with few bits it cannot each."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = _as_numbers(tensor.detach()).cpu().resolve_conj().resolve_neg().contiguous()
     return plain.reshape(-1).view(torch.uint8)
 
 
@@ -71,6 +76,7 @@ def copy(target: torch.Tensor, source: torch.Tensor) -> None:
 
 def copy_by_torch(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> None:
     """Copy a tensor however it lies in memory, and wherever."""
+    target, source = _as_numbers(target), _as_numbers(source)
     if target.is_inference():
         with torch.inference_mode():  # else none may be written to
             target.copy_(source, non_blocking=non_blocking)

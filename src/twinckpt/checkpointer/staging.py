@@ -188,7 +188,7 @@ class SlotWriter:
         if tensor is None:
             return 0
         if not self._target.layout.kinds[name].lies_in_order:
-            self._target.tensors[name].copy_(tensor)
+            moving.copy_by_torch(self._target.tensors[name], tensor)
             return 0
         return tensor.data_ptr()
 

@@ -253,8 +253,8 @@ class _InPlace:
         if name not in self._memory:
             # Fused optimizers go through memory, and need it as the parameter's.
             strides = node.get("stride", source.stride())
-            memory = source.new_empty_strided(source.shape, strides)
-            self._memory[name] = memory.copy_(source)
+            memory = self._memory[name] = source.new_empty_strided(source.shape, strides)
+            moving.copy(memory, source)
         made = self._memory[name].detach()
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
