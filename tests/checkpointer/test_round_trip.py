@@ -7,7 +7,10 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from catalogue import assert_same
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout, metadata_of, parse
@@ -109,10 +112,12 @@ def test_layouts_of_types_that_torch_cannot_copy(dtype, is_live):
 def test_a_new_tensor_lies_in_memory_as_the_saved_one():
     """Where it fills that; what it skips or repeats is not stored."""
     image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    depthwise = torch.randn(6, 1, 3, 3).to(memory_format=torch.channels_last)
     saved = {"image": image, "t": torch.randn(3, 4).t(), "part": torch.randn(9)[::2]}
+    saved["depthwise"] = depthwise
     found = restore(stage({"x": saved}), {"x": None})["x"]
     assert all(torch.equal(found[name], saved[name]) for name in saved)
-    assert [found[name].stride() for name in saved] == [image.stride(), (1, 4), (1,)]
+    assert [found[name].stride() for name in saved] == [image.stride(), (1, 4), (1,), (9, 1, 3, 1)]
 
 
 def test_a_fused_optimizer_of_a_channels_last_model_goes_on_bit_for_bit():
@@ -136,6 +141,38 @@ def test_a_fused_optimizer_of_a_channels_last_model_goes_on_bit_for_bit():
     for state in (undisturbed, resumed):
         train(state, range(3, 6))
     assert torch.equal(undisturbed["model"].weight, resumed["model"].weight)
+
+
+@pytest.fixture
+def mesh():
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_a_shard_of_optimizer_state_lies_in_memory_as_the_saved_one(mesh):
+    """As that of a channels-last model, where the optimizer has no state yet."""
+
+    def build():
+        local = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+        weight = torch.nn.Parameter(DTensor.from_local(local, mesh, [Shard(0)]))
+        return {
+            "weights": torch.nn.ParameterList([weight]),
+            "optimizer": torch.optim.AdamW([weight]),
+        }
+
+    saved, fresh = build(), build()
+    (weight,) = saved["weights"]
+    weight.grad = weight.detach() * 2
+    saved["optimizer"].step()
+    restore(stage(saved), fresh)
+    expected, found = (
+        state["optimizer"].state_dict()["state"][0]["exp_avg"].to_local()
+        for state in (saved, fresh)
+    )
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride() == (12, 1, 6, 3)
 
 
 class FloatMomentum(torch.optim.Optimizer):

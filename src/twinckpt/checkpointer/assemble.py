@@ -95,6 +95,7 @@ def resharded(
             node["global_shape"] = list(whole.shape)  # now it is sharded, if it was not before
             placed = distribute_tensor(whole, live.device_mesh, live.placements, src_data_rank=None)
             whole = placed.to_local().contiguous()
+            node.pop("stride", None)  # that of another shape
         tensors[name] = whole
     return own.metadata["state"], SavedTensors(tensors)
 

@@ -237,9 +237,8 @@ class _InPlace:
         source = self._saved.tensor(name)
         owner = _owner(name, self._name, self._part)
         if "global_shape" in node and isinstance(owner, DTensor):
-            local = torch.empty_like(source, device=local_tensor(owner).device).copy_(source)
             return DTensor.from_local(
-                local,
+                _laid_out(node, source, local_tensor(owner).device),
                 owner.device_mesh,
                 owner.placements,
                 run_check=False,
@@ -251,14 +250,19 @@ class _InPlace:
                 f"{name} is a DTensor and has no live counterpart; create it before restore()"
             )
         if name not in self._memory:
-            # Fused optimizers go through memory, and need it as the parameter's.
-            strides = node.get("stride", source.stride())
-            memory = self._memory[name] = source.new_empty_strided(source.shape, strides)
-            moving.copy(memory, source)
+            self._memory[name] = _laid_out(node, source, source.device)
         made = self._memory[name].detach()
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
         return made.requires_grad_(_requires_grad(node))
+
+
+def _laid_out(node: dict[str, Any], source: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a copy in the saved order: fused optimizers go through memory as the parameter's."""
+    strides = node.get("stride", source.stride())
+    made = torch.empty_strided(source.shape, strides, dtype=source.dtype, device=device)
+    moving.copy(made, source)
+    return made
 
 
 def _requires_grad(node: dict[str, Any]) -> bool:

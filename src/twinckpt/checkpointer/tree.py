@@ -236,7 +236,7 @@ class _Flattener:
             node["global_shape"] = list(value.shape)
             node["placements"] = [str(placement) for placement in value.placements]
             node["mesh"] = list(value.device_mesh.shape)
-        elif not local.is_contiguous() and _is_permuted(local):
+        if (1 in local.shape or not local.is_contiguous()) and _is_permuted(local):
             node["stride"] = list(local.stride())
         if isinstance(value, torch.nn.Parameter):
             node["parameter"] = value.requires_grad
@@ -269,8 +269,12 @@ class _Flattener:
 
 
 def _is_permuted(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor fills its memory, in another order than that of its indices."""
-    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    """Return whether a tensor fills its memory, in another order than that of its indices.
+
+    Where a dimension has length 1 the strides alone tell, as those of a depthwise convolution.
+    """
+    in_order = torch.empty(tensor.shape, device="meta").stride()
+    return in_order != tensor.stride() == torch.empty_like(tensor, device="meta").stride()
 
 
 def unflatten(
