@@ -69,6 +69,14 @@ def test_every_dtype_and_shape(dtype, shape):
     assert torch.equal(bits(found), bits(saved))
 
 
+def test_the_default_device_is_no_matter():
+    """Empty tensors were made on it."""
+    slot = stage({"x": [torch.empty(0, 3), torch.ones(2)]})
+    with torch.device("meta"):
+        found = restore(slot, {"x": []})["x"]
+    assert [tensor.device.type for tensor in found] == ["cpu", "cpu"]
+
+
 def test_large_tensors_cross_chunk_borders():
     """More than one chunk, and not a multiple of it."""
     state = {"a": torch.randn(700_001), "b": torch.randn(3), "c": torch.randn(1_300_003).half()}

@@ -141,7 +141,7 @@ def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, Region]]:
 def view(buffer: memoryview, region: Region) -> torch.Tensor:
     """Return the tensor at a region of a slot, without a copy."""
     if region.start == region.end:
-        return torch.empty(region.shape, dtype=region.dtype)
+        return torch.empty(region.shape, dtype=region.dtype, device="cpu")
     raw = torch.frombuffer(buffer[region.start : region.end], dtype=torch.uint8)
     return raw.view(region.dtype).view(region.shape)
 
