@@ -1,12 +1,14 @@
 """`InMemoryCheckpoint`: bounded, evicting, verified, thread-safe."""
 
 import threading
+from unittest import mock
 
 import pytest
 
 from twinckpt.errors import DamagedCopyError, OutOfMemoryError
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
+from twinckpt.memory.slot import Slot
 
 
 def put(store, rank, ticket, data):
@@ -102,6 +104,16 @@ def test_slots_grow_without_losing_what_they_hold(store):
     put(store, 0, 2, b"x" * 100_000)
     store.drop_where(older_than=2)
     put(store, 0, 3, b"y" * 100_000)
+
+
+def test_a_slot_that_was_in_use_grows_into_memory_that_was_taken_before(store):
+    """Taking it takes seconds a gigabyte, in which an agent would miss its heartbeats."""
+    put(store, 0, 1, b"kept")
+    store.reserve(0, 100_000)
+    put(store, 0, 2, b"x" * 100_000)
+    store.drop_where(older_than=2)
+    with mock.patch.object(Slot, "allocate", side_effect=AssertionError):
+        put(store, 0, 3, b"y" * 100_000)
 
 
 @pytest.mark.parametrize("position", [0, 4095, 4999])

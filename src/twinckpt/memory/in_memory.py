@@ -35,12 +35,28 @@ class _Shelf:
     def __init__(self, max_checkpoints: int) -> None:
         self.table = SlotTable(max_checkpoints)
         self.slots: list[Slot | None] = [None] * max_checkpoints
+        self.spare: list[Slot] = []  # for slots that were in use when all had to grow
         self.seals: dict[int, Seal] = {}
         self.slot_bytes = 0
+
+    def close(self) -> None:
+        """Give back all memory."""
+        for slot in (*self.slots, *self.spare):
+            if slot is not None:
+                slot.close()
+
+    def num_to_make(self, slot_bytes: int) -> int:
+        """Return how many slots are free, or have to grow when they are."""
+        return sum(
+            slot is None or _is_free(state) or slot.capacity_bytes < slot_bytes
+            for slot, state in zip(self.slots, self.table.slots, strict=True)
+        )
 
     def give_back(self) -> None:
         """Give back what is free; whoever needs it after all reserves it anew."""
         self.slot_bytes = 0
+        while self.spare:
+            self.spare.pop().close()
         for index, state in enumerate(self.table.slots):
             slot = self.slots[index]
             if slot is not None and _is_free(state):
@@ -77,7 +93,7 @@ class InMemoryCheckpoint:
             return sum(
                 slot.capacity_bytes
                 for shelf in self._shelves.values()
-                for slot in shelf.slots
+                for slot in (*shelf.slots, *shelf.spare)
                 if slot is not None
             )
 
@@ -106,8 +122,8 @@ class InMemoryCheckpoint:
                     f"{self.capacity_bytes >> 20} MiB; raise it or use fewer replicas"
                 )
             shelf = self._shelves.get(rank) or _Shelf(self.max_checkpoints)
-            num_free = sum(_is_free(state) for state in shelf.table.slots)
-        fresh = _allocate(num_free, slot_bytes)
+            num_to_make = shelf.num_to_make(slot_bytes)
+        fresh = _allocate(num_to_make, slot_bytes)
         with self._lock:
             shelf = self._shelves.setdefault(rank, shelf)
             for index, state in enumerate(shelf.table.slots):
@@ -116,7 +132,8 @@ class InMemoryCheckpoint:
                     if unused is not None:
                         unused.close()
             shelf.slot_bytes = max(shelf.slot_bytes, slot_bytes)
-        for slot in fresh:
+            unneeded, shelf.spare = shelf.spare, fresh
+        for slot in unneeded:
             slot.close()
 
     def give_back(self) -> None:
@@ -142,7 +159,8 @@ class InMemoryCheckpoint:
             if index is not None:
                 slot = shelf.slots[index]
                 if slot is None or slot.capacity_bytes < shelf.slot_bytes:
-                    shelf.slots[index] = Slot.allocate(shelf.slot_bytes)
+                    spare = shelf.spare.pop() if shelf.spare else Slot.allocate(shelf.slot_bytes)
+                    shelf.slots[index] = spare
                     if slot is not None:
                         slot.close()
             return index
@@ -255,9 +273,7 @@ class InMemoryCheckpoint:
         """Give all memory back."""
         with self._lock:
             for shelf in self._shelves.values():
-                for slot in shelf.slots:
-                    if slot is not None:
-                        slot.close()
+                shelf.close()
             self._shelves = {}
 
 
