@@ -216,8 +216,14 @@ def main() -> int:
     arguments = _parse(sys.argv[1:])
     if reason := _why_not_fork():
         _run_without_fork(arguments, reason)
-    for name in (*_PRELOADED, *filter(None, arguments.preload.split(","))):
+    for name in _PRELOADED:
         importlib.import_module(name)
+    try:
+        for name in filter(None, arguments.preload.split(",")):
+            importlib.import_module(name)
+    except ImportError as error:
+        logger.error("--preload %s: %s", arguments.preload, error)
+        return _CANNOT_OPEN
     if threading.active_count() > 1:
         _run_without_fork(arguments, "a preloaded module started threads, which no fork has")
     if sys.modules["torch"].cuda.is_initialized():

@@ -69,3 +69,12 @@ def test_a_program_that_is_not_there(tmp_path):
     """Status and message of Python, without a traceback of the launcher."""
     plain = outcome(tmp_path, "none.py")
     assert outcome(tmp_path, "-m", "twinckpt.run", "none.py") == plain
+
+
+def test_a_preloaded_module_that_is_not_there(tmp_path, monkeypatch):
+    """One line, before any agent is asked for anything."""
+    monkeypatch.setenv("TWINCKPT_AGENT", "none")
+    command = [sys.executable, "-m", "twinckpt.run", "--preload", "json,nowhere", "prog.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "twinckpt.run: --preload json,nowhere: No module named 'nowhere'\n"
