@@ -14,12 +14,14 @@ import torch
 
 from twinckpt import Checkpointer
 from twinckpt.core.messages import Address
-from twinckpt.errors import AuthenticationError
+from twinckpt.errors import AuthenticationError, DamagedCopyError
+from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.net.auth import authenticate, client_exchange
-from twinckpt.net.bulk import BulkClient
+from twinckpt.net.bulk import BulkClient, BulkServer
 from twinckpt.net.local import AgentLink
 from twinckpt.net.secret import load_secret
 
+SECRET = b"a secret of the job that is long"
 MAX_GROWTH_BYTES = 48 << 20
 
 
@@ -134,6 +136,64 @@ def test_who_has_a_wrong_secret_is_told_so(job):
         with pytest.raises(AuthenticationError):
             BulkClient(wrong).fetch(Address("m", "127.0.0.1", port), 0, 1, memoryview(b""))
     job.assert_it_goes_on()
+
+
+def test_more_callers_than_descriptors_keep_nobody_out_for_long(job, until):
+    """Some will be closed; the agents do not end for it."""
+    allowed = [agent.rlimit(psutil.RLIMIT_NOFILE) for agent in job.agents]
+    for agent in job.agents:
+        agent.rlimit(psutil.RLIMIT_NOFILE, (60, allowed[0][1]))
+    silent = [sock for _ in range(60) for sock in job.connections()]
+    until(lambda: all(agent.num_fds() >= 59 for agent in job.agents), "no descriptor left")
+    for sock in silent:
+        sock.close()
+    for agent, limits in zip(job.agents, allowed, strict=True):
+        agent.rlimit(psutil.RLIMIT_NOFILE, limits)
+    job.assert_it_goes_on()
+
+
+def test_an_agent_may_have_as_many_connections_as_its_user(job):
+    """A thousand machines are as many connections to the root; 1024 descriptors are usual."""
+    for agent in job.agents:
+        soft, hard = agent.rlimit(psutil.RLIMIT_NOFILE)
+        assert soft == hard
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can call as another user")
+def test_other_users_of_the_host_are_not_even_asked_for_the_secret(job):
+    """An abstract name is open to all of them."""
+    for name in job.sockets:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.settimeout(5)
+            os.seteuid(65534)
+            try:
+                sock.connect("\0" + name)
+            finally:
+                os.seteuid(0)
+            assert sock.recv(64) == b""
+
+
+def test_who_holds_the_secret_is_served_however_many_strangers_wait():
+    """They came first, and are let go first."""
+    address = Address("m", "127.0.0.1", BulkServer(InMemoryCheckpoint(), SECRET, "127.0.0.1").port)
+    strangers = [socket.create_connection(("127.0.0.1", address.bulk_port)) for _ in range(300)]
+    try:
+        with pytest.raises(DamagedCopyError, match="has no copy of rank 0"):
+            BulkClient(SECRET).fetch(address, 0, 1, memoryview(b""))
+    finally:
+        for sock in strangers:
+            sock.close()
+
+
+def test_who_is_refused_for_shards_again_and_again_is_logged_once(caplog):
+    """Or a neighbour could fill the disk with it."""
+    address = Address("m", "127.0.0.1", BulkServer(InMemoryCheckpoint(), SECRET, "127.0.0.1").port)
+    for _ in range(5):
+        with pytest.raises(AuthenticationError):
+            BulkClient(b"another secret").fetch(address, 0, 1, memoryview(b""))
+    assert [record.message for record in caplog.records] == [
+        "refused 127.0.0.1: the caller does not hold this job's secret"
+    ]
 
 
 def test_a_caller_that_dribbles_is_cut_off_in_time(job):

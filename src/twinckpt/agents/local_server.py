@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -17,9 +19,13 @@ from twinckpt.net.local import (
     ToAgent,
     listen,
 )
+from twinckpt.net.strangers import ACCEPT_RETRY_S, Strangers
 from twinckpt.net.wire import ProtocolError
 
 logger = logging.getLogger(__name__)
+
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
+_SUPERUSER = 0
 
 
 class LocalPeer:
@@ -60,13 +66,22 @@ class LocalServer:
         self._on_message = on_message
         self._on_end = on_end
         self._listener = listen(name)
+        self._strangers = Strangers()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Accept until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(self._listener)
+            try:
+                sock, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                logger.warning("no local process can be accepted: %s", error)
+                await asyncio.sleep(ACCEPT_RETRY_S)  # too many open files: some will be closed
+                continue
+            if _user_of(sock) not in (os.getuid(), _SUPERUSER):
+                sock.close()
+                continue
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
             task = asyncio.create_task(self._serve(sock))
@@ -77,9 +92,12 @@ class LocalServer:
         loop = asyncio.get_running_loop()
         with sock:
             try:
-                await self._authenticate(loop, sock)
-            except (AuthenticationError, EOFError, OSError, TimeoutError) as error:
-                logger.warning("refused a local process: %s", error)
+                with self._strangers.entered(lambda: sock.shutdown(socket.SHUT_RDWR)):
+                    await self._authenticate(loop, sock)
+            except AuthenticationError as error:
+                self._strangers.refuse("a local process", error)
+                return
+            except OSError:  # it has ended, or says nothing
                 return
             peer = LocalPeer(sock)
             try:
@@ -105,3 +123,9 @@ class LocalServer:
                     else:
                         await loop.sock_sendall(sock, step)
                         step = next(exchange)
+
+
+def _user_of(sock: socket.socket) -> int:
+    """Return whose process has called; an abstract name is open to all users of the host."""
+    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(found)[1])

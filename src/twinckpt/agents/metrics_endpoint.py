@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 
 from twinckpt.agents.status import JobStatus
+from twinckpt.net.strangers import Strangers
 
 _REQUEST_TIMEOUT_S = 5.0
 _MAX_REQUEST_BYTES = 8192
@@ -40,8 +41,13 @@ def as_text(status: JobStatus) -> str:
 async def serve_metrics(status: Callable[[], JobStatus], host: str, port: int) -> asyncio.Server:
     """Answer `GET /metrics`; raises OSError if the port cannot be had."""
 
+    strangers = Strangers()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+        with (
+            strangers.entered(writer.transport.abort),
+            contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError),
+        ):
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 request = await reader.readuntil(b"\r\n\r\n")
             found = request.startswith(b"GET /metrics ")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +42,12 @@ def _start(module: str, argument: str, log_file: str, secret: bytes) -> subproce
     finally:
         if output is not None:
             output.close()
+
+
+def allow_all_descriptors() -> None:
+    """Take what this user may have: a thousand machines need as many connections to the root."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def when_process_ends(pid: int, action: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from twinckpt.agents.control_store import Leadership, open_store
 from twinckpt.agents.embedded_store import EmbeddedStore
 from twinckpt.agents.event_log import EventLog, file_of
 from twinckpt.agents.metrics_endpoint import serve_metrics
-from twinckpt.agents.process import when_process_ends
+from twinckpt.agents.process import allow_all_descriptors, when_process_ends
 from twinckpt.agents.status import StatusBoard, StatusQuestion
 from twinckpt.core import messages as m
 from twinckpt.core.root import Action, Disconnect, Log, Root, Send
@@ -28,6 +28,7 @@ from twinckpt.errors import AuthenticationError
 from twinckpt.net import wire
 from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, accept_async
 from twinckpt.net.secret import load_secret
+from twinckpt.net.strangers import Strangers
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class RootAgent:
         self._writers: dict[str, asyncio.StreamWriter] = {}
         self._events = EventLog(file_of(config.event_log, "root"), agent="root")
         self._board = StatusBoard(self._root)
-        self._refused: set[tuple[str, str]] = set()
+        self._strangers = Strangers()
         self._done = asyncio.Event()
         self._is_replaced = False
 
@@ -112,7 +113,8 @@ class RootAgent:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         machine = None
         try:
-            await accept_async(reader, writer, self._secret, self._tls)
+            with self._strangers.entered(writer.transport.abort):
+                await accept_async(reader, writer, self._secret, self._tls)
             hello = FROM_CALLER.decode(await wire.read_frame(reader))
             if isinstance(hello, StatusQuestion):
                 writer.write(wire.frame(msgspec.msgpack.encode(self._board.status())))
@@ -140,7 +142,7 @@ class RootAgent:
                 self._act(self._root.receive(machine, message, time.monotonic()))
         except (AuthenticationError, wire.ProtocolError) as error:
             host = (writer.get_extra_info("peername") or ("a caller that has gone",))[0]
-            self._tell_refused(host, error)
+            self._strangers.refuse(host, error)
         except (EOFError, OSError, asyncio.CancelledError):
             pass
         finally:
@@ -166,14 +168,6 @@ class RootAgent:
                 ", ".join(f"{name}={value}" for name, value in differing.items()),
                 ", ".join(f"{name}={here.get(name)}" for name in differing),
             )
-
-    def _tell_refused(self, host: str, error: Exception) -> None:
-        """Log a caller that is refused, once a host: a machine calls again ten times a second."""
-        told = (host, str(error))
-        # Who just looks whether somebody listens breaks off; a wrong secret is worth a word.
-        if error.__cause__ is None and told not in self._refused:
-            self._refused.add(told)
-            logger.warning("refused %s: %s", host, error)
 
     def _act(self, actions: list[Action]) -> None:
         if self._done.is_set():
@@ -201,6 +195,7 @@ def main() -> None:
     """Run the root agent with the configuration in the first argument."""
     logging.basicConfig(format="%(asctime)s root %(levelname)s %(message)s")
     config = root_config(sys.argv[1])
+    allow_all_descriptors()
 
     store = open_store(config.store) if config.store else EmbeddedStore(config.host, config.port)
     secret = load_secret()

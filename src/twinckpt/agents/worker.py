@@ -20,7 +20,7 @@ from twinckpt.agents.control_store import RootEntry, open_store
 from twinckpt.agents.event_log import MachineEvents
 from twinckpt.agents.hang_watch import watch_for_hangs
 from twinckpt.agents.local_server import LocalPeer, LocalServer
-from twinckpt.agents.process import when_process_ends
+from twinckpt.agents.process import allow_all_descriptors, when_process_ends
 from twinckpt.agents.root_link import RootLink
 from twinckpt.agents.root_watch import follow_root
 from twinckpt.agents.scrub import Scrub
@@ -454,6 +454,7 @@ def main() -> None:
     """Run the worker agent with the configuration in the first argument."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     config = worker_config(sys.argv[1])
+    allow_all_descriptors()
 
     async def serve() -> None:
         await WorkerAgent(config, load_secret()).run()

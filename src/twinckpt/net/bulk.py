@@ -8,6 +8,7 @@ pair of keys may encrypt is limited, and the interpreter's TLS cannot renew them
 """
 
 import contextlib
+import functools
 import logging
 import socket
 import ssl
@@ -19,12 +20,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from twinckpt.core.messages import Address
-from twinckpt.errors import DamagedCopyError
+from twinckpt.errors import AuthenticationError, DamagedCopyError
 from twinckpt.memory.checksums import chunks
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net import wire
 from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, accept, call
+from twinckpt.net.strangers import ACCEPT_RETRY_S, Strangers
 from twinckpt.net.tls import Tls
 
 logger = logging.getLogger(__name__)
@@ -33,9 +35,6 @@ _REQUEST = struct.Struct(">QQ")
 _MAX_SEAL_BYTES = 16 << 20
 _REPORT_BYTES = 4 << 20
 _LAST_REPORT_BYTES = 1 << 20
-# Callers that have not proved yet that they belong here; each has a thread for some seconds.
-_MAX_STRANGERS = 256
-_ACCEPT_RETRY_S = 0.1
 TRANSFER_TIMEOUT_S = 30.0
 _SILENCE_TIMEOUT_S = 3.0
 
@@ -50,7 +49,7 @@ class BulkServer:
         self._secret = secret
         self._tls = tls
         self._listener = socket.create_server((host, 0), backlog=64)
-        self._strangers = threading.BoundedSemaphore(_MAX_STRANGERS)
+        self._strangers = Strangers()
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="bulk-accept", daemon=True).start()
 
@@ -61,24 +60,25 @@ class BulkServer:
     def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self._listener.accept()
+                sock, peer = self._listener.accept()
             except OSError as error:
                 if self._listener.fileno() < 0:
                     return
                 logger.warning("no connection can be accepted: %s", error)
-                time.sleep(_ACCEPT_RETRY_S)  # too many open files: some will be closed
+                time.sleep(ACCEPT_RETRY_S)  # too many open files: some will be closed
                 continue
-            if self._strangers.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-            else:
-                sock.close()  # the caller tries again
+            leave = self._strangers.enter(functools.partial(_hang_up, sock))
+            threading.Thread(target=self._serve, args=(sock, peer[0], leave), daemon=True).start()
 
-    def _serve(self, stranger: socket.socket) -> None:
+    def _serve(self, stranger: socket.socket, host: str, leave: Callable[[], None]) -> None:
         try:
             try:
                 sock = accept(stranger, self._secret, self._tls)
+            except AuthenticationError as error:
+                self._strangers.refuse(host, error)
+                return
             finally:
-                self._strangers.release()
+                leave()
             with sock:
                 _block(sock, socket.SO_SNDTIMEO)
                 while True:
@@ -157,8 +157,7 @@ class BulkClient:
             address, sock = self._busy.get((rank, ticket), (None, None))
             if sock is not None and address not in unless_from:
                 del self._busy[rank, ticket]
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # beneath TLS as well
+                _hang_up(sock)
 
     def _end(self, rank: int, ticket: int) -> object | None:
         with self._lock:
@@ -193,6 +192,12 @@ class BulkClient:
                 else:
                     sock.close()
         self._idle = living
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """End a connection that another thread waits for."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # beneath TLS as well
 
 
 def _block(sock: socket.socket, timeout: int) -> None:
