@@ -1,11 +1,14 @@
 """A job that runs is asked what it does: by `twinckpt status`, and by Prometheus."""
 
+import contextlib
 import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 
@@ -13,7 +16,7 @@ import pytest
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
 from twinckpt.agents.launch import connect_to_agent, free_port
-from twinckpt.agents.process import start_worker_agent
+from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.cli import main
 from twinckpt.core.root import RootConfig
 from twinckpt.net.local import LauncherBroken, LauncherFormed, LauncherJoin
@@ -182,3 +185,43 @@ def test_a_machine_of_another_job_is_refused(run_id, is_refused, monkeypatch):
         )
     else:
         assert isinstance(answer, LauncherFormed)
+
+
+def test_a_machine_whose_root_does_not_hold_its_secret_ends():
+    """It cannot get better: another job has the port, or this machine another secret."""
+    port = free_port()
+    config = RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid())
+    with start_root_agent(config, b"s" * 32) as root:
+        answer = join(port, watch_pid=root.pid)
+        root.terminate()
+    assert answer.is_final
+    assert "the peer closed the connection; is TWINCKPT_SECRET here what the job has" in (
+        answer.reason
+    )
+
+
+def test_a_machine_whose_root_is_something_else_ends():
+    """A service that was there before, say."""
+    with socket.create_server(("127.0.0.1", 0)) as service:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    service.accept()[0].sendall(b"SSH-2.0-OpenSSH_9.2p1" * 10)
+
+        threading.Thread(target=serve, daemon=True).start()
+        answer = join(service.getsockname()[1], watch_pid=os.getpid())
+    assert answer.is_final
+    assert "and is the port the job's?" in answer.reason
+
+
+def join(port, watch_pid):
+    """Return what a machine is told that wants to join the job at this port."""
+    name = f"twinckpt-test-{port}"
+    worker = WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=watch_pid)
+    with start_worker_agent(worker, b"x" * 32) as agent:
+        link = connect_to_agent(name, b"x" * 32)
+        link.send(LauncherJoin("127.0.0.1:1", None, 1, 1))
+        answer = link.receive(30.0)[0]
+        agent.kill()
+    return answer

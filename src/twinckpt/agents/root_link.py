@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 _TO_ROOT = wire.Codec(m.ToRoot)
 _FROM_ROOT = wire.Codec(m.ToWorker)
 _RETRY_S = 0.1
+# Two seconds of a peer that answers something else, a minute and a half of one that is silent.
+_MAX_REFUSALS = 20
 
 
 class RootLink:
@@ -30,6 +32,7 @@ class RootLink:
         hello: Callable[[], Iterable[m.ToRoot]],
         on_message: Callable[[m.ToWorker], None],
         on_lost: Callable[[], None],
+        on_refused: Callable[[str], None],
     ) -> None:
         self._config = config
         self._secret = secret
@@ -37,6 +40,10 @@ class RootLink:
         self._hello = hello
         self._on_message = on_message
         self._on_lost = on_lost
+        self._on_refused = on_refused
+        # Until it has agreed once; where roots are elected another one may come.
+        self._is_perhaps_another = not config.store
+        self._num_refusals = 0
         self._writer: asyncio.StreamWriter | None = None
         self._told = ""
         self.is_leaving = False  # then the root may go first, and nobody needs to know
@@ -75,7 +82,11 @@ class RootLink:
             try:
                 await self._serve()
             except AuthenticationError as error:
-                self._tell(logging.ERROR, f"no agreement with {self._whom()}: {error}")
+                reason = f"no agreement with {self._whom()}: {error}"
+                self._tell(logging.ERROR, reason)
+                self._num_refusals += 1
+                if self._is_perhaps_another and self._num_refusals == _MAX_REFUSALS:
+                    self._on_refused(reason)
             except (OSError, EOFError, wire.ProtocolError) as error:
                 self._tell(logging.INFO, f"no connection to {self._whom()}: {error}")
             if self._writer is not None:
@@ -104,6 +115,7 @@ class RootLink:
         connection = self._writer.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._told = ""
+        self._is_perhaps_another = False
         for message in self._hello():
             self.send(message)
         beating = asyncio.create_task(self._beat())

@@ -59,7 +59,8 @@ class WorkerAgent:
         self._bulk = BulkClient(secret, tls)
         self._address = m.Address(config.machine, config.host, self._bulk_server.port)
         self._local = LocalServer(config.socket_name, secret, self._on_local, self._on_local_end)
-        self._root = RootLink(config, secret, tls, self._hello, self._on_root, self._on_root_lost)
+        on_root = (self._on_root, self._on_root_lost, self._on_refused)
+        self._root = RootLink(config, secret, tls, self._hello, *on_root)
         self._allocations = ThreadPoolExecutor(1, thread_name_prefix="allocate")
         self._transfers = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._drains = ThreadPoolExecutor(1, thread_name_prefix="drain")
@@ -124,7 +125,7 @@ class WorkerAgent:
 
     def _on_root(self, message: m.ToWorker) -> None:
         if isinstance(message, m.Refused):
-            self._act([core.BreakGeneration(message.reason, is_final=True)])
+            self._on_refused(message.reason)
         elif isinstance(message, m.Reserve):
             self._with_room(message.rank, message.slot_bytes, lambda: self._receive(message))
         elif isinstance(message, m.Fetch):
@@ -180,6 +181,9 @@ class WorkerAgent:
                     self._bulk.cancel(rank, ticket)
         elif isinstance(message, m.Fetch) and message.generation == self._core.generation:
             self._bulk.cancel(message.rank, message.ticket, unless_from=message.sources)
+
+    def _on_refused(self, reason: str) -> None:
+        self._act([core.BreakGeneration(reason, is_final=True)])
 
     def _on_elected(self, root: RootEntry) -> None:
         self._in_loop(lambda: self._root.move(root.host, root.port))

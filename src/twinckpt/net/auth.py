@@ -60,7 +60,7 @@ def client_exchange(secret: bytes, certificate: bytes = b"") -> Exchange:
     yield nonce + _proof(secret, b"client", both)
     proof = yield PROOF_BYTES
     if not hmac.compare_digest(proof, _proof(secret, b"server", both)):
-        raise AuthenticationError("the server does not hold this job's secret")
+        raise AuthenticationError("what answers does not hold this job's secret" + _PERHAPS_SECRET)
 
 
 def accept(sock: socket.socket, secret: bytes, tls: Tls | None) -> socket.socket:
@@ -171,8 +171,14 @@ def _authenticated(sock: socket.socket, exchange: Exchange, hint: str = "") -> s
 def _broke_off(error: Exception, hint: str) -> AuthenticationError:
     if isinstance(error, ssl.SSLError):
         return refusal(error)  # TLS 1.3: a client learns here that its certificate was refused
-    what = str(error) or type(error).__name__
-    return AuthenticationError(f"the peer broke off while authenticating: {what}{hint}")
+    match error:
+        case EOFError():
+            what = "closed the connection"
+        case TimeoutError():
+            what = f"was silent for {HANDSHAKE_TIMEOUT_S:.0f} s"
+        case _:
+            what = f"broke off: {error}"
+    return AuthenticationError(f"instead of authenticating itself the peer {what}{hint}")
 
 
 def _proof(secret: bytes, side: bytes, nonces: bytes) -> bytes:
@@ -184,10 +190,10 @@ def _receive(sock: socket.socket, num_bytes: int, deadline_s: float) -> bytes:
     while len(received) < num_bytes:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError(f"no proof within {HANDSHAKE_TIMEOUT_S:.0f} s")
+            raise TimeoutError
         sock.settimeout(left_s)
         part = sock.recv(num_bytes - len(received))
         if not part:
-            raise EOFError("connection closed")
+            raise EOFError
         received += part
     return received
