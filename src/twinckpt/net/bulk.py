@@ -83,10 +83,10 @@ class BulkServer:
                 _block(sock, socket.SO_SNDTIMEO)
                 while True:
                     self._send(sock, *_REQUEST.unpack(_receive_exactly(sock, _REQUEST.size)))
-        except EOFError:
+        except (EOFError, OSError):  # the peer has what it wanted, wants it no more, or is gone
             pass
         except Exception as error:
-            logger.info("bulk connection ended: %s", error)
+            logger.warning("bulk connection ended: %s", error)
 
     def _send(self, sock: socket.socket, rank: int, ticket: int) -> None:
         try:
