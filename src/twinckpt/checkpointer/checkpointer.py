@@ -54,6 +54,8 @@ class Checkpointer:
     (ConfigurationError). Under any other launcher all ranks must give the same.
 
     Every rank makes one, after its process group; all ranks call `save` for the same steps.
+    One that is made after another was closed, in the same job, restores what that one saved: its
+    steps are the job's. A second training in one process needs a job of its own.
     `stall_s` adds up how long `save` and the fence have kept the training loop waiting.
 
     >>> import torch
