@@ -90,3 +90,16 @@ def test_a_reader_that_has_seen_enough_is_no_error(saved, tmp_path):
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_dcp_export_that_fails_says_why_and_leaves_nothing(tmp_path, capsys):
+    """DCP joins names with dots; its own message is a list of ranks."""
+    state = {"a.b": {"c": torch.ones(1)}, "a": {"b.c": torch.zeros(1)}}
+    torch.save(state, tmp_path / "saved.pt")
+    main(["import", str(tmp_path / "saved.pt"), str(tmp_path / "drained"), "--step", "1"])
+    capsys.readouterr()
+    status = main(["export", str(tmp_path / "drained"), str(tmp_path / "out"), "--format", "dcp"])
+    assert status == 1
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.endswith("out cannot be written: duplicated flatten key a.b.c")
+    assert {path.name for path in tmp_path.iterdir()} == {"saved.pt", "drained"}

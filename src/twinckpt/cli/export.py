@@ -5,6 +5,7 @@ Sharded tensors are put together, so that any number of ranks can load either of
 
 import argparse
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,16 +46,24 @@ def run(args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         if args.format == "torch":
             torch.save(full.state, draft)
-            draft.rename(args.output)
         else:
-            dcp.save(full.state, checkpoint_id=args.output, no_dist=True)
+            dcp.save(full.state, checkpoint_id=draft, no_dist=True)
+        draft.rename(args.output)
     except (OSError, RuntimeError, CheckpointException) as error:  # a full disk is any of them
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        reason = str(error).strip().splitlines()[0]
+        _discard(draft)
+        cause = error.failures[0][0] if isinstance(error, CheckpointException) else error
+        reason = str(cause).strip().splitlines()[0]
         print(f"twinckpt: {args.output} cannot be written: {reason}", file=sys.stderr)
         return 1
     print(f"step {step} of {full.world_size} ranks → {args.output}")
     for name in full.differing:
         print(f"{name}: the ranks differ in what is not sharded; rank 0's was taken")
     return 0
+
+
+def _discard(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
