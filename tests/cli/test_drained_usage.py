@@ -103,3 +103,19 @@ def test_a_dcp_export_that_fails_says_why_and_leaves_nothing(tmp_path, capsys):
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert last_line.endswith("out cannot be written: duplicated flatten key a.b.c")
     assert {path.name for path in tmp_path.iterdir()} == {"saved.pt", "drained"}
+
+
+def test_a_directory_that_may_not_be_read_is_not_called_empty(saved, tmp_path, capsys):
+    """Another user's; for root this test becomes one."""
+    drained = tmp_path / "drained"
+    assert main(["import", str(saved), str(drained), "--step", "1"]) == 0
+    assert main(["verify", str(drained)]) == 0
+    capsys.readouterr()
+    drained.chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        assert is_told(capsys, ["verify", drained], "Permission denied")
+    finally:
+        os.seteuid(user)
+        drained.chmod(0o700)

@@ -24,7 +24,9 @@ def place(directory: str) -> Path:
 
 def chosen_step(args: argparse.Namespace) -> int | None:
     """Return the step that is meant; None, after one line that says why, if there is none."""
-    steps = drained_steps(args.directory) if args.directory.is_dir() else ()
+    # Unlike a search for steps, a look inside fails where there is no permission.
+    is_filled = args.directory.is_dir() and any(args.directory.iterdir())
+    steps = drained_steps(args.directory) if is_filled else ()
     if not steps:
         print(f"twinckpt: {args.directory} holds no complete checkpoint", file=sys.stderr)
         return None
