@@ -5,9 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from twinckpt import Checkpointer, JobSettings
 from twinckpt.agents.launch import LAUNCHED
+from twinckpt.agents.rendezvous import create_handler
 from twinckpt.checkpointer.connect import job_settings
 from twinckpt.errors import ConfigurationError
 from twinckpt.net.secret import load_secret
@@ -67,6 +69,13 @@ def test_an_impossible_setting_is_refused_before_anything_starts(explicit, messa
     """With its name, its value and what would do."""
     with pytest.raises(ConfigurationError, match=message):
         Checkpointer({"step": 0}, **explicit)
+
+
+def test_torchrun_is_told_in_one_line_what_is_wrong():
+    """And not how torchrun came to it."""
+    parameters = RendezvousParameters("twinckpt", "127.0.0.1:1", "job", 1, 1, replica="3")
+    with pytest.raises(SystemExit, match=r"^twinckpt: replica='3': .*is it replicas\?"):
+        create_handler(parameters)
 
 
 def test_a_misspelt_variable_is_refused(monkeypatch):

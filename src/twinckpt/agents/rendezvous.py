@@ -6,10 +6,13 @@ forms generations through them. This is
 the one module of the agents that imports torch, for the types that torchrun expects.
 """
 
+import functools
 import logging
 import os
+import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from torch.distributed import HashStore
 from torch.distributed.elastic.rendezvous import (
@@ -28,7 +31,7 @@ from twinckpt.agents.launch import (
     free_port,
     start_machine_agent,
 )
-from twinckpt.errors import AgentUnavailableError
+from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.net.local import (
     AgentLink,
     LauncherBroken,
@@ -43,6 +46,9 @@ logger = logging.getLogger(__name__)
 _JOIN_TIMEOUT_S = 600.0
 _LOOK_S = 1.0  # how often a launcher that waits looks after the root agent
 
+_P = ParamSpec("_P")
+_Result = TypeVar("_Result")
+
 
 class JobEndedError(RendezvousClosedError, SystemExit):
     """The job is over on all machines: torchrun prints this one line, and ends with status 1.
@@ -54,6 +60,19 @@ class JobEndedError(RendezvousClosedError, SystemExit):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.code = f"twinckpt: the job has ended: {reason}"
+
+
+def _told_in_one_line(function: Callable[_P, _Result]) -> Callable[_P, _Result]:
+    """What our errors say is all that there is to know; torchrun would add its own frames."""
+
+    @functools.wraps(function)
+    def told(*args: _P.args, **kwargs: _P.kwargs) -> _Result:
+        try:
+            return function(*args, **kwargs)
+        except TwinckptError as error:
+            sys.exit(f"twinckpt: {error}")
+
+    return told
 
 
 class MachineStore(HashStore):
@@ -92,6 +111,7 @@ class TwinRendezvousHandler(RendezvousHandler):
         """Ranks make a store of their own in each generation: nothing stale is ever read."""
         return False
 
+    @_told_in_one_line
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next generation and wait until it has formed."""
         if self._is_closed:
@@ -185,6 +205,7 @@ class TwinRendezvousHandler(RendezvousHandler):
                 raise JobEndedError(message.reason)
 
 
+@_told_in_one_line
 def create_handler(parameters: RendezvousParameters) -> RendezvousHandler:
     """Make the handler that torchrun asked for."""
     return TwinRendezvousHandler(parameters)
