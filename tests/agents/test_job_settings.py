@@ -78,6 +78,13 @@ def test_torchrun_is_told_in_one_line_what_is_wrong():
         create_handler(parameters)
 
 
+def test_a_secret_that_is_too_short_is_told_before_any_agent_starts(monkeypatch):
+    """The root agent would end with it, and torchrun wait half a minute for it."""
+    monkeypatch.setenv("TWINCKPT_SECRET", "short")
+    with pytest.raises(SystemExit, match=r"^twinckpt: the secret in TWINCKPT_SECRET has 5 bytes"):
+        create_handler(RendezvousParameters("twinckpt", "127.0.0.1:1", "job", 1, 1))
+
+
 def test_a_misspelt_variable_is_refused(monkeypatch):
     """It would change nothing, and nobody would know."""
     monkeypatch.setenv("TWINCKPT_REPLICA", "3")

@@ -94,6 +94,7 @@ class TwinRendezvousHandler(RendezvousHandler):
         self._min_machines = parameters.min_nodes
         self._max_machines = parameters.max_nodes
         self._settings = JobSettings.load(parameters.config)
+        self._secret = load_secret()  # what agents would refuse is refused here
         self._join_timeout_s = float(parameters.get("join_timeout", _JOIN_TIMEOUT_S))
         self._endpoint = parameters.endpoint
         self._root = RootCandidate(self._settings, parameters.endpoint, parameters.run_id)
@@ -171,7 +172,6 @@ class TwinRendezvousHandler(RendezvousHandler):
 
     def _connect(self) -> AgentLink:
         if self._link is None:
-            secret = load_secret()
             name = start_machine_agent(
                 self._settings,
                 self._root.address,
@@ -179,7 +179,7 @@ class TwinRendezvousHandler(RendezvousHandler):
                 store=self._root.endpoint,
                 run_id=self._run_id,
             )
-            self._link = connect_to_agent(name, secret)
+            self._link = connect_to_agent(name, self._secret)
             os.environ["TWINCKPT_AGENT"] = name
             os.environ[LAUNCHED] = self._settings.to_json()
             os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
