@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from twinckpt import Checkpointer
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.tree import flatten
-from twinckpt.errors import DamagedCopyError
+from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
@@ -172,3 +173,15 @@ def test_a_step_set_aside_is_incomplete_and_all_of_it_is_still_there(complete):
     drained.set_aside(complete, 7)
     assert drained.drained_steps(complete) == ()
     assert len(list(complete.rglob("*.*"))) == before
+
+
+def test_a_directory_that_cannot_be_read_is_refused_before_anything_starts(tmp_path):
+    """Training would begin at the beginning, in silence."""
+    (tmp_path / "drained").touch()
+    with pytest.raises(ConfigurationError, match=r"drained cannot be read.*Not a directory"):
+        Checkpointer({"weight": torch.ones(1)}, drain_directory=str(tmp_path / "drained"))
+
+
+def test_a_directory_that_is_not_there_yet_is_no_error(tmp_path):
+    """The first drain makes it."""
+    drained.check_readable(tmp_path / "drained")

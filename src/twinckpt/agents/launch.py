@@ -24,7 +24,7 @@ from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.placement import check_kind
 from twinckpt.core.root import RootConfig
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
-from twinckpt.memory.drained import location
+from twinckpt.memory.drained import check_readable, location
 from twinckpt.net.local import AgentLink
 from twinckpt.net.tls import TlsFiles
 
@@ -320,8 +320,11 @@ def start_machine_agent(
 ) -> str:
     """Start this machine's worker agent and return the name of its socket.
 
-    The root agent is at the address `root`, or wherever the `store` says.
+    The root agent is at the address `root`, or wherever the `store` says. Raises
+    ConfigurationError if what was drained cannot be read.
     """
+    if settings.drain_directory:
+        check_readable(location(settings.drain_directory))
     unique = uuid.uuid4().hex[:12]
     config = WorkerAgentConfig(
         machine=settings.machine or unique,

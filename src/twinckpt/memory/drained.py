@@ -108,6 +108,19 @@ def read_seal(directory: Path, step: int, rank: int) -> Seal | None:
     return seal if seal is not None and (seal.rank, seal.step) == (rank, step) else None
 
 
+def check_readable(directory: Path) -> None:
+    """Raise ConfigurationError where what is drained to a directory would count as nothing."""
+    try:
+        next(iter(directory.iterdir()), None)
+    except FileNotFoundError:
+        pass  # nothing is
+    except Exception as error:  # drivers of remote storage raise their own
+        raise ConfigurationError(
+            f"drain_directory={directory} cannot be read, and training would begin at the "
+            f"beginning: {error}"
+        ) from error
+
+
 def drained_steps(directory: Path) -> tuple[int, ...]:
     """Return the complete steps in a directory, oldest first."""
     names = (
