@@ -78,3 +78,19 @@ def test_the_root_dies_while_its_machine_waits_for_another(tmp_path, until):
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 0
         assert "from " in output
+
+
+def test_a_machine_that_waits_in_vain_says_for_what():
+    """In one line: how torchrun came to wait helps nobody."""
+    endpoint = f"127.0.0.1:{free_port()}"
+    rendezvous = ("--rdzv-backend=twinckpt", f"--rdzv-endpoint={endpoint}", "--nnodes=2")
+    command = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
+    run = subprocess.run(
+        [*command, "--rdzv-conf=join_timeout=2", "train.py"], capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == (
+        "twinckpt: only 2 or more machines make a generation, and too few joined within 2 s at "
+        + endpoint
+    )
+    assert "Traceback" not in run.stderr

@@ -50,16 +50,23 @@ _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
 
 
-class JobEndedError(RendezvousClosedError, SystemExit):
-    """The job is over on all machines: torchrun prints this one line, and ends with status 1.
+class _OneLine(SystemExit):
+    """Torchrun prints this one line, and ends with status 1.
 
-    Callers that catch it find a closed rendezvous; a traceback through torchrun would say nothing
-    to who reads why the job has ended.
+    A traceback through torchrun would say nothing to who reads why the job does not run.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.code = f"twinckpt: the job has ended: {reason}"
+        self.code = f"twinckpt: {reason}"
+
+
+class JobEndedError(_OneLine, RendezvousClosedError):
+    """The job is over on all machines; callers that catch it find a closed rendezvous."""
+
+
+class NotFormedError(_OneLine, RendezvousTimeoutError):
+    """Too few machines have joined; callers that catch it find a rendezvous that timed out."""
 
 
 def _told_in_one_line(function: Callable[_P, _Result]) -> Callable[_P, _Result]:
@@ -116,7 +123,7 @@ class TwinRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the next generation and wait until it has formed."""
         if self._is_closed:
-            raise JobEndedError(f"{self._run_id} is closed")
+            raise JobEndedError(f"the job {self._run_id} is closed")
         self._root.start()
         link = self._connect()
         if self._settings.warm_spare and "TWINCKPT_STANDBY" not in os.environ:
@@ -194,7 +201,7 @@ class TwinRendezvousHandler(RendezvousHandler):
                 self._root.keep()  # the machine that is waited for may need it
                 continue
             if received is None:
-                raise RendezvousTimeoutError(
+                raise NotFormedError(
                     f"only {self._min_machines} or more machines make a generation, and too few "
                     f"joined within {self._join_timeout_s:.0f} s at {self._endpoint}"
                 )
@@ -202,7 +209,7 @@ class TwinRendezvousHandler(RendezvousHandler):
             if isinstance(message, LauncherFormed):
                 return message
             if isinstance(message, LauncherBroken) and message.is_final:
-                raise JobEndedError(message.reason)
+                raise JobEndedError(f"the job has ended: {message.reason}")
 
 
 @_told_in_one_line
