@@ -24,15 +24,16 @@ from twinckpt.agents.process import allow_all_descriptors, when_process_ends
 from twinckpt.agents.root_link import RootLink
 from twinckpt.agents.root_watch import follow_root
 from twinckpt.agents.scrub import Scrub
+from twinckpt.agents.transfers import Fetched, drain_step, fetch_shard
 from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
 from twinckpt.core import worker as core
-from twinckpt.errors import DamagedCopyError, OutOfMemoryError, TwinckptError
+from twinckpt.errors import OutOfMemoryError, TwinckptError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net import local
-from twinckpt.net.bulk import BulkClient, BulkServer, TransferCancelled
+from twinckpt.net.bulk import BulkClient, BulkServer
 from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)
@@ -374,32 +375,13 @@ class WorkerAgent:
             self._loop.call_soon_threadsafe(action)
 
     def _fetch(self, fetch: core.StartFetch) -> Callable[[], None]:
-        """Receive a shard from the first source that has it intact."""
-        reasons, damaged = [], []
-
         def on_progress(seal: Seal, num_bytes: int) -> None:
             self._arriving[fetch.rank] = (fetch, seal, num_bytes)
             if self._core.awaits(fetch.rank, fetch.ticket):  # else nobody need wake up
                 self._in_loop(lambda: self._tell_arrival(fetch.rank))
 
-        with self._checkpoints.filling(fetch.rank, fetch.slot) as slot:
-            # A chunk may be damaged on its way: each source gets a second chance.
-            for source in sorted(fetch.sources * 2, key=fetch.sources.index):
-                try:
-                    what = (source, fetch.rank, fetch.ticket, slot.buffer)
-                    seal = self._bulk.fetch(*what, on_progress)
-                    return lambda: self._on_fetched(fetch, seal)
-                except TransferCancelled as error:
-                    reasons.append(str(error))
-                    break
-                except (TwinckptError, OSError, EOFError) as error:
-                    logger.warning(
-                        "fetch of rank %d from %s: %s", fetch.rank, source.machine, error
-                    )
-                    reasons.append(f"{source.machine}: {error}")
-                    if isinstance(error, DamagedCopyError):
-                        damaged.append(source.machine)
-        return lambda: self._on_fetched(fetch, None, "; ".join(reasons), tuple(damaged))
+        fetched = fetch_shard(fetch, self._checkpoints, self._bulk, on_progress)
+        return lambda: self._on_fetched(fetch, fetched)
 
     def _tell_arrival(self, rank: int) -> None:
         """Let a rank that waits for a copy under way read along."""
@@ -413,44 +395,24 @@ class WorkerAgent:
             peer.send(local.RestoreArriving(seal, slot.capacity_bytes), slot.fd)
         peer.send(local.RestoreProgress(num_bytes))
 
-    def _on_fetched(
-        self,
-        fetch: core.StartFetch,
-        seal: Seal | None,
-        reason: str = "no longer wanted",
-        damaged: tuple[str, ...] = (),
-    ) -> None:
+    def _on_fetched(self, fetch: core.StartFetch, fetched: Fetched) -> None:
         self._arriving.pop(fetch.rank, None)
-        if seal is not None and self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot:
+        is_wanted = self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot
+        if fetched.seal is not None and is_wanted:
             formed = self._core.formed
             if formed and formed.resume and formed.resume.ticket == fetch.ticket:
                 self._received.add((fetch.rank, fetch.ticket))
-            holding = self._checkpoints.seal(seal).seal.holding
+            holding = self._checkpoints.seal(fetched.seal).seal.holding
             self._act(self._core.fetched(fetch, holding))
         else:
-            self._act(self._core.fetched(fetch, None, reason, damaged))
+            reason = fetched.reason or "no longer wanted"
+            self._act(self._core.fetched(fetch, None, reason, fetched.damaged_sources))
 
     def _on_scrubbed_damage(self, rank: int, ticket: int, reason: str) -> None:
         self._in_loop(lambda: self._act(self._core.found_damaged(rank, ticket, reason)))
 
     def _drain(self, work: core.StartDrain) -> Callable[[], None]:
-        directory = drained.location(self._config.drain_directory)
-        ok = True
-        try:
-            for rank in work.ranks:
-                with self._checkpoints.pinned(rank, work.ticket) as entry:
-                    rate = self._config.drain_bytes_per_s
-                    drained.write_shard(directory, entry.seal, entry.data, rate)
-            if drained.finish_step(directory, work.step, work.ticket, work.world_size):
-                drained.keep_newest(directory, self._config.drain_keep)
-        except Exception as error:  # drivers of remote storage raise their own
-            logger.warning(
-                "step %d was not drained to %s: %s; training and checkpoints in RAM go on",
-                work.step,
-                directory,
-                error,
-            )
-            ok = False
+        ok = drain_step(work, self._checkpoints, self._config)
         return lambda: self._act(self._core.drained(work, ok))
 
 
