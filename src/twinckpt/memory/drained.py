@@ -111,9 +111,8 @@ def read_seal(directory: Path, step: int, rank: int) -> Seal | None:
 def check_readable(directory: Path) -> None:
     """Raise ConfigurationError where what is drained to a directory would count as nothing."""
     try:
-        next(iter(directory.iterdir()), None)
-    except FileNotFoundError:
-        pass  # nothing is
+        if directory.exists():
+            next(iter(directory.iterdir()), None)
     except Exception as error:  # drivers of remote storage raise their own
         raise ConfigurationError(
             f"drain_directory={directory} cannot be read, and training would begin at the "
