@@ -1,14 +1,12 @@
 """The worker agent's process, with this one in the place of its launcher and its rank."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
-from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
+from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.launch import connect_to_agent, free_port
-from twinckpt.agents.process import start_worker_agent
+from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
 
@@ -17,14 +15,15 @@ JOIN = local.LauncherJoin("127.0.0.1:1", None, 1, 1)
 
 
 @pytest.fixture
-def agent(monkeypatch):
+def agent():
     """Name of the socket of a worker agent that has its root agent."""
-    monkeypatch.setenv("TWINCKPT_SECRET", SECRET.decode())
     port = free_port()
     name = f"twinckpt-test-{port}"
-    config = to_json(RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()))
-    with subprocess.Popen([sys.executable, "-m", "twinckpt.agents.root", config]) as root:
-        start_worker_agent(WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=root.pid))
+    with start_root_agent(
+        RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()), SECRET
+    ) as root:
+        worker = WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=root.pid)
+        start_worker_agent(worker, SECRET)
         yield name
         root.terminate()
 

@@ -9,7 +9,6 @@ the one module of the agents that imports torch, for the types that torchrun exp
 import functools
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -57,8 +56,7 @@ class _OneLine(SystemExit):
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.code = f"twinckpt: {reason}"
+        super().__init__(f"twinckpt: {reason}")
 
 
 class JobEndedError(_OneLine, RendezvousClosedError):
@@ -77,7 +75,7 @@ def _told_in_one_line(function: Callable[_P, _Result]) -> Callable[_P, _Result]:
         try:
             return function(*args, **kwargs)
         except TwinckptError as error:
-            sys.exit(f"twinckpt: {error}")
+            raise _OneLine(str(error)) from error
 
     return told
 
