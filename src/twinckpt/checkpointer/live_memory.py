@@ -15,10 +15,12 @@ from twinckpt.checkpointer.reading import SavedTensors
 
 
 class _Taken(NamedTuple):
-    """A live tensor, and the name of what fills it."""
+    """A live tensor, the name of what fills it, its first address and the one after its last."""
 
     tensor: torch.Tensor
     name: str
+    start: int
+    end: int
 
 
 class LiveMemory:
@@ -40,7 +42,7 @@ class LiveMemory:
         place = target.device, target.data_ptr(), target.dtype, target.shape, target.stride()
         if place in self._places:
             return self._places[place] == name or is_of_module
-        taken = _Taken(target, name)
+        taken = _Taken(target, name, *_span(target))
         others = self._taken.setdefault(target.untyped_storage().data_ptr(), [])
         if not is_of_module and not all(self._agree(other, taken) for other in others):
             return False
@@ -56,9 +58,15 @@ class LiveMemory:
 
     def _agree(self, first: _Taken, second: _Taken) -> bool:
         """Return whether two saved tensors have the same where the live ones share memory."""
-        (start, end), (other_start, other_end) = _span(first.tensor), _span(second.tensor)
-        if end <= other_start or other_end <= start:
+        start, end = max(first.start, second.start), min(first.end, second.end)
+        if end <= start:
             return True
+        if first.tensor.is_contiguous() and second.tensor.is_contiguous():
+            shared = (
+                moving.bits(self._saved.tensor(taken.name))[start - taken.start : end - taken.start]
+                for taken in (first, second)
+            )
+            return torch.equal(*shared)
         memory = first.tensor.untyped_storage().clone()
         read = _in(memory, second.tensor)
         moving.copy(read, self._saved.tensor(second.name))

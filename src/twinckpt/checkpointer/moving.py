@@ -49,19 +49,20 @@ def has_own_memory(tensor: torch.Tensor) -> bool:
     return True
 
 
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes in the order of its indices."""
+    plain = _as_numbers(tensor.detach()).cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8)
+
+
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Return whether two tensors of one type and shape are the same, NaN by NaN."""
-    return torch.equal(_bits(left), _bits(right))
+    return torch.equal(bits(left), bits(right))
 
 
 def _as_numbers(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor of a type that torch can copy: of those with few bits it cannot each."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    plain = _as_numbers(tensor.detach()).cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8)
 
 
 def copy(target: torch.Tensor, source: torch.Tensor) -> None:
