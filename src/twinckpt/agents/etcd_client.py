@@ -1,7 +1,8 @@
 """A client of etcd's v3 API over its JSON gateway: keys, leases, compare-and-swap, watches.
 
 Every call goes to the member that answered last and, if it does not answer, to each other one
-(docs/decisions/0004). Calls block for at most `timeout_s` a member.
+(docs/decisions/0004). While a member is there but cannot answer, as when the leader was lost and
+another one is being elected, all are asked again.
 """
 
 import base64
@@ -9,6 +10,7 @@ import http.client
 import json
 import os
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
 
 TIMEOUT_S = 1.0
+ELECTION_S = 4.0  # etcd takes 1 to 2 s for it, or longer where a vote is split
+_BETWEEN_ROUNDS_S = 0.1
 DEFAULT_PORT = 2379
 _EXPIRED_S = 1 << 31
 _UNAUTHENTICATED, _FIRST_SERVER_ERROR = 401, 500
@@ -62,7 +66,11 @@ class Value:
 
 
 class _NoAnswerError(Exception):
-    """A member did not answer, or cannot: another one might."""
+    """A member did not answer, or cannot: another one might, or itself later if `is_there`."""
+
+    def __init__(self, reason: str, is_there: bool = False) -> None:
+        super().__init__(reason)
+        self.is_there = is_there
 
 
 class EtcdClient:
@@ -150,16 +158,22 @@ class EtcdClient:
         return answer
 
     def _on_any_member(self, method: str, body: dict[str, Any], timeout_s: float, take: Any) -> Any:
-        reasons = []
-        for _ in range(len(self._members) + bool(self._access.user)):  # a token may have expired
-            try:
-                if self._access.user and not self._token:
-                    self._token = self._authenticate()
-                return self._on_member(method, body, timeout_s, take)
-            except _NoAnswerError as error:
-                host, port = self._members[0]
-                reasons.append(f"{host}:{port}: {error}")
-                self._members.append(self._members.pop(0))
+        give_up_s = time.monotonic() + ELECTION_S
+        while True:
+            reasons, is_any_there = [], False
+            for _ in range(len(self._members) + bool(self._access.user)):  # a token may expire
+                try:
+                    if self._access.user and not self._token:
+                        self._token = self._authenticate()
+                    return self._on_member(method, body, timeout_s, take)
+                except _NoAnswerError as error:
+                    host, port = self._members[0]
+                    reasons.append(f"{host}:{port}: {error}")
+                    is_any_there |= error.is_there
+                    self._members.append(self._members.pop(0))
+            if not is_any_there or time.monotonic() >= give_up_s:
+                break
+            time.sleep(_BETWEEN_ROUNDS_S)
         raise AgentUnavailableError(
             f"no etcd member answers ({'; '.join(reasons)}): start etcd, or name its members in "
             "--rdzv-endpoint=etcd://HOST:PORT,HOST:PORT"
@@ -182,7 +196,7 @@ class EtcdClient:
                 self._token = ""
                 raise _NoAnswerError(f"the token has expired: {reason}")
             if response.status >= _FIRST_SERVER_ERROR:
-                raise _NoAnswerError(reason)
+                raise _NoAnswerError(reason, is_there=True)
             raise ConfigurationError(
                 f"etcd refuses {method}: {reason}; TWINCKPT_ETCD_USER and TWINCKPT_ETCD_PASSWORD "
                 "name a user that may read and write /twinckpt/"
@@ -190,7 +204,8 @@ class EtcdClient:
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, ConfigurationError):
                 raise
-            raise _NoAnswerError(str(error) or type(error).__name__) from error
+            is_there = isinstance(error, TimeoutError)
+            raise _NoAnswerError(str(error) or type(error).__name__, is_there) from error
         finally:
             connection.close()
 
