@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from twinckpt.cli import main
-from twinckpt.memory.drained import drained_steps
+from twinckpt.memory.drained import drained_steps, step_directory
 
 INSPECT = "import sys; from twinckpt.cli import main; sys.exit(main())"
 
@@ -26,6 +26,13 @@ def saved(tmp_path):
     path = tmp_path / "saved.pt"
     torch.save({"model": {"weight": torch.ones(2)}}, path)
     return path
+
+
+@pytest.fixture
+def drained(saved, tmp_path):
+    """A drain directory with step 1 of one rank."""
+    assert main(["import", str(saved), str(tmp_path / "drained"), "--step", "1"]) == 0
+    return tmp_path / "drained"
 
 
 def test_a_folder_that_is_no_checkpoint_is_not_imported(tmp_path, capsys):
@@ -119,3 +126,21 @@ def test_a_directory_that_may_not_be_read_is_not_called_empty(saved, tmp_path, c
     finally:
         os.seteuid(user)
         drained.chmod(0o700)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 10**12])
+def test_a_manifest_of_more_ranks_than_there_are_seals_is_told_in_one_line(
+    num_ranks, drained, capsys
+):
+    """Damage makes any number of it; each missing rank had a line of its own."""
+    (step_directory(drained, 1) / "manifest.json").write_text(
+        f'{{"step": 1, "ticket": 1, "world_size": {num_ranks}}}'
+    )
+    capsys.readouterr()
+    assert main(["verify", str(drained)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{num_ranks} ranks, and {num_ranks - 1} of them have no seal" in lines[0]
+    assert lines[1:] == [
+        "rank 0: the shard is of another checkpoint",
+        f"step 1: 0 of {num_ranks} shards intact",
+    ]

@@ -3,7 +3,7 @@
 import argparse
 
 from twinckpt.cli import drained
-from twinckpt.memory.drained import read_manifest, read_seal, shard_path
+from twinckpt.memory.drained import read_manifest, read_seal, sealed_ranks, shard_path
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -22,12 +22,18 @@ def run(args: argparse.Namespace) -> int:
         return 2
     manifest = read_manifest(args.directory, step)
     assert manifest is not None  # or the step would not be complete
-    num_damaged, world_size = 0, manifest.world_size
-    for rank in range(world_size):
+    world_size = manifest.world_size
+    ranks = [rank for rank in sealed_ranks(args.directory, step) if rank < world_size]
+    num_damaged = world_size - len(ranks)
+    if num_damaged:  # a damaged manifest may name any number
+        first = next((rank for rank, there in enumerate(ranks) if rank != there), len(ranks))
+        print(f"the manifest names {world_size} ranks, and {num_damaged} of them have no seal, "
+              f"the first is rank {first}")  # fmt: skip
+    for rank in ranks:
         seal = read_seal(args.directory, step, rank)
         path = shard_path(args.directory, step, rank)
         if seal is None or not path.is_file():
-            print(f"rank {rank}: missing, or its seal is damaged")
+            print(f"rank {rank}: its file is missing, or its seal is damaged")
             num_damaged += 1
             continue
         if (seal.ticket, seal.world_size) != (manifest.ticket, world_size):

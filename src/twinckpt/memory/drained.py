@@ -108,6 +108,13 @@ def read_seal(directory: Path, step: int, rank: int) -> Seal | None:
     return seal if seal is not None and (seal.rank, seal.step) == (rank, step) else None
 
 
+def sealed_ranks(directory: Path, step: int) -> list[int]:
+    """Return the ranks of which there is a seal at a step, intact or not, in order."""
+    names = (path.stem for path in step_directory(directory, step).glob("rank-*.seal"))
+    numbers = {name.removeprefix("rank-") for name in names}
+    return sorted({int(number) for number in numbers if number.isdecimal()})
+
+
 def check_readable(directory: Path) -> None:
     """Raise ConfigurationError where what is drained to a directory would count as nothing."""
     try:
