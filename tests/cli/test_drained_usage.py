@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from twinckpt.cli import main
-from twinckpt.memory.drained import drained_steps, step_directory
+from twinckpt.memory.drained import drained_steps, load_drained, shard_path, step_directory
 
 INSPECT = "import sys; from twinckpt.cli import main; sys.exit(main())"
 
@@ -144,3 +144,16 @@ def test_a_manifest_of_more_ranks_than_there_are_seals_is_told_in_one_line(
         "rank 0: the shard is of another checkpoint",
         f"step 1: 0 of {num_ranks} shards intact",
     ]
+
+
+def test_a_file_that_goes_on_after_its_shard_is_refused_and_a_restore_reads_what_was_sealed(
+    drained, tmp_path, capsys
+):
+    """As `verify` does; no reader of safetensors takes such a file either."""
+    with shard_path(drained, 1, 0).open("ab") as file:
+        file.write(b"more")
+    capsys.readouterr()
+    assert is_told(capsys, ["inspect", drained], "cut off the rest")
+    assert is_told(capsys, ["export", drained, tmp_path / "out"], "cut off the rest")
+    assert not (tmp_path / "out").exists()
+    load_drained(drained, 1, 0)

@@ -20,7 +20,7 @@ from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import unflatten
 from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
-from twinckpt.memory.drained import load_drained, read_manifest
+from twinckpt.memory.drained import check_length, load_drained, read_manifest
 from twinckpt.memory.seal import Seal
 
 _SHARD = re.compile(r"(?:Shard\(dim=|S\()(\d+)\)")
@@ -62,9 +62,12 @@ def read_shard(directory: Path, step: int, rank: int) -> Shard:
 def full_state(directory: Path, step: int) -> FullState:
     """Return a drained step with all tensors whole.
 
-    Raises DamagedCopyError for damage, UnsupportedStateError for a sharding that it cannot undo.
+    Raises DamagedCopyError for damage, and for files that go on after the shard;
+    UnsupportedStateError for a sharding that it cannot undo.
     """
     shards = _all_shards(directory, step)
+    for rank in range(len(shards)):
+        check_length(directory, step, rank)
     state = unflatten(shards[0].metadata["state"], lambda node, _: _whole(node, shards))
     differing = [name for name in state if _differs(name, shards)]
     return FullState(step, len(shards), state, tuple(differing))

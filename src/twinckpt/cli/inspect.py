@@ -18,13 +18,14 @@ def run(args: argparse.Namespace) -> int:
     """List one rank's shard; 1 if it is damaged or missing, 2 if there is no checkpoint."""
     from twinckpt.checkpointer.assemble import read_shard
     from twinckpt.errors import DamagedCopyError
-    from twinckpt.memory.drained import drained_steps, read_seal
+    from twinckpt.memory.drained import check_length, drained_steps, read_seal
 
     step = drained.chosen_step(args)
     if step is None:
         return 2
     try:
         shard = read_shard(args.directory, step, args.rank)
+        check_length(args.directory, step, args.rank)
     except DamagedCopyError as error:
         print(f"twinckpt: {error}", file=sys.stderr)
         return 1
