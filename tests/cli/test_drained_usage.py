@@ -157,3 +157,18 @@ def test_a_file_that_goes_on_after_its_shard_is_refused_and_a_restore_reads_what
     assert is_told(capsys, ["export", drained, tmp_path / "out"], "cut off the rest")
     assert not (tmp_path / "out").exists()
     load_drained(drained, 1, 0)
+
+
+def test_tied_weights_are_one_tensor_in_an_exported_file(tmp_path):
+    """As they are where `torch.save` writes the model itself."""
+    weight = torch.rand(3, 2)
+    state = {"model": {"embedding": weight, "head": weight}, "best": {"head": weight}}
+    torch.save({**state, "apart": weight.clone()}, tmp_path / "saved.pt")
+    drained, exported = str(tmp_path / "drained"), tmp_path / "exported.pt"
+    assert main(["import", str(tmp_path / "saved.pt"), drained, "--step", "1"]) == 0
+    assert main(["export", drained, str(exported)]) == 0
+    found = torch.load(exported, weights_only=True)
+    assert torch.equal(found["model"]["embedding"], weight)
+    assert found["model"]["head"] is found["model"]["embedding"]
+    assert found["best"]["head"] is found["model"]["embedding"]
+    assert found["apart"].data_ptr() != found["model"]["head"].data_ptr()

@@ -68,7 +68,15 @@ def full_state(directory: Path, step: int) -> FullState:
     shards = _all_shards(directory, step)
     for rank in range(len(shards)):
         check_length(directory, step, rank)
-    state = unflatten(shards[0].metadata["state"], lambda node, _: _whole(node, shards))
+    made: dict[tuple[str, bool], torch.Tensor] = {}  # tied weights are one tensor
+
+    def whole(node: dict[str, Any], _: Any) -> torch.Tensor:
+        key = node["tensor"], _is_sharded(node)
+        if key not in made:
+            made[key] = _whole(node, shards)
+        return made[key]
+
+    state = unflatten(shards[0].metadata["state"], whole)
     differing = [name for name in state if _differs(name, shards)]
     return FullState(step, len(shards), state, tuple(differing))
 
