@@ -105,6 +105,21 @@ def test_a_part_that_joins_a_nested_container_later_is_saved_too():
     assert training.capture().tensors.keys() - before == {"models.1.weight", "models.1.bias"}
 
 
+@pytest.mark.parametrize("name", ["$", 7, "\ud83d\ude00"])
+def test_a_part_that_joins_under_a_name_that_json_does_not_keep_is_refused(name):
+    """It was saved, and no restore could read the checkpoint."""
+    state = {"model": torch.nn.Linear(1, 1)}
+    training = TrainingState(state)
+    state[name] = torch.nn.Linear(1, 1)
+    with pytest.raises(ConfigurationError, match="names of the state's parts"):
+        training.capture()
+
+
+def test_a_nested_name_that_json_does_not_keep_is_refused():
+    with pytest.raises(ConfigurationError, match="names of the state's parts"):
+        TrainingState({"heads": {"\ud83d\ude00": torch.nn.Linear(1, 1)}})
+
+
 def test_parts_are_found_in_containers_of_every_type():
     """They stay where they are: only what holds plain values has to be of a type that is saved."""
 

@@ -22,20 +22,17 @@ class Parts:
     """The parts by name, as they are in the user's containers at the time of each call."""
 
     def __init__(self, state: MutableMapping[str, Any]) -> None:
-        if not state:
-            raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
-        if not all(map(is_plain_key, state)):
-            raise ConfigurationError(
-                "the names of the state's parts must be strings of Unicode text, and not '$'"
-            )
         self._state = state
         self._homes: dict[str, tuple[Any, Any]] = {}
 
     def items(self) -> list[tuple[str, Any]]:
         """Return names and parts.
 
-        Raises ConfigurationError if two have the same name, or one could not be restored.
+        Raises ConfigurationError if there are none, two have the same name, or one could not be
+        restored.
         """
+        if not self._state:
+            raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
         self._homes = {}
         for name, container, key in self._walk(self._state, ""):
             if name in self._homes:
@@ -46,6 +43,10 @@ class Parts:
                     "cannot replace it: use a list"
                 )
             self._homes[name] = container, key
+        if not all(map(is_plain_key, (*self._state, *self._homes))):
+            raise ConfigurationError(
+                "the names of the state's parts must be strings of Unicode text, and not '$'"
+            )
         return [(name, container[key]) for name, (container, key) in self._homes.items()]
 
     def replace(self, name: str, value: Any) -> None:
