@@ -543,6 +543,20 @@ def test_restore_into_the_meta_device_is_refused() -> None:
         restore(slot, {"model": torch.nn.Linear(2, 2, device="meta")})
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_restore_into_a_file_that_is_mapped_to_be_read_is_refused_by_name(tmp_path) -> None:
+    """The process ended with SIGSEGV; what is mapped to be written to is filled."""
+    np.zeros(3).tofile(tmp_path / "features")
+    files = (np.memmap(tmp_path / "features", np.float64, mode) for mode in ("r+", "r"))
+    mapped, readable = map(torch.from_numpy, files)
+    saved = torch.rand(3, dtype=torch.float64)
+    slot = stage({"x": {"features": saved}})
+    restore(slot, {"x": {"features": mapped}})
+    assert torch.equal(mapped, saved)
+    with pytest.raises(RestoreError, match=r"x\.features .*read-only"):
+        restore(slot, {"x": {"features": readable}})
+
+
 def test_saved_and_live_containers_of_other_forms() -> None:
     """A list where a dictionary is now, and the other way round: what was saved is brought back."""
     slot = stage({"a": {"x": [torch.ones(2)]}, "b": [{"y": torch.zeros(1)}]})

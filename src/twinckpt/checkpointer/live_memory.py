@@ -12,6 +12,7 @@ import torch
 
 from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.reading import SavedTensors
+from twinckpt.errors import RestoreError
 
 
 class _Taken(NamedTuple):
@@ -35,15 +36,24 @@ class LiveMemory:
     def take(self, target: torch.Tensor, name: str, is_of_module: bool) -> bool:
         """Return whether a saved tensor may fill a live one: nothing else fills its memory.
 
-        A module's are filled in any case: its optimizer knows no others.
+        A module's are filled in any case: its optimizer knows no others. Raises RestoreError if
+        the memory is read-only.
         """
         if not target.numel():
             return True
         place = target.device, target.data_ptr(), target.dtype, target.shape, target.stride()
         if place in self._places:
             return self._places[place] == name or is_of_module
+        storage = target.untyped_storage()
+        # What torch has allocated can be written to, and resized.
+        is_foreign = target.is_cpu and not storage.resizable()
+        if is_foreign and not moving.is_writable(target.data_ptr()):
+            raise RestoreError(
+                f"{name} is to be restored into memory that is read-only, as that of a file mapped "
+                "to be read; make it a copy (tensor.clone()), or leave it out of the state"
+            )
         taken = _Taken(target, name, *_span(target))
-        others = self._taken.setdefault(target.untyped_storage().data_ptr(), [])
+        others = self._taken.setdefault(storage.data_ptr(), [])
         if not is_of_module and not all(self._agree(other, taken) for other in others):
             return False
         self._places[place] = name

@@ -6,6 +6,8 @@ left to `Tensor.copy_`.
 """
 
 import ctypes
+import errno
+import os
 
 import torch
 
@@ -35,6 +37,26 @@ def move(destination: int, source: int, size_bytes: int) -> None:
         _move_small(destination, source, size_bytes)
     else:
         _move_large(destination, source, size_bytes)
+
+
+def is_writable(address: int) -> bool:
+    """Return whether the byte at an address can be written; a write that fails ends the process.
+
+    The kernel is asked, which refuses instead: it puts there what is there already.
+    """
+    byte = (ctypes.c_char * 1).from_address(address)
+    read, write = os.pipe()
+    try:
+        os.write(write, byte)
+        os.readv(read, [byte])
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return False
+    finally:
+        os.close(read)
+        os.close(write)
+    return True
 
 
 def has_own_memory(tensor: torch.Tensor) -> bool:
