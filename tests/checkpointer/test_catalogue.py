@@ -69,7 +69,7 @@ def test_memory_that_is_shared_is_stored_once_and_stays_shared():
     assert len(slot) < 2 * weight.nbytes + 8192
     fresh = {"x": {"a": torch.zeros(1)}, "y": {}}
     restored(slot, fresh)
-    assert fresh["y"]["b"] is fresh["y"]["c"][0]
+    assert fresh["x"]["a"] is fresh["y"]["b"] is fresh["y"]["c"][0]
 
 
 @pytest.mark.parametrize("order", [("p", "data"), ("data", "p")])

@@ -6,6 +6,7 @@ and shape receives the bytes, whatever else is handed to `load_state_dict`.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,10 @@ class TrainingState:
             )
         states = {name: _state_of(part) for name, part in parts.items()}
         values: dict[str, Any] = {}
-        memory = LiveMemory(saved)
+        memory, made = LiveMemory(saved), _Made()
         with torch.no_grad():
             for name, part in sorted(parts.items(), key=lambda item: not _is_of_torch(item[1])):
-                place = _InPlace(name, part, saved, memory)
+                place = _InPlace(name, part, saved, memory, made)
                 values[name] = unflatten(json[name], place.tensor, states[name], place.array)
             saved.finish()
         for name, part in parts.items():
@@ -168,6 +169,17 @@ class TrainingState:
             self._parts.replace(name, value)
 
 
+@dataclass
+class _Made:
+    """New tensors of all parts, so that they share what they shared.
+
+    One memory may occur as a parameter, and detached from it.
+    """
+
+    tensors: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
 class _InPlace:
     """Gives each saved tensor its live counterpart, filled; or a new one.
 
@@ -175,16 +187,17 @@ class _InPlace:
     tensor, gets memory of its own.
     """
 
-    def __init__(self, name: str, part: Any, saved: SavedTensors, memory: LiveMemory) -> None:
+    def __init__(
+        self, name: str, part: Any, saved: SavedTensors, memory: LiveMemory, made: _Made
+    ) -> None:
         self._part = part
         self._name = name
         self._saved = saved
         self._live = memory
+        self._made = made
         self._is_of_torch = _is_of_torch(part)
         self._is_module = isinstance(part, torch.nn.Module)
         self._may_reuse = self._is_of_torch or not is_stateful(part)
-        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._memory: dict[str, torch.Tensor] = {}
         self._filled: set[tuple[str, int]] = set()
 
     def tensor(self, node: dict[str, Any], live: Any) -> torch.Tensor:
@@ -212,11 +225,10 @@ class _InPlace:
                 if not self._is_of_torch and live.is_leaf:  # those set it by themselves
                     live.requires_grad_(_requires_grad(node))
                 return live
-        # One memory may occur as a parameter, and detached from it.
         kind = name, node.get("parameter"), node.get("requires_grad")
-        if kind not in self._made:
-            self._made[kind] = self._make(node, name)
-        return self._made[kind]
+        if kind not in self._made.tensors:
+            self._made.tensors[kind] = self._make(node, name)
+        return self._made.tensors[kind]
 
     def array(self, made: np.ndarray, live: Any) -> np.ndarray:
         """Return the live NumPy array, filled, if it fits: others may hold it by a variable."""
@@ -249,9 +261,9 @@ class _InPlace:
             raise RestoreError(
                 f"{name} is a DTensor and has no live counterpart; create it before restore()"
             )
-        if name not in self._memory:
-            self._memory[name] = _laid_out(node, source, source.device)
-        made = self._memory[name].detach()
+        if name not in self._made.memory:
+            self._made.memory[name] = _laid_out(node, source, source.device)
+        made = self._made.memory[name].detach()
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
         return made.requires_grad_(_requires_grad(node))
