@@ -103,6 +103,20 @@ def test_one_that_is_closed_says_so(state):
     checkpointer.close()
 
 
+def test_a_parameter_may_be_one_element_of_a_column():
+    """Its stride is that of the column: the first fence ended the training with torch's error."""
+    bias = torch.nn.Parameter(torch.rand(1, 5)[:, 2])
+    expected = bias.detach().clone()
+    optimizer = torch.optim.SGD([bias], lr=0.1)
+    state = {"model": torch.nn.ParameterList([bias]), "optimizer": optimizer}
+    with Checkpointer(state, strict=True) as checkpointer:
+        checkpointer.save(1, block=True)
+        bias.sum().backward()
+        optimizer.step()
+        assert checkpointer.restore() == 1
+    assert torch.equal(bias, expected)
+
+
 def test_an_optimizer_that_comes_later_waits_for_the_copy_too(state, caplog):
     """As after unfreezing layers."""
     with Checkpointer(state) as checkpointer:

@@ -74,7 +74,8 @@ def has_own_memory(tensor: torch.Tensor) -> bool:
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bytes in the order of its indices."""
     plain = _as_numbers(tensor.detach()).cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8)
+    # Of one element a contiguous tensor may have any stride.
+    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
