@@ -322,6 +322,13 @@ def test_plain_values_keep_value_and_type():
     assert list(found["keys"]) == [1, (2, 3), None]
 
 
+@pytest.mark.parametrize("text", [np.str_("a\0"), np.bytes_(b"\0\0"), np.str_("é"), np.bytes_(b"")])
+def test_a_text_of_numpy_keeps_the_nuls_that_it_ends_with(text):
+    """An array would have cut them off."""
+    found = restore(stage({"x": {"text": text}}), {"x": None})["x"]["text"]
+    assert (type(found), found) == (type(text), text)
+
+
 class Opaque:
     """Something that could only be pickled."""
 

@@ -304,7 +304,7 @@ def unflatten(
                 raw = bytearray(tensor(node, None).numpy())
                 order = node.get("order", "C")
                 made = np.ndarray(node["shape"], np.dtype(node["dtype"]), raw, order=order)
-                return array(made, live) if node[_KIND] == "ndarray" else made[()]
+                return array(made, live) if node[_KIND] == "ndarray" else _scalar(made)
             case "float":
                 return FLOAT.unpack(bytes.fromhex(node["bits"]))[0]
             case "str":
@@ -342,6 +342,16 @@ def unflatten(
             yield key, build(item, _at(live, key))
 
     return build(tree, live)
+
+
+def _scalar(made: np.ndarray) -> Any:
+    """Return the one element of an array; NumPy cuts off the NULs that a text ends with."""
+    value = made[()]
+    if isinstance(value, np.str_):
+        return np.str_(value.ljust(made.itemsize // 4, "\0"))
+    if isinstance(value, np.bytes_):
+        return np.bytes_(value.ljust(made.itemsize, b"\0"))
+    return value
 
 
 def _at(live: Any, key: Any) -> Any:
