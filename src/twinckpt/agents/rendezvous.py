@@ -123,12 +123,9 @@ class TwinRendezvousHandler(RendezvousHandler):
         if self._is_closed:
             raise JobEndedError(f"the job {self._run_id} is closed")
         self._root.start()
-        link = self._connect()
         if self._settings.warm_spare and "TWINCKPT_STANDBY" not in os.environ:
-            return self._stand_by(link)
-        endpoint = f"{self._local_address}:{free_port()}"
-        link.send(LauncherJoin(endpoint, None, self._min_machines, self._max_machines))
-        formed = self._wait_for_generation(link)
+            return self._stand_by(self._connect())
+        formed = self._join()
         self._is_broken = False
         os.environ["TWINCKPT_GENERATION"] = str(formed.generation)
         if "TWINCKPT_STANDBY" in os.environ:
@@ -137,6 +134,18 @@ class TwinRendezvousHandler(RendezvousHandler):
         return RendezvousInfo(
             MachineStore(), formed.index, formed.num_machines, RendezvousStoreInfo(host, int(port))
         )
+
+    def _join(self) -> LauncherFormed:
+        """Join the next generation and wait for it, with another agent if this one dies."""
+        deadline_s = time.monotonic() + self._join_timeout_s
+        while True:
+            link = self._connect()
+            endpoint = f"{self._local_address}:{free_port()}"
+            try:
+                link.send(LauncherJoin(endpoint, None, self._min_machines, self._max_machines))
+                return self._wait_for_generation(link, deadline_s)
+            except AgentUnavailableError as error:
+                self._give_up_agent(error)
 
     def _stand_by(self, link: AgentLink) -> RendezvousInfo:
         """Let torchrun start the warm parents (`twinckpt.run`), which join when needed."""
@@ -160,8 +169,8 @@ class TwinRendezvousHandler(RendezvousHandler):
             while self._link is not None and (received := self._link.receive(0.0)) is not None:
                 self._is_broken = self._is_broken or isinstance(received[0], LauncherBroken)
         except AgentUnavailableError as error:
-            logger.warning("%s; a new agent starts, its memory comes from peers", error)
-            self._link, self._is_broken = None, True
+            self._give_up_agent(error)
+            self._is_broken = True
         return int(self._is_broken)
 
     def get_run_id(self) -> str:
@@ -190,8 +199,11 @@ class TwinRendezvousHandler(RendezvousHandler):
             os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         return self._link
 
-    def _wait_for_generation(self, link: AgentLink) -> LauncherFormed:
-        deadline_s = time.monotonic() + self._join_timeout_s
+    def _give_up_agent(self, error: AgentUnavailableError) -> None:
+        logger.warning("%s; a new agent starts, its memory comes from peers", error)
+        self._link = None
+
+    def _wait_for_generation(self, link: AgentLink, deadline_s: float) -> LauncherFormed:
         while True:
             left_s = deadline_s - time.monotonic()
             received = link.receive(min(max(left_s, 0.0), _LOOK_S))

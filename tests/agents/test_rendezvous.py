@@ -1,0 +1,39 @@
+"""The handler that torchrun calls, here by this process, with agents of its own."""
+
+import os
+
+import psutil
+import pytest
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+
+from twinckpt.agents.launch import free_port
+from twinckpt.agents.rendezvous import create_handler
+
+
+@pytest.fixture
+def machine():
+    """The handler of a job's only machine; its agents, and what it told ranks, end with it."""
+    before = dict(os.environ)
+    endpoint = f"127.0.0.1:{free_port()}"
+    yield create_handler(RendezvousParameters("twinckpt", endpoint, "job", 1, 1))
+    os.environ.clear()
+    os.environ.update(before)
+    for agent in agents():
+        agent.kill()
+        agent.wait()
+
+
+def agents(kind="twinckpt.agents"):
+    """The processes of agents that this process has started."""
+    found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in found if kind in " ".join(process.cmdline())]
+
+
+def test_a_machine_whose_agent_has_died_as_it_joins_again_starts_another(machine):
+    """A rank that dies with the agent may be what torchrun sees first."""
+    machine.next_rendezvous()
+    (agent,) = agents("twinckpt.agents.worker")
+    agent.kill()
+    agent.wait()
+    assert machine.next_rendezvous().world_size == 1
+    assert len(agents("twinckpt.agents.worker")) == 1
