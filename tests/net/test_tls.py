@@ -1,5 +1,6 @@
 """TLS between real sockets: nothing readable passes, and nobody without a certificate gets in."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -304,6 +305,27 @@ def test_nobody_with_another_certificate_of_the_authority_stands_in_between(
     relay.close()
     assert relay.seen
     assert MARK not in relay.seen
+
+
+def test_callers_who_never_begin_the_handshake_keep_nobody_out(root, monkeypatch, until):
+    """The first of too many are let go at once; a time-out would take seconds."""
+    port, files = root
+    use(monkeypatch, files)
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(400)]
+    try:
+        assert ask("127.0.0.1", port).machines == ()
+        until(lambda: not is_open(silent[0]), "the first is let go", timeout_s=2)
+        assert is_open(silent[-1])
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def is_open(sock):
+    """Return whether the other end has not hung up; what it has said is read."""
+    with contextlib.suppress(BlockingIOError):
+        return all(sock.recv(64, socket.MSG_DONTWAIT) for _ in range(2))
+    return True
 
 
 def test_a_wrong_secret_is_refused_under_tls_too(serve, files):

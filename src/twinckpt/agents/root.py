@@ -6,8 +6,10 @@ a control store that elects roots it stands by until it is elected, and again on
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -26,7 +28,7 @@ from twinckpt.core import messages as m
 from twinckpt.core.root import Action, Disconnect, Log, Root, Send
 from twinckpt.errors import AuthenticationError
 from twinckpt.net import wire
-from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, accept_async
+from twinckpt.net.auth import accept_async
 from twinckpt.net.secret import load_secret
 from twinckpt.net.strangers import Strangers
 
@@ -62,11 +64,7 @@ class RootAgent:
         if self._config.watch_pid:
             when_process_ends(self._config.watch_pid, self._done.set)
         server = await asyncio.start_server(
-            self._serve,
-            sock=self._leadership.listener,
-            limit=wire.MAX_FRAME_BYTES,
-            ssl=self._tls.server if self._tls else None,
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
+            self._serve, sock=self._leadership.listener, limit=wire.MAX_FRAME_BYTES
         )
         port = self._leadership.listener.getsockname()[1]
         started = {"generation": self._root.generation, "port": port, "pid": os.getpid()}
@@ -113,7 +111,7 @@ class RootAgent:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         machine = None
         try:
-            with self._strangers.entered(writer.transport.abort):
+            with self._strangers.entered(functools.partial(_hang_up, writer)):
                 await accept_async(reader, writer, self._secret, self._tls)
             hello = FROM_CALLER.decode(await wire.read_frame(reader))
             if isinstance(hello, StatusQuestion):
@@ -189,6 +187,12 @@ class RootAgent:
                     writer = self._writers.pop(machine, None)
                     if writer is not None:
                         writer.transport.abort()
+
+
+def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """End a connection so that who handles it notices, in a handshake as well."""
+    with contextlib.suppress(OSError):
+        writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def main() -> None:

@@ -86,7 +86,15 @@ def call(sock: socket.socket, secret: bytes, tls: Tls | None) -> socket.socket:
 async def accept_async(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes, tls: Tls | None
 ) -> None:
-    """Authenticate a connection of a server that was started with `tls.server`, if there is TLS."""
+    """Secure and authenticate a connection that was accepted, before anything is read from it.
+
+    Raises AuthenticationError.
+    """
+    if tls is not None:
+        try:
+            await writer.start_tls(tls.server, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S)
+        except OSError as error:
+            raise refusal(error) from error
     exchange = server_exchange(secret, tls.fingerprint if tls else b"")
     await authenticate_async(reader, writer, exchange)
 
