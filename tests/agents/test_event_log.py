@@ -3,7 +3,7 @@
 import json
 import logging
 
-from twinckpt.agents.event_log import EventLog, EventReader, file_of
+from twinckpt.agents.event_log import EventLog, EventReader, file_of, with_former
 
 
 def test_a_directory_holds_a_file_for_each_agent(tmp_path):
@@ -24,6 +24,23 @@ def test_events_are_appended_to_what_a_former_agent_wrote(tmp_path):
         log.write("formed", {"generation": generation})
     lines = (tmp_path / "new" / "root.jsonl").read_text().splitlines()
     assert [json.loads(line)["generation"] for line in lines] == [1, 2]
+
+
+def test_a_log_has_a_limit_and_the_events_before_the_newest_are_kept_beside_it(tmp_path):
+    """Or it would fill the disk in the end."""
+    path = tmp_path / "root.jsonl"
+    log = EventLog(str(path), max_bytes=1000, agent="root")
+    for generation in range(50):
+        log.write("formed", {"generation": generation})
+    former, newest = with_former(path)
+    assert newest == path
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) < 1500
+    kept = [
+        json.loads(line)["generation"]
+        for line in (former.read_text() + newest.read_text()).splitlines()
+    ]
+    assert kept == list(range(kept[0], 50))
+    assert 5 < len(kept) < 15
 
 
 def test_a_log_that_cannot_be_written_is_given_up_with_a_warning(tmp_path, caplog):

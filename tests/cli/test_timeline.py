@@ -46,6 +46,15 @@ def test_a_recovery_ends_with_the_first_new_commit(tmp_path, capsys):
     assert lines[-1].endswith("step=5")
 
 
+@pytest.mark.parametrize("given", ["", "events.jsonl"])
+def test_a_log_that_was_put_aside_is_read_before_the_one_that_followed(tmp_path, capsys, given):
+    """Whether the directory is given, or the file."""
+    write(tmp_path / "events.former.jsonl", LOST[:3])
+    write(tmp_path / "events.jsonl", LOST[3:])
+    assert main(["timeline", str(tmp_path / given)]) == 0
+    assert "machine b lost; detect 0.000 s; decide 0.500 s; first" in capsys.readouterr().out
+
+
 def test_the_loss_of_a_rank_is_not_that_of_its_machine(tmp_path, capsys):
     lost = {"event": "rank_lost", "monotonic_s": 10.0, "machine": "b", "rank": 1, "exit_code": -9}
     _, lines = shown(tmp_path, capsys, [LOST[0], lost, *LOST[2:]])

@@ -6,17 +6,20 @@ Every line has `event`, `agent` (root or worker), `generation`, `monotonic_s`, `
 
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from twinckpt.core import messages as m
 from twinckpt.core import worker as core
 from twinckpt.net import local
 
 logger = logging.getLogger(__name__)
+
+MAX_BYTES = 64 << 20  # about a day of a job that commits every second
 
 
 def file_of(setting: str, agent: str) -> str:
@@ -33,17 +36,26 @@ def file_of(setting: str, agent: str) -> str:
     return str(path / f"{agent.replace('/', '_')}.jsonl")
 
 
-class EventLog:
-    """Appends events to a file; one that cannot be written is given up with a warning."""
+def with_former(path: Path) -> list[Path]:
+    """Return a log, and before it what was put aside of it if there is anything."""
+    return [*filter(Path.exists, [_former(path)]), path]
 
-    def __init__(self, path: str, **every_line: str) -> None:
+
+class EventLog:
+    """Appends events to a file; one that cannot be written is given up with a warning.
+
+    A file of `max_bytes` is put aside, in the place of the one before it, and a new one begun.
+    """
+
+    def __init__(self, path: str, *, max_bytes: int = MAX_BYTES, **every_line: str) -> None:
         self._path = path
+        self._max_bytes = max_bytes
         self._every_line = every_line | {"clock": _clock()}
-        self._file = None
+        self._file: TextIO | None = None
         if path:
             try:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(path, "a", buffering=1)  # noqa: SIM115
+                self._open()
             except OSError as error:
                 self._give_up(error)
 
@@ -54,8 +66,15 @@ class EventLog:
             try:
                 line = {"event": event, **self._every_line, **times, **fields}
                 self._file.write(json.dumps(line) + "\n")
+                if os.fstat(self._file.fileno()).st_size >= self._max_bytes:
+                    self._file.close()
+                    os.replace(self._path, _former(Path(self._path)))
+                    self._open()
             except OSError as error:
                 self._give_up(error)
+
+    def _open(self) -> None:
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115
 
     def _give_up(self, error: OSError) -> None:
         logger.warning("no more events in %s: %s; the job goes on", self._path, error)
@@ -135,6 +154,10 @@ class MachineEvents:
                 self.write("copy_lost", rank=rank, ticket=ticket, reason=reason)
             case core.ToRootAgent(m.Drained(_, ticket, ok)):
                 self.write("drained", ticket=ticket, ok=ok)
+
+
+def _former(path: Path) -> Path:
+    return path.with_suffix(f".former{path.suffix}")
 
 
 def _clock() -> str:

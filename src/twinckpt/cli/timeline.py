@@ -29,12 +29,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Print every failure, draw them if asked; 2 for a log that cannot be read."""
+    from twinckpt.agents.event_log import with_former
     from twinckpt.analysis.recoveries import failures, read
 
     if args.out and args.out.suffix not in FORMATS:
         return _refuse(f"--out {args.out}: must end in {', '.join(FORMATS)}")
     try:
-        found = failures(read(args.log))
+        found = failures(read(file for path in args.log for file in with_former(path)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return _refuse(f"{', '.join(map(str, args.log))} is no event log: {_reason(error)}")
     if args.failure is not None:
