@@ -82,8 +82,9 @@ class WarmParent:
         for number in _FORWARDED:
             signal.signal(number, self._on_signal)
         self._link.send(WarmHello(self._local_rank, self._local_world_size))
-        if os.environ.pop("TWINCKPT_STANDBY", ""):
-            self._become_member_of_next_generation()
+        is_spare = os.environ.pop("TWINCKPT_STANDBY", "")
+        if is_spare and not self._become_member_of_next_generation():
+            return 1
         while True:
             self._child = self._fork()
             exit_code = self._wait_for_child_or_break()
@@ -101,7 +102,8 @@ class WarmParent:
                     time.sleep(self._back_off_s())
             elif self._given_up:
                 return 1
-            self._become_member_of_next_generation()
+            if not self._become_member_of_next_generation():
+                return 1
 
     # The child.
 
@@ -177,16 +179,19 @@ class WarmParent:
             if received is not None and isinstance(received[0], LauncherBroken):
                 return not received[0].is_final
 
-    def _become_member_of_next_generation(self) -> None:
+    def _become_member_of_next_generation(self) -> bool:
+        """Join, and wait for the generation; False if this machine may not take part."""
         host = os.environ["MASTER_ADDR"] if os.environ["RANK"] == "0" else "127.0.0.1"
         host = os.environ.get("TWINCKPT_HOST", host)
         self._meeting = MeetingPoint(host)
         self._link.send(WarmReady(self._meeting.endpoint))
         while True:
-            received = self._link.receive(None)
-            if received is not None and isinstance(received[0], LauncherFormed):
-                break
-        self._set_environment(received[0])
+            message, _ = self._link.receive(None) or (None, None)
+            if isinstance(message, LauncherBroken) and message.is_final:
+                return False
+            if isinstance(message, LauncherFormed):
+                self._set_environment(message)
+                return True
 
     def _set_environment(self, formed: LauncherFormed) -> None:
         """Set what torchrun sets for a rank, for its place in this generation."""

@@ -1,6 +1,8 @@
 """The handler that torchrun calls, here by this process, with agents of its own."""
 
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -37,3 +39,24 @@ def test_a_machine_whose_agent_has_died_as_it_joins_again_starts_another(machine
     agent.wait()
     assert machine.next_rendezvous().world_size == 1
     assert len(agents("twinckpt.agents.worker")) == 1
+
+
+def test_machines_that_were_told_different_numbers_of_ranks_end_and_say_so():
+    """Their ranks would have waited for each other until torch gave up."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--rdzv-id=job"]
+    command += ["--rdzv-backend=twinckpt", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    launchers = [
+        subprocess.Popen(
+            [*command, f"--nproc-per-node={num_ranks}", "--no-python", "true"],
+            env={**os.environ, "TWINCKPT_MACHINE": name},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, num_ranks in (("a", 1), ("b", 2))
+    ]
+    for launcher in launchers:
+        *_, told = launcher.communicate(timeout=60)[1].splitlines()
+        assert launcher.returncode == 1
+        assert "all machines need the same --nproc-per-node, but it is" in told
+        assert "1 on a (127.0.0.1)" in told
+        assert "2 on b (127.0.0.1)" in told

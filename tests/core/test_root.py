@@ -35,9 +35,9 @@ class Cluster:
     def connect(self, machine, inventory=(), drained_steps=()):
         return self.tell(machine, m.Hello(address(machine), 0, inventory, drained_steps))
 
-    def join(self, machine):
+    def join(self, machine, num_ranks=0):
         size = self.num_machines
-        return self.tell(machine, m.Join(0, f"{machine}:1", None, size, size))
+        return self.tell(machine, m.Join(0, f"{machine}:1", None, size, size, num_ranks))
 
     def form(self):
         for machine in "abc"[: self.num_machines]:
@@ -566,3 +566,42 @@ def test_three_failures_of_a_script_at_the_same_step_end_the_job():
 def test_a_failure_that_was_the_last_one_allowed_ends_the_job():
     """The launcher counts, and says so."""
     assert fail(Cluster().form(), is_final=True)
+
+
+def test_machines_with_different_numbers_of_ranks_are_all_refused():
+    """None of them is more right than another; each hears what all have."""
+    cluster = Cluster(3)
+    for machine, num_ranks in (("a", 2), ("b", 1), ("c", 2)):
+        cluster.connect(machine)
+        cluster.join(machine, num_ranks)
+    refused = cluster.messages(m.Refused)
+    assert [machine for machine, _ in refused] == ["a", "b", "c"]
+    assert "2 on a (127.0.0.1), 1 on b (127.0.0.1), 2 on c (127.0.0.1)" in refused[0][1].reason
+    assert not cluster.root.running
+
+
+def test_a_replacement_with_another_number_of_ranks_is_refused_alone():
+    """What the others hold in memory waits for a machine that fits."""
+    cluster = Cluster(2)
+    for machine in "ab":
+        cluster.connect(machine)
+        cluster.join(machine, 2)
+    assert cluster.root.running
+    cluster.act(cluster.root.connection_lost("b", 1.0))
+    generation = cluster.root.generation
+    cluster.tell("a", m.Join(generation, "a:1", None, 2, 2, 2))
+    cluster.connect("c")
+    cluster.join("c", 4)
+    assert [machine for machine, _ in cluster.messages(m.Refused)] == ["c"]
+    cluster.connect("d")
+    cluster.join("d", 2)
+    assert cluster.root.places == ["a", "d"]
+
+
+def test_nothing_is_compared_with_a_machine_that_does_not_say_how_many_ranks_it_has():
+    """Its launcher is not torchrun's command."""
+    cluster = Cluster(2)
+    for machine, num_ranks in (("a", 0), ("b", 2)):
+        cluster.connect(machine)
+        cluster.join(machine, num_ranks)
+    assert cluster.root.running

@@ -9,11 +9,13 @@ the one module of the agents that imports torch, for the types that torchrun exp
 import functools
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from torch.distributed import HashStore
+from torch.distributed import run as torchrun
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -97,7 +99,7 @@ class TwinRendezvousHandler(RendezvousHandler):
     def __init__(self, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
         self._min_machines = parameters.min_nodes
-        self._max_machines = parameters.max_nodes
+        self._wishes = (parameters.min_nodes, parameters.max_nodes, _num_ranks_asked())
         self._settings = JobSettings.load(parameters.config)
         self._secret = load_secret()  # what agents would refuse is refused here
         self._join_timeout_s = float(parameters.get("join_timeout", _JOIN_TIMEOUT_S))
@@ -142,14 +144,14 @@ class TwinRendezvousHandler(RendezvousHandler):
             link = self._connect()
             endpoint = f"{self._local_address}:{free_port()}"
             try:
-                link.send(LauncherJoin(endpoint, None, self._min_machines, self._max_machines))
+                link.send(LauncherJoin(endpoint, None, *self._wishes))
                 return self._wait_for_generation(link, deadline_s)
             except AgentUnavailableError as error:
                 self._give_up_agent(error)
 
     def _stand_by(self, link: AgentLink) -> RendezvousInfo:
         """Let torchrun start the warm parents (`twinckpt.run`), which join when needed."""
-        link.send(LauncherStandby(self._min_machines, self._max_machines))
+        link.send(LauncherStandby(*self._wishes))
         os.environ["TWINCKPT_STANDBY"] = "1"
         address = RendezvousStoreInfo(self._local_address, free_port())
         return RendezvousInfo(MachineStore(), 0, 1, address)
@@ -220,6 +222,17 @@ class TwinRendezvousHandler(RendezvousHandler):
                 return message
             if isinstance(message, LauncherBroken) and message.is_final:
                 raise JobEndedError(f"the job has ended: {message.reason}")
+
+
+def _num_ranks_asked() -> int:
+    """Return how many ranks torchrun's command line asks for here; 0 for another launcher's.
+
+    Torchrun itself says nothing of it to a rendezvous.
+    """
+    if sys.argv[0] != torchrun.__file__ and os.path.basename(sys.argv[0]) != "torchrun":
+        return 0
+    asked = torchrun.parse_args(sys.argv[1:])
+    return int(torchrun.determine_local_world_size(asked.nproc_per_node))
 
 
 @_told_in_one_line

@@ -69,7 +69,7 @@ class WorkerAgent:
         self._launcher: LocalPeer | None = None
         self._warm = WarmParents()
         self._join: m.Join | None = None
-        self._limits: tuple[int, int] | None = None
+        self._wishes: tuple[int, int, int] | None = None  # the end of a Join
         self._given_up = ""
         self._received: set[tuple[int, int]] = set()
         self._arriving: dict[int, tuple[core.StartFetch, Seal, int]] = {}
@@ -241,14 +241,9 @@ class WorkerAgent:
                 if self._given_up:
                     peer.send(local.LauncherBroken(self._given_up, is_final=True))
                     return []
-                self._join = m.Join(
-                    self._core.generation,
-                    message.master_endpoint,
-                    message.index_hint,
-                    message.min_machines,
-                    message.max_machines,
-                )
-                self._limits = (message.min_machines, message.max_machines)
+                self._wishes = (message.min_machines, message.max_machines, message.num_ranks)
+                where = (message.master_endpoint, message.index_hint)
+                self._join = m.Join(self._core.generation, *where, *self._wishes)
                 self._root.send(self._join)
             case local.RankHello():
                 peer.rank, peer.world_size, peer.pid = message.rank, message.world_size, message.pid
@@ -262,12 +257,12 @@ class WorkerAgent:
                 return self._core.rank_started(message.rank, message.pid)
             case local.LauncherStandby():
                 self._launcher = peer
-                self._limits = (message.min_machines, message.max_machines)
+                self._wishes = (message.min_machines, message.max_machines, message.num_ranks)
             case local.WarmHello():
                 self._warm.add(peer, message)
             case local.WarmReady():
-                if (endpoint := self._warm.ready(peer, message)) is not None and self._limits:
-                    self._join = m.Join(self._core.generation, endpoint, None, *self._limits)
+                if (endpoint := self._warm.ready(peer, message)) is not None and self._wishes:
+                    self._join = m.Join(self._core.generation, endpoint, None, *self._wishes)
                     self._root.send(self._join)
             case local.ChildLost(rank, exit_code, is_final):
                 return self._core.rank_lost(rank, exit_code, is_final=is_final)

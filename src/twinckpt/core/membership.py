@@ -36,12 +36,12 @@ class Membership:
 
     def remove(self, name: str) -> Machine | None:
         """A machine is gone; return what was known of it, None if nothing."""
-        self._stop_waiting(name)
+        self.stop_waiting(name)
         return self.machines.pop(name, None)
 
     def join(self, name: str, join: m.Join, now_s: float) -> None:
         """A machine waits for the next generation."""
-        self._stop_waiting(name)
+        self.stop_waiting(name)
         self.waiting[name] = join
         self._limits[join.min_machines, join.max_machines] += 1
         self.last_change_s = now_s
@@ -62,6 +62,18 @@ class Membership:
         is_as_before = 0 < len(self.places) <= len(self.waiting)
         is_enough = len(self.waiting) >= smallest and (is_late or is_as_before)
         return len(self.waiting) if is_enough else 0
+
+    def misfits(self) -> list[str]:
+        """Return the waiting machines that have other numbers of ranks than the last generation.
+
+        Where none has set a number yet and those that wait differ, that is all of them.
+        """
+        numbers = {join.num_ranks for join in self.waiting.values() if join.num_ranks}
+        if len(numbers) < 2:
+            return []
+        found = {self.waiting[name].num_ranks for name in self.places if name in self.waiting}
+        fitting = {0, *(found if len(found - {0}) == 1 else ())}
+        return [name for name, join in self.waiting.items() if join.num_ranks not in fitting]
 
     def size_with_waiting(self) -> int:
         """Return of how many machines a generation would be with those that wait."""
@@ -84,7 +96,7 @@ class Membership:
         self.take(assign_places(self.waiting, self.index, size, worth))
         joins = [self.waiting[name] for name in self.places]
         for name in self.places:
-            self._stop_waiting(name)
+            self.stop_waiting(name)
         return joins
 
     def address(self, name: str) -> m.Address | None:
@@ -101,7 +113,8 @@ class Membership:
         heard_s = now_s - timeout_s
         return [name for name, machine in self.machines.items() if machine.last_heard_s < heard_s]
 
-    def _stop_waiting(self, name: str) -> None:
+    def stop_waiting(self, name: str) -> None:
+        """A machine waits no longer."""
         join = self.waiting.pop(name, None)
         if join is not None:
             limits = (join.min_machines, join.max_machines)

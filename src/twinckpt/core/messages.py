@@ -42,7 +42,8 @@ class Join:
     """The machine's launcher waits for the next generation to form.
 
     `master_endpoint` is where the generation's ranks meet if this machine gets the first place;
-    `index_hint` is the machine's fixed place where the launcher already decided it.
+    `index_hint` is the machine's fixed place where the launcher already decided it. It starts
+    `num_ranks`; 0: nobody has said.
     """
 
     generation: int
@@ -50,6 +51,7 @@ class Join:
     index_hint: int | None = None
     min_machines: int = 1
     max_machines: int = 1
+    num_ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Instead of a welcome: the machine is of another job, and its own must end."""
+    """The machine cannot take part, for `reason`: its own part of the job must end."""
 
     generation: int
     reason: str

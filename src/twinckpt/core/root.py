@@ -299,8 +299,23 @@ class Root:
             if forming.lacks and forming.lacks != self._lacks:
                 self._log("waiting_for_machines", reason=forming.lacks)
             self._lacks = forming.lacks
-            if forming.size:
+            if forming.size and not self._refuse_misfits():
                 self._form(forming.size)
+
+    def _refuse_misfits(self) -> bool:
+        """Ranks are counted through, so that machines of one generation have as many each."""
+        misfits = self.membership.misfits()
+        if misfits:
+            told = ", ".join(
+                f"{join.num_ranks} on {name} ({self.membership.machines[name].address.host})"
+                for name, join in self.membership.waiting.items()
+            )
+            reason = f"all machines need the same --nproc-per-node, but it is {told}"
+            self._log("machines_refused", machines=misfits, reason=reason)
+            for name in misfits:
+                self.membership.stop_waiting(name)
+                self._outbox.send(name, m.Refused(self.generation, reason))
+        return bool(misfits)
 
     def _grow_if_possible(self) -> None:
         """Machines that wait are taken in as soon as that gives up no step."""

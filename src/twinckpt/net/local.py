@@ -90,6 +90,7 @@ class LauncherJoin:
     index_hint: int | None
     min_machines: int
     max_machines: int
+    num_ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class LauncherStandby:
 
     min_machines: int
     max_machines: int
+    num_ranks: int = 0
 
 
 # Warm parent (`twinckpt.run`) → agent.
