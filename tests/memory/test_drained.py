@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from twinckpt import Checkpointer
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.tree import flatten
+from twinckpt.core.copies import digest_of
 from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
@@ -56,6 +57,25 @@ def test_a_step_is_incomplete_while_another_checkpoint_replaces_its_shards(tmp_p
     drained.finish_step(tmp_path, step=7, ticket=1, world_size=1)
     newer = replace(entry.seal, ticket=2, world_size=2)
     drained.write_shard(tmp_path, newer, entry.data)
+    assert drained.drained_steps(tmp_path) == ()
+
+
+def test_shards_of_two_jobs_that_drain_to_one_directory_make_no_step(tmp_path, entry):
+    """Their tickets may be the same; what is whole is said by the digest of all shards."""
+    shards = [memoryview(bytes([number]) * 100) for number in range(3)]
+    own, others, wanted = (
+        Seal.of(shard, rank=rank, ticket=1, step=7, home=0, world_size=2)
+        for shard, rank in zip(shards, (0, 1, 1), strict=True)
+    )
+    digest = digest_of([own.holding.digest, wanted.holding.digest])
+    drained.write_shard(tmp_path, own, shards[0])
+    drained.write_shard(tmp_path, others, shards[1])
+    with pytest.raises(DamagedCopyError, match="another job drains to this directory too"):
+        drained.finish_step(tmp_path, step=7, ticket=1, world_size=2, digest=digest)
+    assert drained.drained_steps(tmp_path) == ()
+    drained.write_shard(tmp_path, wanted, shards[2])
+    assert drained.finish_step(tmp_path, step=7, ticket=1, world_size=2, digest=digest)
+    drained.write_shard(tmp_path, others, shards[1])
     assert drained.drained_steps(tmp_path) == ()
 
 

@@ -61,7 +61,8 @@ def drain_step(
         for rank in work.ranks:
             with checkpoints.pinned(rank, work.ticket) as entry:
                 drained.write_shard(directory, entry.seal, entry.data, config.drain_bytes_per_s)
-        if drained.finish_step(directory, work.step, work.ticket, work.world_size):
+        what = (work.step, work.ticket, work.world_size, work.digest)
+        if drained.finish_step(directory, *what):
             drained.keep_newest(directory, config.drain_keep)
     except Exception as error:  # drivers of remote storage raise their own
         logger.warning(

@@ -4,11 +4,17 @@ Kept as an index, by machine and by shard, with a count of the copies that are i
 so that a message of one copy costs the same in a cluster of two and of ten thousand machines.
 """
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from twinckpt.core.messages import Holding
 
 Holders = Sequence[Sequence[int]]  # machine indices that hold each machine's shards, itself first
+
+
+def digest_of(shards: Iterable[str]) -> str:
+    """Return what tells a checkpoint from any other, from its shards' digests in order of ranks."""
+    return hashlib.sha256("".join(shards).encode()).hexdigest()
 
 
 class Copies:
@@ -87,6 +93,11 @@ class Copies:
     def of_ticket(self, ticket: int) -> Mapping[int, Mapping[str, Holding]]:
         """Return the copies of a ticket by rank, then by the machine that holds them."""
         return self._of_ticket.get(ticket, {})
+
+    def digest(self, ticket: int) -> str:
+        """Return the digest of a ticket of which every shard is held."""
+        shards = self.of_ticket(ticket)
+        return digest_of(next(iter(shards[rank].values())).digest for rank in sorted(shards))
 
     def of_shard(self, rank: int, ticket: int) -> Mapping[str, Holding]:
         """Return the copies of one shard by the machine that holds them."""

@@ -294,7 +294,8 @@ class Generation:
 
     def _drain(self, ticket: int, step: int) -> None:
         world_size = self._reservations.world_size
-        self._broadcast(m.Drain(self.number, ticket, step, world_size))
+        digest = self._copies.digest(ticket)
+        self._broadcast(m.Drain(self.number, ticket, step, world_size, digest))
 
     def _drain_what_grew_old(self) -> None:
         """A step committed while the one before it was drained: who waits to grow needs it too."""

@@ -318,12 +318,16 @@ class Resolve:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Copy the local shards of a committed ticket to persistent storage."""
+    """Copy the local shards of a committed ticket to persistent storage.
+
+    `digest` is that of the whole checkpoint.
+    """
 
     generation: int
     ticket: int
     step: int
     world_size: int
+    digest: str = ""
 
 
 ToRoot = (

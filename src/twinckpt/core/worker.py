@@ -103,6 +103,7 @@ class StartDrain:
     step: int
     world_size: int
     ranks: tuple[int, ...]
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +190,8 @@ class Worker:
                     self._on_resolve(message)
                 case m.Drain():
                     ranks = tuple(self._now.ranks)
-                    drain = (message.ticket, message.step, message.world_size, ranks)
-                    self._do(StartDrain(self.generation, *drain))
+                    what = (message.ticket, message.step, message.world_size)
+                    self._do(StartDrain(self.generation, *what, ranks, message.digest))
         self._retry()
         return self._flush()
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import msgspec
 import xxhash
 
+from twinckpt.core.copies import digest_of
 from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory.seal import Seal
 
@@ -75,19 +76,29 @@ def write_shard(
     path = shard_path(directory, seal.step, seal.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(directory, seal.step)
-    if manifest is not None and manifest.ticket != seal.ticket:
+    found = read_seal(directory, seal.step, seal.rank)
+    if manifest is not None and (manifest.ticket != seal.ticket or found != seal):
         (path.parent / _MANIFEST).unlink(missing_ok=True)
     _publish(path, data, bytes_per_s)
     _publish(path.with_suffix(".seal"), _pack_seal(seal))
 
 
-def finish_step(directory: Path, step: int, ticket: int, world_size: int) -> bool:
-    """Write the manifest if all shards of this ticket are durable; return whether they are."""
+def finish_step(directory: Path, step: int, ticket: int, world_size: int, digest: str = "") -> bool:
+    """Write the manifest if all shards of this ticket are durable; return whether they are.
+
+    Raises DamagedCopyError if they are not those of the checkpoint with this `digest`: a ticket
+    is given only once in a job, so that another job drains to the directory as well.
+    """
     folder = step_directory(directory, step)
+    shards = []
     for rank in range(world_size):
         seal = read_seal(directory, step, rank)
         if seal is None or seal.ticket != ticket:
             return False
+        shards.append(seal.holding.digest)
+    if digest and digest != digest_of(shards):
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        raise DamagedCopyError("another job drains to this directory too: give each one its own")
     _publish(folder / _MANIFEST, msgspec.json.encode(Manifest(step, ticket, world_size)))
     return True
 
