@@ -18,8 +18,9 @@ from twinckpt.errors import AuthenticationError, DamagedCopyError
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.net.auth import authenticate, client_exchange
 from twinckpt.net.bulk import BulkClient, BulkServer
-from twinckpt.net.local import AgentLink
+from twinckpt.net.local import TO_AGENT, AgentLink
 from twinckpt.net.secret import load_secret
+from twinckpt.net.wire import ProtocolError
 
 SECRET = b"a secret of the job that is long"
 MAX_GROWTH_BYTES = 48 << 20
@@ -125,6 +126,13 @@ def test_a_caller_that_knows_the_secret_but_talks_nonsense_is_cut_off(job, paylo
                 pass
     job.assert_it_goes_on()
     assert job.memory_bytes - before_bytes < MAX_GROWTH_BYTES
+
+
+def test_a_message_that_is_nested_without_end_is_refused_as_any_nonsense():
+    """The decoder's limit is no error of the agent, which would end with it."""
+    nested = b"\x92" + b"\xa9RankHello" + b"\x91" * 100_000
+    with pytest.raises(ProtocolError, match="recursion"):
+        TO_AGENT.decode(nested)
 
 
 def test_who_has_a_wrong_secret_is_told_so(job):

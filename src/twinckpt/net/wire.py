@@ -34,7 +34,7 @@ class Codec:
         try:
             name, body = msgspec.msgpack.decode(payload, type=tuple[str, msgspec.Raw])
             return msgspec.msgpack.decode(body, type=self._types[name])
-        except (msgspec.DecodeError, msgspec.ValidationError, KeyError, ValueError) as error:
+        except (msgspec.DecodeError, KeyError, ValueError, RecursionError) as error:
             raise ProtocolError(f"not a message of this link: {error}") from error
 
 
