@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -104,6 +105,37 @@ def test_prometheus_can_scrape_the_root_agent(job):
 def test_watching_without_a_pause_is_refused(capsys, seconds):
     assert main(["status", "--watch", seconds, "127.0.0.1:1"]) == 2
     assert "seconds above 0" in capsys.readouterr().err
+
+
+def test_an_endpoint_after_watch_is_told_where_it_belongs(capsys):
+    """`--watch` takes what follows it for its seconds."""
+    with pytest.raises(SystemExit):
+        main(["status", "--watch", "127.0.0.1:1"])
+    assert "the endpoint comes before --watch" in capsys.readouterr().err
+
+
+def test_watching_goes_on_until_ctrl_c_when_the_job_falls_silent(monkeypatch, until, tmp_path):
+    """Another root agent takes over, say: that is what one wants to see. A file gets no escapes."""
+    monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
+    port = free_port()
+    config = RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid())
+    shown, said = tmp_path / "shown", tmp_path / "said"
+    program = "import sys; from twinckpt.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "status", f"127.0.0.1:{port}", "--watch=0.1"]
+    with start_root_agent(config, b"s" * 32) as root, shown.open("w") as out, said.open("w") as err:
+        until(lambda: main(["status", f"127.0.0.1:{port}"]) != 2, "root agent")
+        with subprocess.Popen(command, stdout=out, stderr=err) as watch:
+            until(lambda: "forming" in shown.read_text(), "first status")
+            root.kill()
+            until(lambda: said.read_text().count("no job answers") > 1, "message")
+            with start_root_agent(config, b"s" * 32) as another:
+                length = len(shown.read_text())
+                until(lambda: "forming" in shown.read_text()[length:], "status of the other")
+                another.kill()
+            watch.send_signal(signal.SIGINT)
+            assert watch.wait(30) == 128 + signal.SIGINT
+    assert "Traceback" not in said.read_text()
+    assert "\033" not in shown.read_text()
 
 
 @pytest.mark.parametrize("endpoint", ["[::1]:1", "::1:1", "127.0.0.1:1"])

@@ -30,32 +30,51 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--watch", type=float, nargs="?", const=1.0, metavar="S", help="again every S seconds"
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=1.0,
+        metavar="S",
+        help="again every S seconds, until Ctrl-C",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the status; 1 if the job is not healthy, 2 if no job answers."""
+    """Print the status; 1 if the job is not healthy, 2 if no job answers.
+
+    A job that is watched may fall silent later: another root agent takes over, or it has ended.
+    """
     from twinckpt.errors import TwinckptError
 
     if args.watch is not None and not 0 < args.watch < math.inf:
         print(f"twinckpt status: --watch {args.watch:g}: seconds above 0", file=sys.stderr)
         return 2
+    has_answered = False
     while True:
         try:
             status = ask(*_endpoint(args.endpoint))
         except (TwinckptError, OSError, EOFError, ValueError) as error:
             print(f"twinckpt status: {error}", file=sys.stderr)
-            return 2
-        text = json.dumps(dataclasses.asdict(status)) if args.json else "\n".join(lines(status))
-        print(text if args.json or not args.watch else _CLEAR + text, flush=True)
-        if not args.watch:
-            return 0 if status.is_healthy else 1
-        try:
-            time.sleep(args.watch)
-        except KeyboardInterrupt:
-            return 0
+            if not has_answered:
+                return 2
+        else:
+            has_answered = True
+            text = json.dumps(dataclasses.asdict(status)) if args.json else "\n".join(lines(status))
+            is_screen = args.watch and not args.json and sys.stdout.isatty()
+            print(_CLEAR + text if is_screen else text, flush=True)
+            if not args.watch:
+                return 0 if status.is_healthy else 1
+        time.sleep(args.watch)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds; the endpoint comes before --watch"
+        ) from None
 
 
 def ask(host: str, port: int) -> "JobStatus":
