@@ -75,6 +75,21 @@ def test_status_as_json_has_every_fact(capsys):
     assert status["machines"][0]["index"] == 0
 
 
+@pytest.mark.usefixtures("as_job")
+def test_of_several_jobs_on_this_machine_one_has_to_be_named(job, capsys):
+    """They share the user's secret file, say; one taken by chance would mislead."""
+    environment = {**job, "TWINCKPT_METRICS_PORT": "0"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", JOB], env=environment, **pipes) as other:
+        assert other.stdout.readline() == "ready\n"
+        assert main(["status"]) == 2
+        said = capsys.readouterr().err
+        other.communicate("\n", timeout=60)
+    endpoints = re.findall(r"[\d.]+:\d+", said)
+    assert "several jobs" in said
+    assert len(set(endpoints)) == 2
+
+
 def test_another_jobs_secret_finds_nothing(job, monkeypatch, capsys):
     monkeypatch.setenv("TWINCKPT_SECRET", "x" * 32)
     assert main(["status"]) == 2

@@ -163,11 +163,12 @@ def _root_in_etcd(endpoint: str) -> tuple[str, int]:
 
 
 def _root_of_this_machine() -> tuple[str, int]:
-    """Ask the worker agents of this machine, of which one has this job's secret."""
-    from twinckpt.errors import AgentUnavailableError, AuthenticationError
+    """Ask the worker agents of this machine; those of other jobs may have the same secret."""
+    from twinckpt.errors import AgentUnavailableError, AuthenticationError, ConfigurationError
     from twinckpt.net.local import AgentLink, RootAnswer, RootQuestion
     from twinckpt.net.secret import load_secret
 
+    roots = set()
     for name in _sockets():
         try:
             link = AgentLink(name, load_secret())
@@ -177,11 +178,16 @@ def _root_of_this_machine() -> tuple[str, int]:
         except (AgentUnavailableError, AuthenticationError):
             continue
         if received is not None and isinstance(received[0], RootAnswer):
-            return received[0].host, received[0].port
-    raise AgentUnavailableError(
-        "no worker agent of this job runs on this machine; name the job's HOST:PORT, and set "
-        "TWINCKPT_SECRET as the job has it"
-    )
+            roots.add((received[0].host, received[0].port))
+    if not roots:
+        raise AgentUnavailableError(
+            "no worker agent of this job runs on this machine; name the job's HOST:PORT, and set "
+            "TWINCKPT_SECRET as the job has it"
+        )
+    if len(roots) > 1:
+        found = ", ".join(f"{host}:{port}" for host, port in sorted(roots))
+        raise ConfigurationError(f"several jobs run on this machine: name one of {found}")
+    return roots.pop()
 
 
 def _sockets() -> list[str]:
