@@ -18,8 +18,9 @@ import pytest
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
 from twinckpt.agents.launch import connect_to_agent, free_port
 from twinckpt.agents.process import start_root_agent, start_worker_agent
+from twinckpt.agents.status import StatusBoard
 from twinckpt.cli import main
-from twinckpt.core.root import RootConfig
+from twinckpt.core.root import Root, RootConfig
 from twinckpt.net.local import LauncherBroken, LauncherFormed, LauncherJoin
 
 JOB = """
@@ -166,6 +167,17 @@ def test_an_endpoint_may_be_ipv6(endpoint, capsys):
 def test_an_endpoint_without_a_port_is_refused(endpoint, capsys):
     assert main(["status", endpoint]) == 2
     assert f"{endpoint!r} is no HOST:PORT" in capsys.readouterr().err
+
+
+def test_saves_before_a_restart_are_counted_too():
+    """A rank that is restarted counts from zero; commits go on, and a counter must not fall."""
+    board = StatusBoard(Root(RootConfig()))
+    for saves in (5, 50):
+        board.note("save_counts", {"rank": 0, "saves": saves, "skipped": 2, "failed": 1})
+    board.note("rank_started", {"rank": 0, "pid": 1})
+    board.note("save_counts", {"rank": 0, "saves": 60, "skipped": 1, "failed": 0})
+    status = board.status()
+    assert (status.num_saves, status.num_skipped, status.num_failed) == (110, 3, 1)
 
 
 def test_who_is_refused_again_and_again_is_logged_once(monkeypatch, until):

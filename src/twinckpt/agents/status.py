@@ -6,7 +6,7 @@ and is sent one `JobStatus`. It changes nothing.
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,12 +93,16 @@ class StatusBoard:
         self._num_commits = 0
         self._committed_at_s: float | None = None
         self._counts: dict[int, tuple[int, int, int]] = {}
+        self._counts_of_ended = (0, 0, 0)
 
     def note(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take in one event of the root."""
         if event == "committed":
             self._num_commits += 1
             self._committed_at_s = time.monotonic()
+        elif event == "rank_started":  # it counts from zero again
+            ended = self._counts.pop(fields["rank"], (0, 0, 0))
+            self._counts_of_ended = _sums([self._counts_of_ended, ended])
         elif event == "save_counts":
             counts = fields["saves"], fields["skipped"], fields["failed"]
             self._counts[fields["rank"]] = counts
@@ -111,9 +115,7 @@ class StatusBoard:
     def status(self) -> JobStatus:
         """Return the job's state now."""
         root, now_s = self._root, time.monotonic()
-        saves, skipped, failed = (
-            sum(counts[i] for counts in self._counts.values()) for i in range(3)
-        )
+        saves, skipped, failed = _sums([self._counts_of_ended, *self._counts.values()])
         ago_s = None if self._committed_at_s is None else now_s - self._committed_at_s
         return JobStatus(
             state=root.state,
@@ -143,3 +145,8 @@ class StatusBoard:
             num_failures=self._num_failures,
             failures=tuple(self._failures),
         )
+
+
+def _sums(counts: Iterable[tuple[int, int, int]]) -> tuple[int, int, int]:
+    saves, skipped, failed = zip(*counts, strict=True)
+    return sum(saves), sum(skipped), sum(failed)
