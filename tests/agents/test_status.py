@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.agents.status import StatusBoard
 from twinckpt.cli import main
 from twinckpt.core.root import Root, RootConfig
-from twinckpt.net.local import LauncherBroken, LauncherFormed, LauncherJoin
+from twinckpt.net.local import LauncherBroken, LauncherFormed, LauncherJoin, RootQuestion
 
 JOB = """
 import sys, torch
@@ -272,6 +273,32 @@ def test_a_machine_whose_root_is_something_else_ends():
         answer = join(service.getsockname()[1], watch_pid=os.getpid())
     assert answer.is_final
     assert "and is the port the job's?" in answer.reason
+
+
+def test_a_lost_root_and_a_killed_rank_are_no_riddles_on_the_terminal(tmp_path, until):
+    """The first is said in words; the second, which has not read all messages, is no warning."""
+    port, log = free_port(), tmp_path / "log"
+    name = f"twinckpt-test-{port}"
+    config = RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid())
+    worker = WorkerAgentConfig(
+        name, name, "127.0.0.1", port, watch_pid=os.getpid(), log_file=str(log)
+    )
+    with (
+        start_root_agent(config, b"s" * 32) as root,
+        start_worker_agent(worker, b"s" * 32) as agent,
+    ):
+        link = connect_to_agent(name, b"s" * 32)
+        link.send(LauncherJoin("127.0.0.1:1", None, 1, 1))
+        assert select.select([link.fileno()], [], [], 60)[0]  # an answer, and nobody reads it
+        root.kill()
+        until(lambda: "no connection to the root agent" in log.read_text(), "message")
+        link.close()
+        other = connect_to_agent(name, b"s" * 32)
+        other.send(RootQuestion())
+        other.receive(30.0)
+        agent.kill()
+    assert f"127.0.0.1:{port}: it closed it" in log.read_text()
+    assert "WARNING" not in log.read_text()
 
 
 def join(port, watch_pid):

@@ -104,7 +104,9 @@ class LocalServer:
                 while payload := await loop.sock_recv(sock, MAX_MESSAGE_BYTES):
                     peer.heard_at_s = time.monotonic()
                     self._on_message(peer, TO_AGENT.decode(payload))
-            except (ProtocolError, OSError) as error:
+            except OSError:  # killed with messages unread; else a killed rank's end is an empty one
+                pass
+            except ProtocolError as error:
                 logger.warning("rank %s: %s", peer.rank, error)
             finally:
                 self._on_end(peer)

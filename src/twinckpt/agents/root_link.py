@@ -87,7 +87,9 @@ class RootLink:
                 self._num_refusals += 1
                 if self._is_perhaps_another and self._num_refusals == _MAX_REFUSALS:
                     self._on_refused(reason)
-            except (OSError, EOFError, wire.ProtocolError) as error:
+            except EOFError:  # its text counts the bytes of a frame
+                self._tell(logging.INFO, f"no connection to {self._whom()}: it closed it")
+            except (OSError, wire.ProtocolError) as error:
                 self._tell(logging.INFO, f"no connection to {self._whom()}: {error}")
             if self._writer is not None:
                 self._writer.close()
