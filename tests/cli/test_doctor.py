@@ -43,3 +43,9 @@ def test_impossible_arguments_end_in_one_line(capsys):
     """Exit status 2."""
     assert main(["doctor", "--ranks", "0"]) == 2
     assert "--ranks must be at least 1" in capsys.readouterr().err
+
+
+def test_an_impossible_port_is_refused(capsys):
+    for port in ("0", "65536"):
+        assert main(["doctor", "--port", port]) == 2
+        assert "--port must be between 1 and 65535" in capsys.readouterr().err

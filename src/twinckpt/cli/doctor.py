@@ -17,6 +17,7 @@ MIB = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _SHMEM_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _MIN_FILES = 1024
+_MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
             return 2
     if args.shard_mib < 0:
         print("twinckpt: --shard-mib must be at least 0", file=sys.stderr)
+        return 2
+    if not 0 < args.port <= _MAX_PORT:
+        print(f"twinckpt: --port must be between 1 and {_MAX_PORT}", file=sys.stderr)
         return 2
     arena_bytes = args.replicas * args.slots * args.ranks * args.shard_mib * MIB
     findings = [
@@ -139,7 +143,7 @@ def _port(port: int) -> Finding:
     try:
         with socket.create_server(("127.0.0.1", port)):
             return Finding("ok", f"port {port}: free for the root agent")
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         advice = "name another in --rdzv-endpoint=HOST:PORT"
         return Finding("warn", f"port {port}: {error}; if no job of yours holds it, {advice}")
 
