@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -45,6 +46,16 @@ def test_pickled_objects_are_not_imported(tmp_path, capsys):
     torch.save({"model": object()}, tmp_path / "odd.pt")
     arguments = ["import", tmp_path / "odd.pt", tmp_path / "out", "--step", 1]
     assert is_told(capsys, arguments, "no checkpoint of tensors and plain values")
+
+
+def test_what_cannot_be_imported_is_named_without_torchs_advice(tmp_path, capsys):
+    """It speaks of options that this command does not have, and its first line ends in 'two'."""
+    torch.save({"rate": Fraction(1, 3)}, tmp_path / "odd.pt")
+    arguments = ["import", tmp_path / "odd.pt", tmp_path / "out", "--step", 1]
+    assert is_told(capsys, arguments, "plain values: there is a fractions.Fraction in it")
+    for junk in (b"", b"\x7fELF" + bytes(100)):
+        (tmp_path / "odd.pt").write_bytes(junk)
+        assert is_told(capsys, arguments, "plain values: it is no torch.save file")
 
 
 def test_a_step_below_zero_is_not_imported(saved, tmp_path, capsys):

@@ -4,6 +4,8 @@ A job that drains to that directory then resumes from it, on any number of ranks
 """
 
 import argparse
+import pickle
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -71,13 +73,24 @@ def _load(source: Path) -> dict[str, Any]:
                 dcp_to_torch_save(source, path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises anything where it is given anything
-            reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-            raise ValueError(f"no checkpoint of tensors and plain values ({reason})") from error
+            reason = _reason(error)
+            raise ValueError(f"no checkpoint of tensors and plain values: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ValueError("not a mapping of names, as a Checkpointer's state is")
     if not state:
         raise ValueError("there is nothing in it")
     return {name: _numbered(part) for name, part in state.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what torch met; what it advises is no option of this command."""
+    text = str(error).strip()
+    if isinstance(error, pickle.UnpicklingError | EOFError):
+        foreign = re.search(r"GLOBAL (\S+)", text)
+        if foreign:
+            return f"there is a {foreign[1]} in it"
+        return "it is no torch.save file, or holds more than those"
+    return f"{type(error).__name__}: {text}".splitlines()[0]
 
 
 def _numbered(part: Any) -> Any:
