@@ -183,3 +183,15 @@ def test_tied_weights_are_one_tensor_in_an_exported_file(tmp_path):
     assert found["model"]["head"] is found["model"]["embedding"]
     assert found["best"]["head"] is found["model"]["embedding"]
     assert found["apart"].data_ptr() != found["model"]["head"].data_ptr()
+
+
+@pytest.mark.parametrize("output", ["an ASCII locale", "closed"])
+def test_an_output_that_takes_no_arrow_or_nothing_is_no_failure(output, saved, tmp_path):
+    """The checkpoint was made, and the exit status said that it was not."""
+    arguments = ["import", str(saved), str(tmp_path / "out"), "--step=1"]
+    command = [sys.executable, "-c", INSPECT, *arguments]
+    if output == "closed":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")

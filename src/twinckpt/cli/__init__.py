@@ -5,6 +5,7 @@ says what is wrong. A module imports what is heavy in its `run`, so that `--help
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -23,9 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in COMMANDS:
         import_module(f"twinckpt.cli.{name}").add_parser(subparsers)
     args = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an arrow in ASCII, or a name that is no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = int(args.run(args))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed (`>&-`)
+            sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 128 + signal.SIGPIPE
