@@ -1,6 +1,7 @@
 """What `peers` shows: what users could take instead, over what this library needs for the same.
 
-Each repeat's slowest rank counts; a ratio above 1 says that the peer takes longer.
+Each repeat's slowest rank counts; a ratio above 1 says that the peer takes longer. What any library
+could reach against a peer is that peer's time over `plain`'s: a memcpy and a TCP transfer.
 """
 
 from collections.abc import Callable
@@ -11,16 +12,16 @@ from twinckpt.analysis.metric import Metric
 from twinckpt.analysis.statistics import Estimate, ratio
 
 EXPERIMENT = "peers"
-OURS = "twinckpt"
+OURS, PLAIN = "twinckpt", "plain"
 NAMES = (
     *("torch_save", "dcp_sync", "dcp_thread", "dcp_process", "torchsnapshot", "lm_resiliency"),
     *("nv_resiliency", "dlrover", "torchft"),
 )
 
 
-def over_ours(metric: str, method: str) -> Callable[[Dataset], Estimate]:
+def over_ours(metric: str, method: str, ours: str = OURS) -> Callable[[Dataset], Estimate]:
     """The peer's time over ours."""
-    return lambda data: ratio(_of(data, metric, method), _of(data, metric, OURS), paired=True)
+    return lambda data: ratio(_of(data, metric, method), _of(data, metric, ours), paired=True)
 
 
 def best_over_ours(metric: str) -> Callable[[Dataset], Estimate]:
@@ -37,11 +38,11 @@ def best_over_ours(metric: str) -> Callable[[Dataset], Estimate]:
     return compute
 
 
-def extra_over_ours(method: str) -> Callable[[Dataset], Estimate]:
+def extra_over_ours(method: str, ours: str = OURS) -> Callable[[Dataset], Estimate]:
     """What the peer adds to a busy step, over what we add; steps without frame both."""
 
     def compute(data: Dataset) -> Estimate:
-        return ratio(extra_s(data, method), extra_s(data, OURS), paired=True)
+        return ratio(extra_s(data, method), extra_s(data, ours), paired=True)
 
     return compute
 
@@ -67,6 +68,18 @@ METRICS = (
     Metric("extra_vs_lm_resiliency_x", "x", EXPERIMENT,
            "lm-resiliency: time added to a busy step, over ours",
            extra_over_ours("lm_resiliency")),
+    *(
+        Metric(f"plain_{clock}_vs_lm_resiliency_x", "x", EXPERIMENT,
+               f"the most that {clock}_vs_lm_resiliency_x could be: over a memcpy and a transfer",
+               compute)
+        for clock, compute in (
+            ("done", over_ours("done_s", "lm_resiliency", PLAIN)),
+            ("restore", over_ours("restore_s", "lm_resiliency", PLAIN)),
+            ("extra", extra_over_ours("lm_resiliency", PLAIN)),
+        )
+    ),
+    Metric("plain_restore_vs_torchft_x", "x", EXPERIMENT,
+           "the most that restore_vs_torchft_x could be", over_ours("restore_s", "torchft", PLAIN)),
     Metric("stall_vs_best_peer_x", "x", EXPERIMENT,
            "the least blocking stall of all peers, over ours", best_over_ours("stall_s")),
     Metric("overlapped_stall_vs_best_peer_x", "x", EXPERIMENT,

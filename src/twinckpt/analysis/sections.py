@@ -138,7 +138,10 @@ SECTIONS: dict[str, Section] = {
         r"Stall of a blocking save, time until the state survives its machine, and restore of a "
         r"rank that lost everything. lm-resiliency over ours: \doneVsLmResiliencyX{} until "
         r"replicated, \restoreVsLmResiliencyX{} for the restore, \extraVsLmResiliencyX{} added "
-        r"to a busy step. The least stall of all peers over ours: \stallVsBestPeerX{} blocking, "
+        r"to a busy step; over a plain memcpy and TCP transfer, which check nothing, "
+        r"\plainDoneVsLmResiliencyX{}, \plainRestoreVsLmResiliencyX{} and "
+        r"\plainExtraVsLmResiliencyX{}. The least stall of all peers over ours: "
+        r"\stallVsBestPeerX{} blocking, "
         r"\overlappedStallVsBestPeerX{} beside a host that waits.",
     ),
     "control_plane": Section(

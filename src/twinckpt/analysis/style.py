@@ -39,6 +39,7 @@ METHODS = {
     "agent_loss": ("worker agent lost", _ORANGE),
     "root_loss": ("root agent lost", _PURPLE),
     "soak": ("under failures", _BLUE),
+    "plain": ("plain memcpy + TCP", _GREY),
     "torch_save": ("torch.save + fsync", _RED),
     "dcp_sync": ("DCP", _BROWN),
     "dcp_thread": ("DCP async, thread", _YELLOW),

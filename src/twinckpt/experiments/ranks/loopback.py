@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections.abc import Iterable
 
 import torch.distributed as dist
 
@@ -17,7 +18,7 @@ class LoopbackRing:
 
     def __init__(self, num_bytes: int) -> None:
         rank, size = dist.get_rank(), dist.get_world_size()
-        self._outgoing = _touched(num_bytes)
+        self.outgoing = _touched(num_bytes)
         self._incoming = _touched(num_bytes)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             ports: list[int] = [0] * size
@@ -30,15 +31,24 @@ class LoopbackRing:
         """Send once from the rank before `receiver` to it; the others do nothing."""
         rank, size = dist.get_rank(), dist.get_world_size()
         if rank == (receiver - 1) % size:
-            self._send()
+            _send(self._to_next, self.outgoing)
         if rank == receiver:
-            self._receive()
+            _receive(self._from_previous, self._incoming)
+
+    def give_back(self, owner: int, live: Iterable[memoryview]) -> None:
+        """Send what a rank has sent last back to it, into memory of its own; others do nothing."""
+        rank, size = dist.get_rank(), dist.get_world_size()
+        if rank == (owner + 1) % size:
+            _send(self._from_previous, self._incoming)
+        if rank == owner:
+            for part in live:
+                _receive(self._to_next, part)
 
     def transfer(self) -> None:
         """Send and receive once, all ranks at the same time."""
-        sender = threading.Thread(target=self._send)
+        sender = threading.Thread(target=_send, args=(self._to_next, self.outgoing))
         sender.start()
-        self._receive()
+        _receive(self._from_previous, self._incoming)
         sender.join()
 
     def close(self) -> None:
@@ -46,14 +56,18 @@ class LoopbackRing:
         self._to_next.close()
         self._from_previous.close()
 
-    def _receive(self) -> None:
-        view = self._incoming
-        while len(view):
-            view = view[self._from_previous.recv_into(view[:SEND_BYTES], 0, socket.MSG_WAITALL) :]
 
-    def _send(self) -> None:
-        for start in range(0, len(self._outgoing), SEND_BYTES):
-            self._to_next.sendall(self._outgoing[start : start + SEND_BYTES])
+def _receive(connection: socket.socket, view: memoryview) -> None:
+    while len(view):
+        received = connection.recv_into(view[:SEND_BYTES], 0, socket.MSG_WAITALL)
+        if not received:
+            raise ConnectionError("the other rank is gone")
+        view = view[received:]
+
+
+def _send(connection: socket.socket, view: memoryview) -> None:
+    for start in range(0, len(view), SEND_BYTES):
+        connection.sendall(view[start : start + SEND_BYTES])
 
 
 def _touched(num_bytes: int) -> memoryview:

@@ -6,7 +6,14 @@ from pathlib import Path
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from twinckpt.experiments.ranks.limits import Rank
-from twinckpt.experiments.ranks.rivals import Dcp, LmResiliency, Rival, Torchft, TorchSave
+from twinckpt.experiments.ranks.rivals import (
+    Dcp,
+    LmResiliency,
+    Plain,
+    Rival,
+    Torchft,
+    TorchSave,
+)
 
 # Their copies survive the loss of a rank, not of its machine: there is nothing to restore from.
 RANK_ONLY = ("dlrover",)
@@ -31,6 +38,7 @@ def makers(rank: Rank, disk: Path, memory: Path) -> dict[str, Callable[[], Rival
         return DLRover(rank, memory, disk / "dlrover")
 
     return {
+        "plain": lambda: Plain(rank),
         "torch_save": lambda: TorchSave(rank, disk / "torch_save"),
         "dcp_sync": lambda: Dcp(rank, disk / "dcp_sync"),
         "dcp_thread": lambda: Dcp(rank, disk / "dcp_thread", AsyncCheckpointerType.THREAD),

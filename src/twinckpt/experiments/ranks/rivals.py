@@ -6,6 +6,7 @@ the module and the optimizer, as users do. Packages that are not ours are import
 
 import os
 import socket
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from twinckpt.checkpointer import Checkpointer, SaveHandle
+from twinckpt.checkpointer import Checkpointer, SaveHandle, moving
 from twinckpt.experiments.ranks.limits import Rank, lose_and_restore, require_committed
+from twinckpt.experiments.ranks.loopback import LoopbackRing
 
 _TIMEOUT = timedelta(seconds=120)
 
@@ -67,6 +69,39 @@ class Twinckpt(Rival):
     def restore(self, loser: int) -> None:
         if dist.get_rank() == loser:
             lose_and_restore(self._checkpointer)
+
+
+class Plain(Rival):
+    """The least that a copy in a peer's RAM takes: a memcpy, then a TCP transfer, nothing checked.
+
+    It bounds what any rival can reach here, and keeps no checkpoint that is safe to use.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self._tensors = rank.tensors
+        self._ring = LoopbackRing(rank.num_bytes)
+        sizes = [tensor.nbytes for tensor in self._tensors]
+        staged = torch.frombuffer(self._ring.outgoing, dtype=torch.uint8).split(sizes)
+        self._staged = [copy.view(t.dtype) for copy, t in zip(staged, self._tensors, strict=True)]
+        self._transfer: threading.Thread | None = None
+
+    def save(self, step: int) -> None:
+        self.finish()
+        for copy, tensor in zip(self._staged, self._tensors, strict=True):
+            moving.copy(copy, tensor)
+        self._transfer = threading.Thread(target=self._ring.transfer)
+        self._transfer.start()
+
+    def finish(self) -> None:
+        if self._transfer is not None:
+            self._transfer.join()
+
+    def restore(self, loser: int) -> None:
+        live = (memoryview(tensor.numpy().data).cast("B") for tensor in self._tensors)
+        self._ring.give_back(loser, live)
+
+    def close(self) -> None:
+        self._ring.close()
 
 
 class TorchSave(Rival):
