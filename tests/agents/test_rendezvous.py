@@ -15,30 +15,31 @@ from twinckpt.agents.rendezvous import create_handler
 @pytest.fixture
 def machine():
     """The handler of a job's only machine; its agents, and what it told ranks, end with it."""
-    before = dict(os.environ)
+    before, others = dict(os.environ), agents()
     endpoint = f"127.0.0.1:{free_port()}"
     yield create_handler(RendezvousParameters("twinckpt", endpoint, "job", 1, 1))
     os.environ.clear()
     os.environ.update(before)
-    for agent in agents():
+    for agent in agents() - others:
         agent.kill()
         agent.wait()
 
 
 def agents(kind="twinckpt.agents"):
-    """The processes of agents that this process has started."""
+    """The processes of agents that this process has started, for other tests as well."""
     found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-    return [process for process in found if kind in " ".join(process.cmdline())]
+    return {process for process in found if kind in " ".join(process.cmdline())}
 
 
 def test_a_machine_whose_agent_has_died_as_it_joins_again_starts_another(machine):
     """A rank that dies with the agent may be what torchrun sees first."""
+    others = agents("twinckpt.agents.worker")
     machine.next_rendezvous()
-    (agent,) = agents("twinckpt.agents.worker")
+    (agent,) = agents("twinckpt.agents.worker") - others
     agent.kill()
     agent.wait()
     assert machine.next_rendezvous().world_size == 1
-    assert len(agents("twinckpt.agents.worker")) == 1
+    assert len(agents("twinckpt.agents.worker") - others) == 1
 
 
 def test_machines_that_were_told_different_numbers_of_ranks_end_and_say_so():

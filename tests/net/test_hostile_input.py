@@ -67,13 +67,20 @@ class Job:
         assert all(agent.is_running() for agent in self.agents)
 
 
+def own_agents():
+    """The agents that this process has started."""
+    found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in found if "twinckpt.agents" in " ".join(process.cmdline())]
+
+
 @pytest.fixture(scope="module")
 def job():
+    for agent in own_agents():  # of other tests in this process
+        agent.kill()
+        agent.wait()
     with Checkpointer({"weight": torch.rand(100_000)}) as checkpointer:
         checkpointer.save(1, block=True)
-        children = psutil.Process().children(recursive=True)
-        agents = [p for p in children if "twinckpt.agents" in " ".join(p.cmdline())]
-        found = Job(checkpointer, agents)
+        found = Job(checkpointer, own_agents())
         assert len(found.ports) == 2  # the root's, and the worker's for shards
         assert found.sockets
         yield found

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from torch.distributed import HashStore
-from torch.distributed import run as torchrun
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -227,8 +226,11 @@ class TwinRendezvousHandler(RendezvousHandler):
 def _num_ranks_asked() -> int:
     """Return how many ranks torchrun's command line asks for here; 0 for another launcher's.
 
-    Torchrun itself says nothing of it to a rendezvous.
+    Torchrun itself says nothing of it to a rendezvous. It imports this module's, and not the other
+    way round.
     """
+    from torch.distributed import run as torchrun
+
     if sys.argv[0] != torchrun.__file__ and os.path.basename(sys.argv[0]) != "torchrun":
         return 0
     asked = torchrun.parse_args(sys.argv[1:])
