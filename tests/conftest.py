@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
+from helpers import agents_of_tests, wait_until
 from twinckpt.agents.etcd_client import Access, EtcdClient
 from twinckpt.agents.launch import free_port
 from twinckpt.agents.local_cluster import die_with_operator
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
-from waiting import wait_until
 
 
 class EtcdCluster:
@@ -88,6 +88,15 @@ class EtcdCluster:
             return True
 
         wait_until(answers, "member of etcd")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _agents_end_with_their_module():
+    """They serve all Checkpointers of a process; those of the next file begin anew."""
+    yield
+    for agent in agents_of_tests():
+        agent.kill()
+        agent.wait()
 
 
 @pytest.fixture(scope="session")

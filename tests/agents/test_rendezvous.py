@@ -4,42 +4,32 @@ import os
 import subprocess
 import sys
 
-import psutil
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from helpers import agents_of_tests
 from twinckpt.agents.launch import free_port
 from twinckpt.agents.rendezvous import create_handler
 
 
 @pytest.fixture
 def machine():
-    """The handler of a job's only machine; its agents, and what it told ranks, end with it."""
-    before, others = dict(os.environ), agents()
+    """The handler of a job's only machine; what it told ranks ends with it."""
+    before = dict(os.environ)
     endpoint = f"127.0.0.1:{free_port()}"
     yield create_handler(RendezvousParameters("twinckpt", endpoint, "job", 1, 1))
     os.environ.clear()
     os.environ.update(before)
-    for agent in agents() - others:
-        agent.kill()
-        agent.wait()
-
-
-def agents(kind="twinckpt.agents"):
-    """The processes of agents that this process has started, for other tests as well."""
-    found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-    return {process for process in found if kind in " ".join(process.cmdline())}
 
 
 def test_a_machine_whose_agent_has_died_as_it_joins_again_starts_another(machine):
     """A rank that dies with the agent may be what torchrun sees first."""
-    others = agents("twinckpt.agents.worker")
     machine.next_rendezvous()
-    (agent,) = agents("twinckpt.agents.worker") - others
+    (agent,) = agents_of_tests("twinckpt.agents.worker")
     agent.kill()
     agent.wait()
     assert machine.next_rendezvous().world_size == 1
-    assert len(agents("twinckpt.agents.worker") - others) == 1
+    assert len(agents_of_tests("twinckpt.agents.worker")) == 1
 
 
 def test_machines_that_were_told_different_numbers_of_ranks_end_and_say_so():

@@ -92,6 +92,14 @@ def test_a_second_one_beside_the_first_is_refused(state):
     Checkpointer(state).close()
 
 
+def test_other_settings_than_the_agents_of_this_process_run_with_are_refused(state, tmp_path):
+    """They were passed over: nothing was drained, say."""
+    Checkpointer(state).close()
+    with pytest.raises(ConfigurationError, match=r"drain_directory=.* agents of this job run"):
+        Checkpointer(state, drain_directory=str(tmp_path), drain_every_commits=1)
+    Checkpointer(state).close()
+
+
 def test_one_that_is_closed_says_so(state):
     """As after the with block of a loop that ends with a last save."""
     with Checkpointer(state) as checkpointer:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from puppets import SHARD_BYTES, Puppet
 from relays import BulkRelay, RootRelay
 
+from helpers import wait_until
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.event_log import EventReader
 from twinckpt.agents.launch import connect_to_agent, free_port
@@ -24,7 +25,6 @@ from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.root import RootConfig
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
-from waiting import wait_until
 
 NUM_MACHINES = 3
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from faulty_cluster import FaultyCluster, Machine
 from puppets import SHARD_BYTES
 
+from helpers import wait_until
 from twinckpt.core import messages as m
 from twinckpt.memory.drained import drained_steps, step_directory
-from waiting import wait_until
 
 HALF = SHARD_BYTES // 2
 

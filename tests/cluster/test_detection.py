@@ -8,8 +8,8 @@ import time
 import pytest
 from faulty_cluster import FaultyCluster
 
+from helpers import wait_until
 from twinckpt.agents.launch import JobSettings
-from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

@@ -7,10 +7,10 @@ import pytest
 from faulty_cluster import FaultyCluster
 from puppets import Undisturbed
 
+from helpers import wait_until
 from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
 from twinckpt.results.jsonl import read_jsonl
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig
-from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 

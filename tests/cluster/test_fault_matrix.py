@@ -23,8 +23,8 @@ from protocol_points import (
 )
 from puppets import SHARD_BYTES, Undisturbed, digest
 
+from helpers import wait_until
 from twinckpt.memory.drained import drained_steps, load_drained
-from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

@@ -7,8 +7,8 @@ import pytest
 from faulty_cluster import FaultyCluster
 from puppets import SHARD_BYTES
 
+from helpers import wait_until
 from twinckpt.net.bulk import TRANSFER_TIMEOUT_S
-from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

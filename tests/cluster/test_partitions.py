@@ -6,12 +6,12 @@ import time
 import pytest
 from network import Network, why_not
 
+from helpers import wait_until
 from twinckpt.agents.launch import JobSettings
 from twinckpt.experiments.agent_cluster import AgentCluster, AgentMachine
 from twinckpt.net import local
 from twinckpt.net.bulk import TRANSFER_TIMEOUT_S
 from twinckpt.results.jsonl import read_jsonl
-from waiting import wait_until
 
 WHY_NOT = why_not()
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]

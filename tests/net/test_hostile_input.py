@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from helpers import agents_of_tests
 from twinckpt import Checkpointer
 from twinckpt.core.messages import Address
 from twinckpt.errors import AuthenticationError, DamagedCopyError
@@ -67,20 +68,11 @@ class Job:
         assert all(agent.is_running() for agent in self.agents)
 
 
-def own_agents():
-    """The agents that this process has started."""
-    found = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-    return [process for process in found if "twinckpt.agents" in " ".join(process.cmdline())]
-
-
 @pytest.fixture(scope="module")
 def job():
-    for agent in own_agents():  # of other tests in this process
-        agent.kill()
-        agent.wait()
     with Checkpointer({"weight": torch.rand(100_000)}) as checkpointer:
         checkpointer.save(1, block=True)
-        found = Job(checkpointer, own_agents())
+        found = Job(checkpointer, agents_of_tests())
         assert len(found.ports) == 2  # the root's, and the worker's for shards
         assert found.sockets
         yield found

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from helpers import wait_until
 from twinckpt.agents.launch import free_port
-from waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 SCRIPT = str(Path(__file__).parent / "scripts" / "behave.py")

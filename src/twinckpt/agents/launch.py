@@ -153,8 +153,12 @@ class JobSettings:
         """Return the settings as `launched` reads them, in the environment variable LAUNCHED."""
         return msgspec.json.encode(self).decode()
 
-    def check_agrees(self, explicit: Mapping[str, Any]) -> None:
-        """Raise ConfigurationError if a program asks for other settings than these."""
+    def check_agrees(self, explicit: Mapping[str, Any], refusal: str) -> None:
+        """Raise ConfigurationError if a program asks for other settings than these.
+
+        The text is `refusal` with what was `asked`, what is `decided`, and `conf`, what was asked
+        as `--rdzv-conf` takes it.
+        """
         own = asdict(self)
         differing = {
             name: _converted(name, value, type(own[name]))
@@ -164,11 +168,8 @@ class JobSettings:
         if differing:
             asked = ", ".join(f"{name}={value}" for name, value in differing.items())
             decided = ", ".join(f"{name}={own[name]}" for name in differing)
-            raise ConfigurationError(
-                f"{asked} in the program, but torchrun was started with {decided}, and its agents "
-                f"run already: give torchrun --rdzv-conf {asked.replace(', ', ',')}, or leave it "
-                "out of Checkpointer()"
-            )
+            conf = asked.replace(", ", ",")
+            raise ConfigurationError(refusal.format(asked=asked, decided=decided, conf=conf))
 
     def environment(self) -> dict[str, str]:
         """Return the variables from which `load` makes these settings again."""

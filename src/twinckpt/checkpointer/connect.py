@@ -36,6 +36,17 @@ from twinckpt.net.secret import load_secret
 FORM_TIMEOUT_S = 120.0
 LOOPBACK = "127.0.0.1"
 
+_LAUNCHED = (
+    "{asked} in the program, but torchrun was started with {decided}, and its agents run already: "
+    "give torchrun --rdzv-conf {conf}, or leave it out of Checkpointer()"
+)
+_STARTED = (
+    "{asked}, but the agents of this job run already, with {decided}: they serve all Checkpointers "
+    "of a process; take the same, or start another process"
+)
+
+_started: JobSettings | None = None  # with what this process has started its machine's agent
+
 
 def job_settings(whole: JobSettings | None, explicit: Mapping[str, Any]) -> JobSettings:
     """Return the settings of the job that this process is part of.
@@ -52,7 +63,7 @@ def job_settings(whole: JobSettings | None, explicit: Mapping[str, Any]) -> JobS
     if launched is None:
         return wanted
     asked = explicit if whole is None else asdict(wanted)
-    launched.check_agrees(asked)
+    launched.check_agrees(asked, _LAUNCHED)
     return launched
 
 
@@ -86,7 +97,7 @@ def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | 
         settings = replace(settings, host=address_towards(os.environ.get("MASTER_ADDR", LOOPBACK)))
     name = _socket_name()
     agent = _find(name) if machines.is_first_here else None
-    known = machines.share(lambda: _root_of(agent))
+    known = machines.share(lambda: _root_of(agent, settings))
     root = (
         next(filter(None, known), "")
         or machines.share(lambda: _start_root(settings) if machines.rank == 0 else "")[0]
@@ -94,12 +105,14 @@ def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | 
     host, port = root.rsplit(":", 1)
 
     def join() -> str:
+        global _started
         nonlocal agent
         if not machines.is_first_here:
             return ""
         if agent is None:
             root = (host, int(port))
             start_machine_agent(settings, root, _watched_pid(), socket_name=name)
+            _started = settings
             agent = connect_to_agent(name, load_secret())
         agent.send(RootMoved(host, int(port)))
         agent.send(LauncherJoin("", machines.index, machines.count, machines.count))
@@ -125,9 +138,11 @@ def _find(name: str) -> AgentLink | None:
         return None
 
 
-def _root_of(agent: AgentLink | None) -> str:
+def _root_of(agent: AgentLink | None, settings: JobSettings) -> str:
     if agent is None:
         return ""
+    if _started is not None:
+        _started.check_agrees(asdict(settings), _STARTED)
     agent.send(RootQuestion())
     received = agent.receive(FORM_TIMEOUT_S)
     answer = received[0] if received else None
