@@ -96,14 +96,17 @@ def remaining_files(temporary: Path, drain_directory: Path) -> list[str]:
     """Return what nobody will ever delete after a job's end.
 
     Files below its directory for temporary ones, and steps that were drained by halves before
-    one that is complete.
+    one that is complete. Of the steps older than all that are kept, the newest may be there by
+    halves: the end of the job has interrupted its removal, which the next drain would complete.
     """
     complete = [step_directory(drain_directory, step) for step in drained_steps(drain_directory)]
-    halves = [
+    halves = sorted(
         folder
         for folder in drain_directory.glob("step-*")
         if complete and folder < complete[-1] and folder not in complete
-    ]
+    )
+    if halves and halves[-1] < complete[0]:
+        halves.pop()
     files = [path for path in temporary.rglob("*") if path.is_file()]
     return [path.name for path in files + halves]
 
