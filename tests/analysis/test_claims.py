@@ -81,7 +81,7 @@ def test_claims_ask_for_metrics_that_exist() -> None:
 
 def test_targets_ask_for_metrics_that_exist() -> None:
     """Nor would a target with a misspelt metric ever be missed."""
-    named = {target.metric for target in TARGETS} | {target.bound for target in TARGETS}
+    named = {target.metric for target in TARGETS} | {target.plain for target in TARGETS}
     assert named <= {"", *BY_NAME}
 
 

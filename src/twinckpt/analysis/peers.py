@@ -1,7 +1,7 @@
 """What `peers` shows: what users could take instead, over what this library needs for the same.
 
-Each repeat's slowest rank counts; a ratio above 1 says that the peer takes longer. What any library
-could reach against a peer is that peer's time over `plain`'s: a memcpy and a TCP transfer.
+Each repeat's slowest rank counts; a ratio above 1 says that the peer takes longer. `plain_…` is the
+same over a plain memcpy and TCP transfer in the place of ours: a yardstick, which can be beaten.
 """
 
 from collections.abc import Callable
@@ -70,16 +70,17 @@ METRICS = (
            extra_over_ours("lm_resiliency")),
     *(
         Metric(f"plain_{clock}_vs_lm_resiliency_x", "x", EXPERIMENT,
-               f"the most that {clock}_vs_lm_resiliency_x could be: over a memcpy and a transfer",
+               f"lm-resiliency: {words}, over a plain memcpy and TCP transfer",
                compute)
-        for clock, compute in (
-            ("done", over_ours("done_s", "lm_resiliency", PLAIN)),
-            ("restore", over_ours("restore_s", "lm_resiliency", PLAIN)),
-            ("extra", extra_over_ours("lm_resiliency", PLAIN)),
+        for clock, words, compute in (
+            ("done", "save until replicated", over_ours("done_s", "lm_resiliency", PLAIN)),
+            ("restore", "restore", over_ours("restore_s", "lm_resiliency", PLAIN)),
+            ("extra", "time added to a busy step", extra_over_ours("lm_resiliency", PLAIN)),
         )
     ),
     Metric("plain_restore_vs_torchft_x", "x", EXPERIMENT,
-           "the most that restore_vs_torchft_x could be", over_ours("restore_s", "torchft", PLAIN)),
+           "torchft: in-place transfer, over a plain TCP transfer",
+           over_ours("restore_s", "torchft", PLAIN)),
     Metric("stall_vs_best_peer_x", "x", EXPERIMENT,
            "the least blocking stall of all peers, over ours", best_over_ours("stall_s")),
     Metric("overlapped_stall_vs_best_peer_x", "x", EXPERIMENT,

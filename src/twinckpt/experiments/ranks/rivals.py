@@ -72,9 +72,9 @@ class Twinckpt(Rival):
 
 
 class Plain(Rival):
-    """The least that a copy in a peer's RAM takes: a memcpy, then a TCP transfer, nothing checked.
+    """A memcpy, then a TCP transfer between the ranks, nothing checked: a yardstick.
 
-    It bounds what any rival can reach here, and keeps no checkpoint that is safe to use.
+    What it keeps is no checkpoint that is safe to use.
     """
 
     def __init__(self, rank: Rank) -> None:
