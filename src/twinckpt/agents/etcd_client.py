@@ -66,7 +66,7 @@ class Value:
 
 
 class _NoAnswerError(Exception):
-    """A member did not answer, or cannot: another one might, or itself later if `is_there`."""
+    """Members did not answer, or cannot: others might, or they themselves later if `is_there`."""
 
     def __init__(self, reason: str, is_there: bool = False) -> None:
         super().__init__(reason)
@@ -160,24 +160,31 @@ class EtcdClient:
     def _on_any_member(self, method: str, body: dict[str, Any], timeout_s: float, take: Any) -> Any:
         give_up_s = time.monotonic() + ELECTION_S
         while True:
-            reasons, is_any_there = [], False
-            for _ in range(len(self._members) + bool(self._access.user)):  # a token may expire
-                try:
-                    if self._access.user and not self._token:
-                        self._token = self._authenticate()
-                    return self._on_member(method, body, timeout_s, take)
-                except _NoAnswerError as error:
-                    host, port = self._members[0]
-                    reasons.append(f"{host}:{port}: {error}")
-                    is_any_there |= error.is_there
-                    self._members.append(self._members.pop(0))
-            if not is_any_there or time.monotonic() >= give_up_s:
-                break
+            try:
+                return self._on_each_member(method, body, timeout_s, take)
+            except _NoAnswerError as error:
+                if not error.is_there or time.monotonic() >= give_up_s:
+                    raise AgentUnavailableError(
+                        f"no etcd member answers ({error}): start etcd, or name its members in "
+                        "--rdzv-endpoint=etcd://HOST:PORT,HOST:PORT"
+                    ) from error
             time.sleep(_BETWEEN_ROUNDS_S)
-        raise AgentUnavailableError(
-            f"no etcd member answers ({'; '.join(reasons)}): start etcd, or name its members in "
-            "--rdzv-endpoint=etcd://HOST:PORT,HOST:PORT"
-        )
+
+    def _on_each_member(
+        self, method: str, body: dict[str, Any], timeout_s: float, take: Any
+    ) -> Any:
+        reasons, is_any_there = [], False
+        for _ in range(len(self._members) + bool(self._access.user)):  # a token may have expired
+            try:
+                if self._access.user and not self._token:
+                    self._token = self._authenticate()
+                return self._on_member(method, body, timeout_s, take)
+            except _NoAnswerError as error:
+                host, port = self._members[0]
+                reasons.append(f"{host}:{port}: {error}")
+                is_any_there |= error.is_there
+                self._members.append(self._members.pop(0))
+        raise _NoAnswerError("; ".join(reasons), is_any_there)
 
     def _authenticate(self) -> str:
         body = {"name": self._access.user, "password": self._access.password}
