@@ -221,6 +221,8 @@ def main() -> int:
     arguments = _parse(sys.argv[1:])
     if reason := _why_not_fork():
         _run_without_fork(arguments, reason)
+    # Modules that ask for a GPU as they are imported must not open it: no fork could use it then.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     for name in _PRELOADED:
         importlib.import_module(name)
     try:

@@ -14,6 +14,13 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler, swa_utils
 
+from twinckpt.checkpointer.device import DeviceCopies
+from twinckpt.checkpointer.layout import Layout, metadata_of
+from twinckpt.checkpointer.reading import SlotReader
+from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
+from twinckpt.checkpointer.state import TrainingState
+from twinckpt.memory.checksums import CHUNK_BYTES
+
 Builder = Callable[[], dict[str, Any]]
 CARRIED: dict[str, Builder] = {}
 REFUSED: dict[str, Builder] = {}
@@ -418,3 +425,30 @@ def assert_same(left: Any, right: Any, path: str = "") -> None:
 def _bits(tensor):
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
     return plain.reshape(-1).view(torch.uint8)
+
+
+def seeded(seed, build):
+    """What a builder makes of a seed."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    return build()
+
+
+def slot_of(state):
+    """The bytes that `save` makes of a state."""
+    flat = TrainingState(state).capture()
+    layout = Layout(flat)
+    slot = memoryview(bytearray(layout.size_bytes))
+    header = layout.header(metadata_of(flat, layout, step=1))
+    writer = SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies())
+    writer.copy_now(frozenset())
+    writer.copy_rest()
+    return slot
+
+
+def restored(slot, into):
+    """The state `into`, with what was saved in it."""
+    reader = SlotReader(slot, CHUNK_BYTES)
+    TrainingState(into).restore(reader.metadata["state"], reader)
+    return into

@@ -3,42 +3,13 @@
 import random
 from collections import OrderedDict, defaultdict
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from catalogue import CARRIED, REFUSED, Counting, Pair, assert_same
+from catalogue import CARRIED, REFUSED, Counting, Pair, assert_same, restored, seeded, slot_of
 
-from twinckpt.checkpointer.device import DeviceCopies
-from twinckpt.checkpointer.layout import Layout, metadata_of
-from twinckpt.checkpointer.reading import SlotReader
-from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.errors import ConfigurationError, RestoreError, UnsupportedStateError
-from twinckpt.memory.checksums import CHUNK_BYTES
-
-
-def seeded(seed, build):
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
-    return build()
-
-
-def slot_of(state):
-    """The bytes that `save` makes of a state."""
-    flat = TrainingState(state).capture()
-    layout = Layout(flat)
-    slot = memoryview(bytearray(layout.size_bytes))
-    header = layout.header(metadata_of(flat, layout, step=1))
-    SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies()).copy_rest()
-    return slot
-
-
-def restored(slot, into):
-    reader = SlotReader(slot, CHUNK_BYTES)
-    TrainingState(into).restore(reader.metadata["state"], reader)
-    return into
 
 
 @pytest.mark.parametrize("name", CARRIED)

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
+from catalogue import CARRIED, assert_same, restored, seeded, slot_of
 
 from twinckpt import Checkpointer
 from twinckpt.checkpointer.device import PinnedSlots
+from twinckpt.checkpointer.reading import SlotReader
+from twinckpt.checkpointer.state import TrainingState
+from twinckpt.errors import DamagedCopyError
+from twinckpt.memory.checksums import CHUNK_BYTES
+from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 
 pytestmark = [
@@ -17,19 +23,29 @@ LONG_CYCLES = 1_000_000_000  # about half a second
 class Job:
     """A model and its optimizer on a GPU, under a Checkpointer."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, **options: bool) -> None:
         torch.manual_seed(seed)
         self.model = torch.nn.Sequential(
             torch.nn.Linear(256, 1024), torch.nn.BatchNorm1d(1024), torch.nn.Linear(1024, 256)
         ).cuda()
-        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
         state = {"model": self.model, "optimizer": self.optimizer}
         self.checkpointer = Checkpointer(state, strict=True)
 
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.checkpointer.close()
+
     def step(self) -> None:
         self.optimizer.zero_grad()
-        self.model(torch.randn(32, 256, device="cuda")).square().mean().backward()
+        self.compute(torch.randn(32, 256, device="cuda"))
         self.optimizer.step()
+
+    def compute(self, batch: torch.Tensor) -> None:
+        """Add a batch's gradients."""
+        self.model(batch).square().mean().backward()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Copies of all tensors as they are now."""
@@ -41,8 +57,7 @@ class Job:
 
 @pytest.fixture
 def job():
-    found = Job()
-    with found.checkpointer:
+    with Job() as found:
         found.step()
         found.checkpointer.save(1, block=True)
         yield found
@@ -51,7 +66,39 @@ def job():
 def assert_equal(left, right):
     assert left.keys() == right.keys()
     for name, tensor in left.items():
+        assert tensor.device == right[name].device, name
         assert torch.equal(tensor, right[name]), name
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_state_comes_back_bit_for_bit_and_where_it_was(name):
+    with torch.device("cuda"):
+        state, fresh = seeded(1, CARRIED[name]), seeded(2, CARRIED[name])
+    assert_same(state, restored(slot_of(state), fresh))
+
+
+def test_what_has_no_live_counterpart_comes_back_where_it_was():
+    state = {"x": {"on_gpu": torch.rand(3, device="cuda"), "here": torch.rand(3)}}
+    fresh = {"x": {}}
+    assert_same(state, restored(slot_of(state), fresh))
+    assert fresh["x"]["on_gpu"].is_cuda
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}])
+def test_an_optimizer_that_has_not_stepped_gets_its_state_on_the_gpu(options):
+    with Job(**options) as saved:
+        saved.step()
+        saved.checkpointer.save(1, block=True)
+        expected = saved.tensors()
+        torch.manual_seed(7)
+        saved.step()
+        after = saved.tensors()
+    with Job(seed=1, **options) as fresh:
+        assert fresh.checkpointer.restore() == 1
+        assert_equal(fresh.tensors(), expected)
+        torch.manual_seed(7)
+        fresh.step()
+        assert_equal(fresh.tensors(), after)
 
 
 def test_steps_after_save_never_show_in_the_checkpoint(job):
@@ -68,6 +115,11 @@ def test_steps_after_save_never_show_in_the_checkpoint(job):
         assert_equal(job.tensors(), expected)
 
 
+def test_a_loop_on_a_stream_of_its_own_is_fenced_there(job):
+    with torch.cuda.stream(torch.cuda.Stream()):
+        test_steps_after_save_never_show_in_the_checkpoint(job)
+
+
 def test_restore_fills_the_live_tensors_in_place(job):
     expected = job.tensors()
     addresses = [parameter.data_ptr() for parameter in job.model.parameters()]
@@ -75,6 +127,17 @@ def test_restore_fills_the_live_tensors_in_place(job):
     assert job.checkpointer.restore() == 1
     assert_equal(job.tensors(), expected)
     assert [parameter.data_ptr() for parameter in job.model.parameters()] == addresses
+
+
+def test_damage_is_found_although_the_gpu_copies_what_is_not_verified_yet():
+    state = {"x": torch.rand(4 * CHUNK_BYTES, device="cuda")}
+    slot = slot_of(state)
+    identity = {"rank": 0, "ticket": 1, "step": 1, "home": 0, "world_size": 1}
+    seal = Seal.of(slot, **identity)
+    slot[len(slot) // 2] ^= 1
+    reader = SlotReader(slot, seal.chunk_bytes, lambda index: seal.verify_chunk(slot, index))
+    with pytest.raises(DamagedCopyError):
+        TrainingState(state).restore(reader.metadata["state"], reader)
 
 
 def test_neither_save_nor_the_fence_makes_the_host_wait_for_the_gpu(job):
@@ -98,6 +161,28 @@ def test_a_write_before_the_fence_is_found(job):
     assert job.checkpointer.restore() == 1
 
 
+def test_a_step_that_is_captured_into_a_graph_is_saved_if_the_fence_comes_before_its_replay():
+    """A replay calls no optimizer, and so no fence."""
+    with Job(capturable=True) as job:
+        batch = torch.randn(32, 256, device="cuda")
+        for step in (1, 2):  # a graph is captured of what has run, in the middle of a training
+            job.step()
+            job.checkpointer.save(step, block=True)
+        graph = torch.cuda.CUDAGraph()
+        job.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            job.compute(batch)
+            job.optimizer.step()
+        for step in range(3, 8):
+            graph.replay()
+            expected = job.tensors()
+            job.checkpointer.save(step)
+            job.checkpointer.fence()
+            graph.replay()
+            job.checkpointer.restore()
+            assert_equal(job.tensors(), expected)
+
+
 def test_slots_are_pinned_memory_until_they_are_given_back():
     torch.cuda.init()
     slot = Slot.allocate(1 << 20)
@@ -107,3 +192,16 @@ def test_slots_are_pinned_memory_until_they_are_given_back():
     assert torch.frombuffer(slot.buffer, dtype=torch.uint8).is_pinned()
     pinned.close()
     assert not torch.frombuffer(slot.buffer, dtype=torch.uint8).is_pinned()
+
+
+def test_a_slot_that_cuda_does_not_register_costs_a_warning_only(caplog):
+    """CUDA reported the refusal once more to the training's next kernel."""
+    torch.cuda.init()
+    slot = Slot.allocate(1 << 20)
+    pinned, again = PinnedSlots(), PinnedSlots()
+    pinned.pin(slot.buffer)
+    again.pin(slot.buffer)  # nothing is registered twice
+    assert "did not register" in caplog.text
+    assert torch.ones(3, device="cuda").sum() == 3
+    again.close()
+    pinned.close()

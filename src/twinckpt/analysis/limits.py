@@ -1,6 +1,7 @@
 """What `limits` shows: each operation over the plain copy or transfer it cannot beat, by case.
 
-A case is a method of its samples, `ranks<N>_mib<SIZE>`: N ranks at once with so much state each.
+A case is a method of its samples, `ranks<N>_mib<SIZE>`: N ranks at once with so much state each,
+in CPU memory, or on a GPU if that has `cuda_` before it.
 """
 
 import re
@@ -49,6 +50,17 @@ LIMITS = {
         "restore_peer_s", "loopback_one_s", "restore, peer's RAM / plain TCP"
     ),
 }
+# Of a state on a GPU; what its plain copy is goes through PCIe, from and to pinned memory.
+DEVICE_LIMITS = {
+    "device_staging_vs_pcie_x": Limit("memcpy_s", "staging_s"),
+    "device_restore_vs_pcie_x": Limit("memcpy_in_s", "restore_local_s"),
+    "device_stall_percent": Limit("stall_s", "step_none_s", scale=100),
+    "device_extra_percent": Limit("extra_s", "step_none_s", scale=100),
+    "device_control_percent": Limit("control_s", "step_none_s", scale=100),
+}
+# What is copied by hand, and what burdens the cores.
+_IN_CPU_MEMORY = ("memcpy_hashed_vs_memcpy_x", "training_extra_vs_floor_x",
+                  "training_control_vs_floor_x")  # fmt: skip
 _OF_SEVERAL = ("replication_vs_loopback_x", "restore_peer_vs_loopback_x")
 
 
@@ -58,14 +70,20 @@ def ranks_and_mib(case: str) -> tuple[int, int]:
     return ranks, size
 
 
-def cases(data: Dataset) -> list[str]:
-    """All cases, by ranks and then by size; the last is the headline's."""
-    return sorted(data.select(EXPERIMENT, "memcpy_s").method.unique(), key=ranks_and_mib)
+def cases(data: Dataset, *, on_gpu: bool = False) -> list[str]:
+    """All cases of a kind of device, by ranks and then by size; the last is the headline's."""
+    found = data.select(EXPERIMENT, "memcpy_s").method.unique()
+    return sorted((case for case in found if _is_on_gpu(case) == on_gpu), key=ranks_and_mib)
+
+
+def all_cases(data: Dataset) -> list[str]:
+    """The cases in CPU memory, then those on a GPU."""
+    return cases(data) + cases(data, on_gpu=True)
 
 
 def quotient(data: Dataset, name: str, case: str) -> Estimate:
-    """One of `LIMITS` for one case, over repeats of the slowest rank."""
-    limit = LIMITS[name]
+    """One of the limits for one case, over repeats of the slowest rank."""
+    limit = (LIMITS | DEVICE_LIMITS)[name]
     top = data.repeats(EXPERIMENT, limit.top, method=case)
     bottom = data.repeats(EXPERIMENT, limit.bottom, method=case)
     return ratio([limit.scale * value for value in top], bottom, paired=True)
@@ -88,6 +106,20 @@ def single(name: str) -> Callable[[Dataset], Estimate]:
     return compute
 
 
+def on_gpu(name: str, *, alone: bool = False) -> Callable[[Dataset], Estimate]:
+    """One of `DEVICE_LIMITS`, as `headline` or, for one rank `alone`, as `single`."""
+
+    def compute(data: Dataset) -> Estimate:
+        found = cases(data, on_gpu=True)
+        if alone:
+            found = [case for case in found if ranks_and_mib(case)[0] == 1]
+        if not found:
+            raise NotMeasured("limits of a state on a GPU (limits.devices)")
+        return quotient(data, name, found[-1])
+
+    return compute
+
+
 def agent_overhead_mib(data: Dataset) -> Estimate:
     """Memory of a worker agent beyond its slots, of the headline's case."""
     table = data.select(EXPERIMENT, "overhead_bytes", method=cases(data)[-1])
@@ -99,10 +131,10 @@ def table(data: Dataset) -> pd.DataFrame:
     rows = {
         name: {
             _title(case): _text(quotient(data, name, case))
-            for case in cases(data)
+            for case in all_cases(data)
             if _applies(name, case)
         }
-        for name in LIMITS
+        for name in LIMITS | DEVICE_LIMITS
     }
     return pd.DataFrame(rows).T.fillna("")
 
@@ -110,7 +142,7 @@ def table(data: Dataset) -> pd.DataFrame:
 def draw(axis: Axes, data: Dataset) -> None:
     """The quotients that have a label, a marker a case; those of one rank need no network."""
     shown = [name for name, limit in LIMITS.items() if limit.label]
-    found = cases(data)
+    found = all_cases(data)
     for index, case in enumerate(found):
         offset = 0.16 * (index - (len(found) - 1) / 2)
         colour = f"C{index}"
@@ -132,7 +164,13 @@ def draw(axis: Axes, data: Dataset) -> None:
 
 
 def _applies(name: str, case: str) -> bool:
+    if name in (_IN_CPU_MEMORY if _is_on_gpu(case) else DEVICE_LIMITS):
+        return False
     return ranks_and_mib(case)[0] > 1 or name not in _OF_SEVERAL
+
+
+def _is_on_gpu(case: str) -> bool:
+    return case.startswith("cuda_")
 
 
 def _shown(name: str, estimate: Estimate) -> list[float]:
@@ -149,4 +187,5 @@ def _text(estimate: Estimate) -> str:
 
 def _title(case: str) -> str:
     ranks, size = ranks_and_mib(case)
-    return f"{ranks} rank{'s' if ranks > 1 else ''}, {size} MiB each"
+    where = " on the GPU" if _is_on_gpu(case) else ""
+    return f"{ranks} rank{'s' if ranks > 1 else ''}, {size} MiB each{where}"

@@ -205,6 +205,22 @@ METRICS = (
     Metric("single_restore_local_vs_memcpy_x", "x", LIMITS,
            "one rank alone: restore from own RAM, verified, over a memcpy",
            limits.single("restore_local_vs_memcpy_x")),
+    *(
+        Metric(
+            name.replace("device", "single_device") if alone else name,
+            "percent" if name.endswith("percent") else "x", LIMITS,
+            f"{words}; {'one rank alone' if alone else 'most ranks at once'}",
+            limits.on_gpu(name, alone=alone),
+        )
+        for alone in (False, True)
+        for name, words in (
+            ("device_staging_vs_pcie_x", "state on a GPU: pinned copy to RAM over staging"),
+            ("device_restore_vs_pcie_x", "state on a GPU: pinned copy from RAM over restore"),
+            ("device_stall_percent", "state on a GPU: what the loop waits, of a step"),
+            ("device_extra_percent", "state on a GPU: longer steps with a checkpoint in each"),
+            ("device_control_percent", "the same without any: what the noise is"),
+        )
+    ),
     Metric("agent_overhead_mib", "MiB", LIMITS,
            "memory of a worker agent beyond its slots", limits.agent_overhead_mib),
     Metric("training_bits_per_byte", "bits_per_byte", TRAINING, "at the undisturbed run's end",

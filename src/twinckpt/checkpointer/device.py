@@ -5,10 +5,13 @@ stream has computed what was queued before `save`; the fence makes that stream, 
 wait for its end. Only the thread that seals the slot waits on the host.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterable
 
 import torch
+
+from twinckpt.checkpointer import moving
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ class PinnedSlots:
             error = int(torch.cuda.cudart().cudaHostRegister(address, len(buffer), 0))
             self._addresses[address] = error == 0
             if error:
+                with contextlib.suppress(RuntimeError):
+                    torch.zeros(1, device="cuda")  # CUDA says it once more, to the next kernel
                 logger.warning(
                     "CUDA did not register a slot of %d MiB as pinned memory (error %d): copies "
                     "are slower; raise the limit on locked memory (ulimit -l)",
@@ -52,13 +57,15 @@ class DeviceCopies:
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._ends: dict[torch.device, torch.cuda.Event] = {}
+        self._unfenced: dict[torch.device, torch.cuda.Event] = {}
 
     def start(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Begin to copy each (target in a slot, source on a GPU), as the source is now."""
         by_device: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for pair in pairs:
             by_device.setdefault(pair[1].device, []).append(pair)
-        self._ends |= {device: self._start(device, some) for device, some in by_device.items()}
+        self._unfenced = {device: self._start(device, some) for device, some in by_device.items()}
+        self._ends |= self._unfenced
 
     def _start(
         self, device: torch.device, pairs: list[tuple[torch.Tensor, torch.Tensor]]
@@ -69,14 +76,16 @@ class DeviceCopies:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for target, source in pairs:
-                target.copy_(source, non_blocking=True)
+                moving.copy_by_torch(target, source, non_blocking=True)
                 source.record_stream(stream)  # its memory is not reused before the copy's end
-        return stream.record_event()
+        # Whoever waits sleeps: a thread that spins would take a core from the training.
+        return stream.record_event(torch.cuda.Event(blocking=True))
 
     def fence(self) -> None:
-        """Let the training loop's streams wait for the copies; the host goes on."""
-        for device, end in self._ends.items():
+        """Let the training loop's streams wait for the copies, once; the host goes on."""
+        for device, end in self._unfenced.items():
             torch.cuda.current_stream(device).wait_event(end)
+        self._unfenced = {}  # a stream that is captured into a graph may wait for none of them
 
     def wait(self) -> None:
         """Return once all copies have ended; other threads run meanwhile."""

@@ -26,6 +26,10 @@ class SavedTensors:
         tensor = self._tensors[name]
         return tensor.dtype, tuple(tensor.shape)
 
+    def device_type(self, name: str) -> str:
+        """Return the type of device that a tensor was on when it was saved."""
+        return self._tensors[name].device.type
+
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor, whose memory is not the caller's."""
         return self._tensors[name]
@@ -77,6 +81,11 @@ class SlotReader(SavedTensors):
         region = self._regions[name]
         return region.dtype, region.shape
 
+    def device_type(self, name: str) -> str:
+        """Return the type of device that a tensor was on when it was saved."""
+        device_type: str = self.metadata["tensors"][name][2]
+        return device_type
+
     def tensor(self, name: str) -> torch.Tensor:
         """Return a verified tensor: a view of the slot."""
         region = self._regions[name]
@@ -84,16 +93,33 @@ class SlotReader(SavedTensors):
         return view(self._buffer, region)
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        """Note a plain target for `finish`, which goes through the slot once; copy others now."""
+        """Note a plain target for `finish`, which goes through the slot once; copy others now.
+
+        A GPU copies what is here while `finish` verifies it.
+        """
+        region = self._regions[name]
         if moving.lies_in_order(target):
-            self._targets.append((self._regions[name], target))
-        else:
-            moving.copy_by_torch(target, self.tensor(name), non_blocking=True)
+            self._targets.append((region, target))
+        elif target.is_cuda:
+            for index in self._chunks(region.start, region.end):
+                self._arrive(index)
+            moving.copy_by_torch(target, view(self._buffer, region), non_blocking=True)
             self._devices.add(target.device)
+        else:
+            moving.copy_by_torch(target, self.tensor(name))
 
     def finish(self) -> None:
         """Copy and verify all chunks, those that nobody wants included; wait for GPUs."""
-        pieces = self._pieces()
+        try:
+            self._take_all(self._pieces())
+        finally:
+            for device in self._devices:
+                torch.cuda.synchronize(device)
+        for _, target in self._targets:
+            moving.note_write(target)
+        self._targets = []
+
+    def _take_all(self, pieces: list[list[tuple[int, int, int]]]) -> None:
         chunks = iter(range(len(pieces)))
         # Threads take turns, so that one that has no core to itself does less. One that stays
         # with its chunk needs no other thread's Python: hashing what was just read is cheap.
@@ -104,12 +130,6 @@ class SlotReader(SavedTensors):
                     done.result()
         else:
             self._take(chunks, pieces)
-        for _, target in self._targets:
-            moving.note_write(target)
-        self._targets = []
-        for device in self._devices:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
 
     def _pieces(self) -> list[list[tuple[int, int, int]]]:
         """Cut what is to be copied at the borders of chunks: destination, source, size in bytes."""
@@ -136,8 +156,11 @@ class SlotReader(SavedTensors):
                 self._verify(index)
                 self._unverified.discard(index)
 
+    def _chunks(self, start: int, end: int) -> range:
+        return range(start // self._chunk_bytes, -(-end // self._chunk_bytes))
+
     def _check(self, start: int, end: int) -> None:
-        for index in range(start // self._chunk_bytes, -(-end // self._chunk_bytes)):
+        for index in self._chunks(start, end):
             if index in self._unverified:
                 self._arrive(index)
                 self._verify(index)

@@ -246,35 +246,44 @@ class _InPlace:
 
     def _make(self, node: dict[str, Any], name: str) -> torch.Tensor:
         """Return a new tensor; one of an optimizer's state is placed like its parameter."""
-        source = self._saved.tensor(name)
         owner = _owner(name, self._name, self._part)
         if "global_shape" in node and isinstance(owner, DTensor):
             return DTensor.from_local(
-                _laid_out(node, source, local_tensor(owner).device),
+                self._copied(node, name, local_tensor(owner).device),
                 owner.device_mesh,
                 owner.placements,
                 run_check=False,
                 shape=owner.shape,
                 stride=owner.stride(),
             )
-        if list(source.shape) != node.get("global_shape", list(source.shape)):
+        _, shape = self._saved.kind(name)
+        if list(shape) != node.get("global_shape", list(shape)):
             raise RestoreError(
                 f"{name} is a DTensor and has no live counterpart; create it before restore()"
             )
         if name not in self._made.memory:
-            self._made.memory[name] = _laid_out(node, source, source.device)
+            self._made.memory[name] = self._copied(node, name, self._device_of(name, owner))
         made = self._made.memory[name].detach()
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
         return made.requires_grad_(_requires_grad(node))
 
+    def _device_of(self, name: str, owner: torch.Tensor | None) -> torch.device:
+        """Where a new tensor belongs: where it was, on the GPU of its parameter or this process."""
+        if self._saved.device_type(name) == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        if owner is not None:
+            return owner.device
+        return torch.device("cuda", torch.cuda.current_device())
 
-def _laid_out(node: dict[str, Any], source: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a copy in the saved order: fused optimizers go through memory as the parameter's."""
-    strides = node.get("stride", source.stride())
-    made = torch.empty_strided(source.shape, strides, dtype=source.dtype, device=device)
-    moving.copy(made, source)
-    return made
+    def _copied(self, node: dict[str, Any], name: str, device: torch.device) -> torch.Tensor:
+        """Return a copy in the saved order: fused optimizers go through memory as parameters'."""
+        dtype, shape = self._saved.kind(name)
+        made = torch.empty(shape, dtype=dtype, device=device)
+        if "stride" in node:
+            made = torch.empty_strided(shape, node["stride"], dtype=dtype, device=device)
+        self._saved.copy_into(made, name)
+        return made
 
 
 def _requires_grad(node: dict[str, Any]) -> bool:

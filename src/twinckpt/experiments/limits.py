@@ -9,29 +9,45 @@ from collections import defaultdict
 from statistics import fmean
 
 from twinckpt.agents.local_cluster import LocalCluster
+from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.app import Experiment, run_app
+from twinckpt.results.provenance import gpu_names
 
 TIMEOUT_S = 1800.0
 _UNITS = {"committed": "ratio"}
 
 
 def measure(experiment: Experiment) -> None:
-    """Run one cluster a case: all machines at once, then a single one."""
+    """Run one cluster a case: all machines at once, then a single one; on each kind of device."""
     limits = experiment.config.limits
+    if "cuda" in limits.devices and not gpu_names():
+        raise ConfigurationError(
+            "limits.devices has cuda, and nvidia-smi lists no GPU here: choose another scale, or "
+            "limits.devices=[cpu]"
+        )
     cases = [(experiment.config.cluster.num_machines, size) for size in limits.sizes_mib]
-    for num_machines, size_mib in cases + [(1, size) for size in limits.single_sizes_mib]:
-        measure_case(experiment, num_machines, size_mib, limits.num_tensors)
+    cases += [(1, size) for size in limits.single_sizes_mib]
+    for device in limits.devices:
+        for num_machines, size_mib in cases:
+            measure_case(experiment, num_machines, size_mib, limits.num_tensors, device)
 
 
 def measure_case(
-    experiment: Experiment, num_machines: int, size_mib: int, num_tensors: int
+    experiment: Experiment,
+    num_machines: int,
+    size_mib: int,
+    num_tensors: int,
+    device: str = "cpu",
 ) -> None:
-    """Run one cluster, a rank a machine, and add its samples as `ranks<N>_mib<SIZE>`."""
+    """Run one cluster, a rank a machine, and add its samples.
+
+    Their method is `ranks<N>_mib<SIZE>`, after `cuda_` if the state is on a GPU.
+    """
     config = experiment.config
-    method = f"ranks{num_machines}_mib{size_mib}"
+    method = ("" if device == "cpu" else f"{device}_") + f"ranks{num_machines}_mib{size_mib}"
     rounds = config.measure.warmup + config.measure.repeats
     program = ["-m", "twinckpt.experiments.ranks.limits"]
-    arguments = [str(size_mib), str(num_tensors), str(rounds)]
+    arguments = [str(size_mib), str(num_tensors), str(rounds), device]
     with experiment.cluster(
         method,
         program + arguments,

@@ -119,16 +119,19 @@ class GoodputSection:
 
 @dataclass
 class LimitsSection:
-    """States of `limits`, a rank: on all machines at once, and on a single one."""
+    """States of `limits`, a rank: on all machines at once, and on a single one; by device."""
 
     sizes_mib: list[int] = field(default_factory=lambda: [64])
     single_sizes_mib: list[int] = field(default_factory=lambda: [256])
     num_tensors: int = 200
+    devices: list[str] = field(default_factory=lambda: ["cpu"])
 
     def __post_init__(self) -> None:
         at_least("limits.num_tensors", self.num_tensors, 3)
         for size in [*self.sizes_mib, *self.single_sizes_mib]:
             at_least("limits.sizes_mib", size, 1)
+        for device in self.devices:
+            one_of("limits.devices", device, ("cpu", "cuda"))
 
 
 @dataclass

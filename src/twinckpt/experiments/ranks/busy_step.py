@@ -1,4 +1,4 @@
-"""A training step that keeps a core busy for as long as it was told to, and touches no state."""
+"""A training step that keeps a core, or a GPU, busy as long as told to, and touches no state."""
 
 import math
 import time
@@ -6,22 +6,27 @@ import time
 import torch
 import torch.distributed as dist
 
-_WORK_SIZE = 256
+_WORK_SIZES = {"cpu": 256, "cuda": 2048}
 _SAMPLE_UNITS = 200
+_CPU = torch.device("cpu")
 
 
 class BusyStep:
     """Small matrix products, as many on each rank, `calibrate`d by the slowest of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = _CPU) -> None:
         self._units = 1
-        self._work = torch.randn(_WORK_SIZE, _WORK_SIZE)
+        size = _WORK_SIZES[device.type]
+        self._work = torch.randn(size, size, device=device)
+        self._product = torch.empty_like(self._work)
 
     def calibrate(self, seconds: float) -> None:
         """Make a step about this long when all ranks compute at once."""
+        self._finish()
         dist.barrier()
         started_s = time.monotonic()
         self._compute(_SAMPLE_UNITS)
+        self._finish()
         dist.barrier()
         unit_s = (time.monotonic() - started_s) / _SAMPLE_UNITS
         wanted = torch.tensor(max(1.0, seconds / unit_s))
@@ -29,9 +34,13 @@ class BusyStep:
         self._units = math.ceil(float(wanted))
 
     def run(self) -> None:
-        """Compute one step."""
+        """Compute one step; a GPU is only told to."""
         self._compute(self._units)
 
     def _compute(self, units: int) -> None:
         for _ in range(units):
-            torch.mm(self._work, self._work)
+            torch.mm(self._work, self._work, out=self._product)
+
+    def _finish(self) -> None:
+        if self._work.is_cuda:
+            torch.cuda.synchronize(self._work.device)

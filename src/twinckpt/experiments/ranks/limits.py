@@ -1,5 +1,8 @@
 """One rank of `limits`: each operation of the library beside the plain copy it cannot beat.
 
+The state is in CPU memory, where that is a memcpy, or on a GPU: then it is one through PCIe, from
+and to pinned memory.
+
 The first generation measures saving. Its ranks are killed, and the next one restores what the
 first saved, again and again, from its own machine's RAM and from a peer's.
 """
@@ -24,11 +27,13 @@ from twinckpt.experiments.ranks.loopback import LoopbackRing
 from twinckpt.memory.checksums import chunk_digest
 from twinckpt.memory.slot import Slot
 from twinckpt.results.jsonl import JsonLines
+from twinckpt.training.setup import gpu_and_backend
 
 UNDECIDED_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 120.0
 BLOCK_STEPS = 2
 STEPS_AFTER_A_CONFLICT = 10  # no ticket is valid earlier
+CPU = torch.device("cpu")
 
 
 class Blocks(torch.nn.Module):
@@ -47,9 +52,11 @@ class Blocks(torch.nn.Module):
 class Rank:
     """The state of one rank, a plain copy of it, and the clocks."""
 
-    def __init__(self, size_mib: int, num_tensors: int) -> None:
+    def __init__(self, size_mib: int, num_tensors: int, device: torch.device = CPU) -> None:
+        self._device = device
         # Of the state, a third are parameters and two are Adam's moments.
-        self.model = Blocks((size_mib << 20) // 3, num_tensors // 3, seed=dist.get_rank())
+        model = Blocks((size_mib << 20) // 3, num_tensors // 3, seed=dist.get_rank())
+        self.model = model.to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         for parameter in self.model.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -58,14 +65,22 @@ class Rank:
         self.tensors = [p.detach() for p in self.model.parameters()]
         for moments in self.optimizer.state.values():
             self.tensors += [moments["exp_avg"], moments["exp_avg_sq"]]
-        self.copies = [tensor.clone() for tensor in self.tensors]
+        self.copies = [
+            torch.empty(tensor.shape, pin_memory=device.type == "cuda").copy_(tensor)
+            for tensor in self.tensors
+        ]
         self.counters = [moments["step"] for moments in self.optimizer.state.values()]
         self.num_bytes = sum(tensor.nbytes for tensor in self.tensors)
         self._training_state = TrainingState(self.state)
         flat = self._training_state.capture()
         self._layout = Layout(flat)
         self._target = SlotTarget(self._layout, Slot.allocate(self._layout.size_bytes).buffer)
-        self._live = [flat.tensors[name].data_ptr() for name in self._layout.regions]
+        self._live = [moving.address_of(flat.tensors[name]) for name in self._layout.regions]
+
+    def settle(self) -> None:
+        """Wait until a GPU has done what it was given; a CPU has."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     @property
     def state(self) -> dict[str, object]:
@@ -74,9 +89,16 @@ class Rank:
 
     @torch.no_grad()
     def copy_out(self) -> None:
-        """One memcpy of the state into touched memory."""
-        for copy, tensor in zip(self.copies, self.tensors, strict=True):
-            moving.copy(copy, tensor)
+        """One plain copy of the state into touched memory."""
+        self._copy_all(self.copies, self.tensors)
+
+    def _copy_all(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        for target, source in zip(targets, sources, strict=True):
+            if self._device.type == "cpu":
+                moving.copy(target, source)
+            else:
+                target.copy_(source, non_blocking=True)
+        self.settle()
 
     def stage(self) -> None:
         """Fill a slot of its own, checksums included."""
@@ -92,21 +114,24 @@ class Rank:
         """Spoil the live state, so that only a restore can bring it back."""
         for tensor in self.tensors:
             tensor.zero_()
+        self.settle()
 
     def is_intact(self) -> bool:
         """Whether every byte is as it was."""
-        return all(map(torch.equal, self.tensors, self.copies))
+        return all(
+            torch.equal(tensor.cpu(), copy)
+            for tensor, copy in zip(self.tensors, self.copies, strict=True)
+        )
 
     @torch.no_grad()
     def copy_in(self) -> None:
-        """One memcpy of the plain copy into the live state."""
-        for copy, tensor in zip(self.copies, self.tensors, strict=True):
-            moving.copy(tensor, copy)
+        """One plain copy of that copy into the live state."""
+        self._copy_all(self.tensors, self.copies)
 
     def copy_in_hashed(self) -> None:
         """The least that a verified restore can do: each chunk of a slot copied, then hashed.
 
-        Everything that takes Python is prepared; `stage` has filled the slot.
+        Everything that takes Python is prepared; `stage` has filled the slot. In CPU memory only.
         """
         for pieces, chunk in self._target.chunks:
             for tensor, skip, address, size_bytes in pieces:
@@ -115,16 +140,18 @@ class Rank:
 
 
 class Saving:
-    """What a checkpoint takes: blocking, beside a waiting host, beside a busy one."""
+    """What a checkpoint takes: blocking, beside a waiting host, beside a busy one (or GPU)."""
 
-    def __init__(self, rank: Rank, checkpointer: Checkpointer, log: JsonLines) -> None:
+    def __init__(
+        self, rank: Rank, checkpointer: Checkpointer, log: JsonLines, device: torch.device
+    ) -> None:
         self._rank = rank
         self._checkpointer = checkpointer
         self._log = log
         self._ring = LoopbackRing(rank.num_bytes)
         self._step = 0
         self._idle_s = 0.0
-        self._busy_step = BusyStep()
+        self._busy_step = BusyStep(device)
 
     def round(self, repeat: int) -> None:
         """Measure everything once, in alternation."""
@@ -157,6 +184,7 @@ class Saving:
         started_s = time.monotonic()
         handle = self._save()
         self._checkpointer.fence()
+        self._rank.settle()
         copied_s = time.monotonic()
         handle.wait("staged")
         staged_s = time.monotonic()
@@ -183,7 +211,7 @@ class Saving:
         self._log.write("sample", repeat=repeat, metric="stall_s", value=stall_s)
 
     def _busy_block(self, repeat: int, method: str) -> None:
-        """Steps that keep every core busy, and what a checkpoint in each of them adds."""
+        """Steps that keep every core or the GPU busy, and what a checkpoint in each adds."""
         self._settle()
         started_s = time.monotonic()
         handles: list[SaveHandle] = []
@@ -193,6 +221,7 @@ class Saving:
                 handles.append(self._checkpointer.save(self._step))
             self._busy_step.run()
             self._checkpointer.fence()
+        self._rank.settle()
         num_committed = sum(is_committed(handle) for handle in handles)
         meet()
         took_s = (time.monotonic() - started_s) / BLOCK_STEPS
@@ -211,18 +240,19 @@ class Saving:
         meet()
 
 
-def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
+def measure_restoring(
+    rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int, device: torch.device
+) -> None:
     """Restore again and again: all ranks from their machines' RAM; one that lost its copy."""
     ring = LoopbackRing(rank.num_bytes)
     rank.stage()  # fills the slot for `copy_in_hashed`
     number, size = dist.get_rank(), dist.get_world_size()
     for repeat in range(rounds):
         loser = repeat % size
-        values = {
-            "memcpy_in_s": clocked(rank.copy_in)[0],
-            "memcpy_hashed_s": clocked(rank.copy_in_hashed)[0],
-            "restore_local_s": _restored(rank, checkpointer.restore),
-        }
+        values = {"memcpy_in_s": clocked(rank.copy_in)[0]}
+        if device.type == "cpu":
+            values["memcpy_hashed_s"] = clocked(rank.copy_in_hashed)[0]
+        values["restore_local_s"] = _restored(rank, checkpointer.restore)
         if size > 1:
             values["loopback_one_s"] = clocked(partial(ring.transfer_to, loser))[0]
             if number == loser:
@@ -283,16 +313,21 @@ def require_committed(handle: SaveHandle) -> None:
 
 
 def main() -> None:
-    """`limits SIZE_MIB NUM_TENSORS ROUNDS`."""
+    """`limits SIZE_MIB NUM_TENSORS ROUNDS DEVICE`, the device being `cpu` or `cuda`."""
     size_mib, num_tensors, rounds = map(int, sys.argv[1:4])
     torch.set_num_threads(1)
+    device = torch.device(sys.argv[4])
+    if device.type == "cuda":
+        index, _ = gpu_and_backend(os.environ, torch.cuda.device_count())
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
     dist.init_process_group("gloo")
     run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
     log = JsonLines(run_dir / "ranks" / f"rank-{dist.get_rank()}.jsonl")
-    rank = Rank(size_mib, num_tensors)
+    rank = Rank(size_mib, num_tensors, device)
     with Checkpointer(rank.state) as checkpointer:
         if checkpointer.restore() is None:
-            saving = Saving(rank, checkpointer, log)
+            saving = Saving(rank, checkpointer, log, device)
             checkpointer.save(0, block=True)
             for repeat in range(rounds):
                 saving.round(repeat)
@@ -300,7 +335,7 @@ def main() -> None:
             log.write("saved", bytes=rank.num_bytes)
             time.sleep(KILL_TIMEOUT_S)  # to be killed
             raise RuntimeError("nobody killed this rank")
-        measure_restoring(rank, checkpointer, log, rounds)
+        measure_restoring(rank, checkpointer, log, rounds, device)
     dist.barrier()
     dist.destroy_process_group()
 
