@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from twinckpt.checkpointer.agent_client import AgentClient, Grant
 from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
-from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots
+from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots, is_capturing
 from twinckpt.checkpointer.handle import SaveHandle, checked_step
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
@@ -112,7 +112,7 @@ class Checkpointer:
             tell_need(self._state, self._need, is_teller=self._client.rank == 0)
         # Of all optimizers: one may step what is in the state without being there itself, and a
         # fused one leaves no trace in the version counters.
-        self._hook = register_optimizer_step_pre_hook(lambda *_: self.fence())
+        self._hook = register_optimizer_step_pre_hook(self._before_optimizer_step)
         atexit.register(self._close_at_exit)
         Checkpointer._open = self
 
@@ -206,7 +206,8 @@ class Checkpointer:
     def fence(self) -> None:
         """Wait until no tensor is being copied; runs by itself before `optimizer.step()`.
 
-        Where a GPU copies, its stream waits, and the host goes on.
+        Where a GPU copies, its stream waits, and the host goes on. An optimizer's step in a CUDA
+        graph has no fence: call this before each replay.
         """
         started_s = time.monotonic()
         writer, self._writer = self._writer, None
@@ -219,6 +220,10 @@ class Checkpointer:
             self._copy_at_once(changed)
         self.stall_s += time.monotonic() - started_s
         self._raise_if_strict()
+
+    def _before_optimizer_step(self, *_: Any) -> None:
+        if not is_capturing():
+            self.fence()
 
     def _copy_at_once(self, names: list[str]) -> None:
         """From now on, copy these before `save` returns: they changed between it and the fence."""

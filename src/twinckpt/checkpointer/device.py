@@ -11,9 +11,12 @@ from collections.abc import Iterable
 
 import torch
 
-from twinckpt.checkpointer import moving
-
 logger = logging.getLogger(__name__)
+
+
+def is_capturing() -> bool:
+    """Return whether work goes into a CUDA graph now: it computes nothing, nor may it wait."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class PinnedSlots:
@@ -57,15 +60,16 @@ class DeviceCopies:
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._ends: dict[torch.device, torch.cuda.Event] = {}
-        self._unfenced: dict[torch.device, torch.cuda.Event] = {}
 
     def start(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Begin to copy each (target in a slot, source on a GPU), as the source is now."""
+        """Begin to copy each (target in a slot, source on a GPU), as the source is now.
+
+        The caller keeps the sources until the copies have ended.
+        """
         by_device: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for pair in pairs:
             by_device.setdefault(pair[1].device, []).append(pair)
-        self._unfenced = {device: self._start(device, some) for device, some in by_device.items()}
-        self._ends |= self._unfenced
+        self._ends |= {device: self._start(device, some) for device, some in by_device.items()}
 
     def _start(
         self, device: torch.device, pairs: list[tuple[torch.Tensor, torch.Tensor]]
@@ -75,17 +79,18 @@ class DeviceCopies:
             stream = self._streams[device] = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for target, source in pairs:
-                moving.copy_by_torch(target, source, non_blocking=True)
-                source.record_stream(stream)  # its memory is not reused before the copy's end
+            # One call for all: a call each takes the training loop's host several times as long.
+            # What is to be negated on the way would be negated in RAM, before it has come there.
+            targets = [target for target, _ in pairs]
+            sources = [source.resolve_conj().resolve_neg() for _, source in pairs]
+            torch._foreach_copy_(targets, sources, non_blocking=True)
         # Whoever waits sleeps: a thread that spins would take a core from the training.
         return stream.record_event(torch.cuda.Event(blocking=True))
 
     def fence(self) -> None:
-        """Let the training loop's streams wait for the copies, once; the host goes on."""
-        for device, end in self._unfenced.items():
+        """Let the training loop's streams wait for the copies; the host goes on."""
+        for device, end in self._ends.items():
             torch.cuda.current_stream(device).wait_event(end)
-        self._unfenced = {}  # a stream that is captured into a graph may wait for none of them
 
     def wait(self) -> None:
         """Return once all copies have ended; other threads run meanwhile."""

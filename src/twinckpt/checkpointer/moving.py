@@ -12,6 +12,7 @@ import os
 import torch
 
 _SMALL_BYTES = 16 << 10
+_PIECE_BYTES = 64 << 20
 
 _address = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value
 assert _address is not None
@@ -73,14 +74,18 @@ def has_own_memory(tensor: torch.Tensor) -> bool:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bytes in the order of its indices."""
-    plain = _as_numbers(tensor.detach()).cpu().resolve_conj().resolve_neg().contiguous()
+    plain = _as_numbers(tensor.detach()).resolve_conj().resolve_neg().contiguous()
     # Of one element a contiguous tensor may have any stride.
     return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Return whether two tensors of one type and shape are the same, NaN by NaN."""
-    return torch.equal(bits(left), bits(right))
+    """Return whether two tensors of one type and shape are the same, NaN by NaN.
+
+    They are compared where `left` is, in pieces: a GPU may have little memory to spare.
+    """
+    pieces = zip(bits(left).split(_PIECE_BYTES), bits(right).split(_PIECE_BYTES), strict=True)
+    return all(torch.equal(piece, other.to(piece.device)) for piece, other in pieces)
 
 
 def _as_numbers(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Writing a checkpoint back into the training state: from RAM, from a peer, or from storage."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from twinckpt.checkpointer.agent_client import AgentClient, ArrivalFailed, Copy, RestoreAnswer
 from twinckpt.checkpointer.assemble import resharded
+from twinckpt.checkpointer.cores import threads
 from twinckpt.checkpointer.device import PinnedSlots
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.state import TrainingState
@@ -19,7 +19,7 @@ from twinckpt.memory.seal import Seal
 logger = logging.getLogger(__name__)
 
 RESTORE_TIMEOUT_S = 120.0
-MAX_READ_THREADS = 4
+MAX_READ_THREADS = 8
 
 
 class Restorer:
@@ -111,8 +111,7 @@ class Restorer:
         def verify(index: int) -> None:
             seal.verify_chunk(buffer, index)
 
-        num_threads = min(MAX_READ_THREADS, _cores_of_this_rank())
-        self._read(seal, buffer, verify=verify, num_threads=num_threads)
+        self._read(seal, buffer, verify=verify, num_threads=threads(MAX_READ_THREADS))
 
     def _read(self, seal: Seal, buffer: memoryview, **how: Any) -> None:
         if len(buffer) < seal.size_bytes:
@@ -131,9 +130,3 @@ class Restorer:
             "retrieve_s": now_s - asked_at_s,
         }
         logger.info("restored step %d from %s in %.3f s", seal.step, source, now_s - asked_at_s)
-
-
-def _cores_of_this_rank() -> int:
-    """Return how many cores each rank of this host has while all of them restore; 0 for a part."""
-    count = "WORLD_SIZE" if "TWINCKPT_ONE_HOST" in os.environ else "LOCAL_WORLD_SIZE"
-    return len(os.sched_getaffinity(0)) // int(os.environ.get(count, "1"))

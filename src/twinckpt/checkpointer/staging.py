@@ -14,11 +14,14 @@ from typing import NamedTuple
 import torch
 
 from twinckpt.checkpointer import moving
+from twinckpt.checkpointer.cores import threads
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import TwinckptError
-from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunks
+from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunk_digests, chunks
+
+MAX_SEALING_THREADS = 4
 
 
 class TornCopyError(TwinckptError):
@@ -70,6 +73,8 @@ class SlotWriter:
         self._torn: list[str] = []
         self._is_awaited = False
         self._copied = threading.Event()
+        # Training on a CPU needs its cores.
+        self._num_sealing_threads = threads(MAX_SEALING_THREADS) if self._on_device else 1
 
     @torch.no_grad()
     def copy_now(self, names: frozenset[str]) -> None:
@@ -138,7 +143,8 @@ class SlotWriter:
             digests = self._copy_chunks()
         finally:
             self._copied.set()
-        digests += [chunk_digest(chunk) for _, chunk in self._target.chunks[len(digests) :]]
+        rest = [chunk for _, chunk in self._target.chunks[len(digests) :]]
+        digests += chunk_digests(rest, self._num_sealing_threads)
         with self._deciding:
             if not self._is_fenced:
                 self._torn = self._changed()
@@ -164,7 +170,7 @@ class SlotWriter:
         self._raise_if_torn()
         sources = [self._source(kept, name) for name in self._target.layout.regions]
         digests: list[bytes] = []
-        is_hashing = True
+        is_hashing = not self._on_device
         for pieces, chunk in self._target.chunks:
             for tensor, skip, address, size in pieces:
                 source = sources[tensor]

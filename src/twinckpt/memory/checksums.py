@@ -6,7 +6,8 @@ chunks are copied more slowly, larger ones leave the cache before they are hashe
 It finds damage, not forgery: forged bytes are kept out by authenticated connections.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
@@ -17,6 +18,16 @@ DIGEST_BYTES = 8
 def chunk_digest(chunk: memoryview) -> bytes:
     """Return the checksum of one chunk, `DIGEST_BYTES` long."""
     return xxhash.xxh3_64_digest(chunk)
+
+
+def chunk_digests(chunks: Sequence[memoryview], num_threads: int = 1) -> list[bytes]:
+    """Return the checksums of some chunks, taken by as many threads."""
+    if num_threads == 1:
+        return [chunk_digest(chunk) for chunk in chunks]
+    with ThreadPoolExecutor(num_threads) as pool:
+        shares = (chunks[first::num_threads] for first in range(num_threads))
+        found = list(pool.map(chunk_digests, shares))
+    return [found[index % num_threads][index // num_threads] for index in range(len(chunks))]
 
 
 def chunks(buffer: memoryview, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
