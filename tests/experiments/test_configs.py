@@ -10,6 +10,8 @@ import pytest
 from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.compose import config_directory, load
 from twinckpt.experiments.config import EXPERIMENTS, ON_REQUEST, relevant
+from twinckpt.experiments.recovery_time import METHODS
+from twinckpt.experiments.sections import RECOVERY_METHODS
 from twinckpt.results.samples import read_samples
 
 SCALES = sorted(path.stem for path in (config_directory() / "scale").glob("*.yaml"))
@@ -25,6 +27,8 @@ IMPOSSIBLE = [
     ("measure.steps=many", "measure.steps"),
     ("measure.repeats=0", "measure.repeats=0 must be at least 1"),
     ("failure.kinds=[flood]", "failure.kinds=flood"),
+    ("recovery.methods=[tape]", "recovery.methods=tape"),
+    ("recovery.methods=[]", "at least one of disk"),
     ("placement.killed_sizes=[3]", "placement.killed_sizes=3 must be more than"),
     ("placement.num_machines=64", "at most 20"),
     ("peers.size_mib=0", "peers.size_mib=0 must be at least 1"),
@@ -182,3 +186,7 @@ def test_an_experiments_own_settings_need_no_section(tmp_path):
     seeds = {sample.repeat for sample in samples if sample.metric == "violated"}
     assert seeds == {5, 6}
     assert {sample.machine for sample in samples if sample.metric == "plan_s"} == {4}
+
+
+def test_each_method_of_recovery_time_can_be_chosen():
+    assert [method.name for method in METHODS] == list(RECOVERY_METHODS)

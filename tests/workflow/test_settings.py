@@ -20,6 +20,7 @@ def touched(override: str) -> set[str]:
     ("override", "expected"),
     [
         ("failure.repeats=5", {"recovery_time"}),
+        ("recovery.methods=[disk]", {"recovery_time"}),
         ("measure.blocks=3", {"throughput"}),
         ("measure.repeats=5", {"save_cost", "limits"}),
         ("measure.steps=33", {"training"}),

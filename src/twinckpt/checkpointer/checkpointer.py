@@ -176,7 +176,6 @@ class Checkpointer:
         self.num_saves += 1
         self.fence()
         started_s = time.monotonic()
-        self._stager.wait()
         handle = self._save_once(step, block)
         while block and handle.wait(timeout_s=COMMIT_TIMEOUT_S) == "abandoned":
             handle = self._save_once(step, block)
@@ -264,6 +263,7 @@ class Checkpointer:
 
     def _attach(self, layout: Layout, room_bytes: int = 0) -> None:
         """Ask for slots for this layout and more; keep nothing of those that are too small."""
+        self._stager.wait()
         self._layout = layout
         self._slot_bytes = max(self._slot_bytes, layout.size_bytes + room_bytes)
         self._targets.clear()

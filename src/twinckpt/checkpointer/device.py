@@ -8,8 +8,11 @@ wait for its end. Only the thread that seals the slot waits on the host.
 import contextlib
 import logging
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
+
+from twinckpt.checkpointer import moving
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +57,29 @@ class PinnedSlots:
         self._addresses.clear()
 
 
+class Copies(NamedTuple):
+    """Copies under way, known by the end of those on each GPU."""
+
+    ends: dict[torch.device, torch.cuda.Event]
+
+    def fence(self) -> None:
+        """Let the training loop's streams wait for the copies; the host goes on."""
+        for device, end in self.ends.items():
+            torch.cuda.current_stream(device).wait_event(end)
+
+    def wait(self) -> None:
+        """Return once all copies have ended; other threads run meanwhile."""
+        for end in self.ends.values():
+            end.synchronize()
+
+
 class DeviceCopies:
-    """Copies of tensors into slots, on a stream beside the training loop's."""
+    """Copies tensors into slots, on a stream of each GPU beside the training loop's."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        self._ends: dict[torch.device, torch.cuda.Event] = {}
 
-    def start(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def start(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Copies:
         """Begin to copy each (target in a slot, source on a GPU), as the source is now.
 
         The caller keeps the sources until the copies have ended.
@@ -69,7 +87,7 @@ class DeviceCopies:
         by_device: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for pair in pairs:
             by_device.setdefault(pair[1].device, []).append(pair)
-        self._ends |= {device: self._start(device, some) for device, some in by_device.items()}
+        return Copies({device: self._start(device, some) for device, some in by_device.items()})
 
     def _start(
         self, device: torch.device, pairs: list[tuple[torch.Tensor, torch.Tensor]]
@@ -79,20 +97,8 @@ class DeviceCopies:
             stream = self._streams[device] = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            # One call for all: a call each takes the training loop's host several times as long.
             # What is to be negated on the way would be negated in RAM, before it has come there.
-            targets = [target for target, _ in pairs]
             sources = [source.resolve_conj().resolve_neg() for _, source in pairs]
-            torch._foreach_copy_(targets, sources, non_blocking=True)
+            moving.start_copies([target for target, _ in pairs], sources)
         # Whoever waits sleeps: a thread that spins would take a core from the training.
         return stream.record_event(torch.cuda.Event(blocking=True))
-
-    def fence(self) -> None:
-        """Let the training loop's streams wait for the copies; the host goes on."""
-        for device, end in self._ends.items():
-            torch.cuda.current_stream(device).wait_event(end)
-
-    def wait(self) -> None:
-        """Return once all copies have ended; other threads run meanwhile."""
-        for end in self._ends.values():
-            end.synchronize()

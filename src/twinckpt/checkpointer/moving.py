@@ -8,6 +8,7 @@ left to `Tensor.copy_`.
 import ctypes
 import errno
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -111,6 +112,22 @@ def copy_by_torch(target: torch.Tensor, source: torch.Tensor, non_blocking: bool
             target.copy_(source, non_blocking=non_blocking)
     else:
         target.copy_(source, non_blocking=non_blocking)
+
+
+def start_copies(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Begin to copy tensors between a GPU and pinned memory, on the current stream.
+
+    One call for all: with a call each, the host would take several times as long.
+    """
+    if any(target.is_inference() for target in targets):
+        for target, source in zip(targets, sources, strict=True):
+            copy_by_torch(target, source, non_blocking=True)
+    else:
+        torch._foreach_copy_(
+            [_as_numbers(target) for target in targets],
+            [_as_numbers(source) for source in sources],
+            non_blocking=True,
+        )
 
 
 def note_write(target: torch.Tensor) -> None:

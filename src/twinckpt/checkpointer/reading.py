@@ -49,7 +49,8 @@ class SlotReader(SavedTensors):
         buffer: the slot's bytes.
         chunk_bytes: size of a chunk.
         verify: takes a chunk's index; raises DamagedCopyError if it is damaged.
-        arrive: takes a chunk's index; returns once its bytes are there. In order of chunks.
+        arrive: takes a chunk's index; returns once its bytes are there. In order of chunks. None
+            if all are.
         num_threads: how many threads copy and verify.
 
     Raises DamagedCopyError as `verify` does, or if the bytes are no checkpoint.
@@ -60,7 +61,7 @@ class SlotReader(SavedTensors):
         buffer: memoryview,
         chunk_bytes: int,
         verify: Callable[[int], None] = lambda index: None,
-        arrive: Callable[[int], None] = lambda index: None,
+        arrive: Callable[[int], None] | None = None,
         num_threads: int = 1,
     ) -> None:
         self._buffer = buffer
@@ -71,6 +72,7 @@ class SlotReader(SavedTensors):
         self._devices: set[torch.device] = set()
         self._unverified = set(range(-(-len(buffer) // chunk_bytes)))
         self._targets: list[tuple[Region, torch.Tensor]] = []
+        self._targets_on_gpu: list[tuple[Region, torch.Tensor]] = []
         self._check(0, 1)
         self._check(0, header_bytes(buffer))
         self.metadata, self._regions = parse(buffer)
@@ -93,43 +95,50 @@ class SlotReader(SavedTensors):
         return view(self._buffer, region)
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        """Note a plain target for `finish`, which goes through the slot once; copy others now.
-
-        A GPU copies what is here while `finish` verifies it.
-        """
+        """Note a target for `finish`, which goes through the slot once; copy others now."""
         region = self._regions[name]
         if moving.lies_in_order(target):
             self._targets.append((region, target))
-        elif target.is_cuda:
-            for index in self._chunks(region.start, region.end):
-                self._arrive(index)
-            moving.copy_by_torch(target, view(self._buffer, region), non_blocking=True)
-            self._devices.add(target.device)
+        elif target.is_cuda and self._arrive is None:
+            self._targets_on_gpu.append((region, target))
         else:
-            moving.copy_by_torch(target, self.tensor(name))
+            moving.copy_by_torch(target, self.tensor(name), non_blocking=True)
+            self._devices.add(target.device)
 
     def finish(self) -> None:
-        """Copy and verify all chunks, those that nobody wants included; wait for GPUs."""
+        """Copy and verify all chunks, those that nobody wants included; wait for GPUs.
+
+        A GPU copies its tensors while the bytes are verified.
+        """
         try:
             self._take_all(self._pieces())
         finally:
             for device in self._devices:
-                torch.cuda.synchronize(device)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
         for _, target in self._targets:
             moving.note_write(target)
-        self._targets = []
+        self._targets, self._targets_on_gpu = [], []
 
     def _take_all(self, pieces: list[list[tuple[int, int, int]]]) -> None:
         chunks = iter(range(len(pieces)))
         # Threads take turns, so that one that has no core to itself does less. One that stays
         # with its chunk needs no other thread's Python: hashing what was just read is cheap.
-        num_threads = min(self._num_threads, len(pieces) // _CHUNKS_WORTH_A_THREAD)
-        if num_threads > 1:
-            with ThreadPoolExecutor(num_threads) as pool:
-                for done in [pool.submit(self._take, chunks, pieces) for _ in range(num_threads)]:
-                    done.result()
-        else:
-            self._take(chunks, pieces)
+        num_threads = max(1, min(self._num_threads, len(pieces) // _CHUNKS_WORTH_A_THREAD))
+        with ThreadPoolExecutor(num_threads) as pool:
+            shares = [pool.submit(self._take, chunks, pieces) for _ in range(num_threads)]
+            self._start_on_gpus()
+            for share in shares:
+                share.result()
+
+    def _start_on_gpus(self) -> None:
+        by_device: dict[torch.device, list[tuple[Region, torch.Tensor]]] = {}
+        for region, target in self._targets_on_gpu:
+            by_device.setdefault(target.device, []).append((region, target))
+        for device, some in by_device.items():
+            self._devices.add(device)
+            sources = [view(self._buffer, region) for region, _ in some]
+            moving.start_copies([target for _, target in some], sources)
 
     def _pieces(self) -> list[list[tuple[int, int, int]]]:
         """Cut what is to be copied at the borders of chunks: destination, source, size in bytes."""
@@ -148,7 +157,7 @@ class SlotReader(SavedTensors):
     def _take(self, chunks: Iterator[int], pieces: list[list[tuple[int, int, int]]]) -> None:
         for index in chunks:
             is_new = index in self._unverified
-            if is_new:
+            if is_new and self._arrive is not None:
                 self._arrive(index)
             for to, source, size_bytes in pieces[index]:
                 moving.move(to, source, size_bytes)
@@ -156,12 +165,10 @@ class SlotReader(SavedTensors):
                 self._verify(index)
                 self._unverified.discard(index)
 
-    def _chunks(self, start: int, end: int) -> range:
-        return range(start // self._chunk_bytes, -(-end // self._chunk_bytes))
-
     def _check(self, start: int, end: int) -> None:
-        for index in self._chunks(start, end):
+        for index in range(start // self._chunk_bytes, -(-end // self._chunk_bytes)):
             if index in self._unverified:
-                self._arrive(index)
+                if self._arrive is not None:
+                    self._arrive(index)
                 self._verify(index)
                 self._unverified.discard(index)

@@ -1,14 +1,15 @@
-"""The background thread that copies; one job at a time."""
+"""The background thread that copies; one job after the other."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
 
 class Stager:
-    """Runs copy jobs beside the training loop; `wait` is the fence."""
+    """Runs copy jobs beside the training loop, in the order in which they were started."""
 
     def __init__(self) -> None:
-        self._job: Callable[[], None] | None = None
+        self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -16,26 +17,25 @@ class Stager:
     @property
     def is_busy(self) -> bool:
         """Whether a job is waiting or running."""
-        return self._job is not None
+        return bool(self._jobs)
 
     def start(self, job: Callable[[], None]) -> None:
-        """Run `job`, which must not raise, in the background; the previous one has ended."""
+        """Run `job`, which must not raise, in the background, once the previous ones have ended."""
         with self._changed:
-            assert self._job is None, "wait() comes before start()"
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="staging", daemon=True)
                 self._thread.start()
-            self._job = job
+            self._jobs.append(job)
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Return once no job is running."""
-        if self._job is not None:
+        """Return once no job is left."""
+        if self._jobs:
             with self._changed:
-                self._changed.wait_for(lambda: self._job is None)
+                self._changed.wait_for(lambda: not self._jobs)
 
     def close(self) -> None:
-        """Let the running job finish, then end the thread."""
+        """Let all jobs finish, then end the thread."""
         self.wait()
         with self._changed:
             self._is_closed = True
@@ -46,14 +46,14 @@ class Stager:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._job is not None or self._is_closed)
-                job = self._job
-            if job is None:
-                return
+                self._changed.wait_for(lambda: self._jobs or self._is_closed)
+                if not self._jobs:
+                    return
+                job = self._jobs[0]
             try:
                 job()
             finally:
                 del job  # with what it copied to
                 with self._changed:
-                    self._job = None
+                    self._jobs.popleft()
                     self._changed.notify_all()

@@ -15,7 +15,7 @@ import torch
 
 from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.cores import threads
-from twinckpt.checkpointer.device import DeviceCopies
+from twinckpt.checkpointer.device import Copies, DeviceCopies
 from twinckpt.checkpointer.layout import Layout
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import TwinckptError
@@ -65,6 +65,7 @@ class SlotWriter:
         self._tensors = flat.tensors
         self._target.buffer[: len(header)] = header
         self._device = device
+        self._copies: list[Copies] = []
         self._on_device = target.layout.on_device
         self._watched: list[tuple[str, torch.Tensor, int, int]] = []
         self._done: frozenset[str] = frozenset()
@@ -87,7 +88,7 @@ class SlotWriter:
         if self._on_device:
             self._done = frozenset(self._tensors)
             self._start_on_device(names & self._on_device)
-            self._device.fence()
+            self._fence_device()
             self._start_on_device(self._on_device - names)
         for name in self._done - self._on_device:
             moving.copy(self._target.tensors[name], self._tensors[name])
@@ -98,7 +99,12 @@ class SlotWriter:
         ]
 
     def _start_on_device(self, names: frozenset[str]) -> None:
-        self._device.start((self._target.tensors[n], self._tensors[n]) for n in names)
+        pairs = ((self._target.tensors[name], self._tensors[name]) for name in names)
+        self._copies.append(self._device.start(pairs))
+
+    def _fence_device(self) -> None:
+        for copies in self._copies:
+            copies.fence()
 
     def wait_until_copied(self) -> None:
         """Return once `copy_rest` reads no tensor any more; from now on it copies before it hashes.
@@ -118,7 +124,7 @@ class SlotWriter:
             self._is_fenced = True
             changed = self._changed()
             self._torn = self._torn or changed
-        self._device.fence()
+        self._fence_device()
         return changed
 
     @torch.no_grad()
@@ -161,7 +167,8 @@ class SlotWriter:
 
     def _copy_chunks(self) -> list[bytes]:
         """Copy all chunks; return the checksums of those that were hashed at once."""
-        self._device.wait()
+        for copies in self._copies:
+            copies.wait()
         # A tensor may be given other memory (`tensor.data = …`) at any time: its own is kept.
         kept = {n: t.detach() for n, t in self._tensors.items() if n not in self._done}
         moved = [n for n, *_, at in self._watched if n in kept and kept[n].data_ptr() != at]

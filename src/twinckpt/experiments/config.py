@@ -19,6 +19,7 @@ from twinckpt.experiments.sections import (
     OptimizationSection,
     PeersSection,
     PlacementSection,
+    RecoverySection,
     SaveCostSection,
     ScalingSection,
     SoakSection,
@@ -43,6 +44,7 @@ class ExperimentConfig:
     cluster: ClusterSection = field(default_factory=ClusterSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     failure: FailureSection = field(default_factory=FailureSection)
+    recovery: RecoverySection = field(default_factory=RecoverySection)
     measure: MeasureSection = field(default_factory=MeasureSection)
     save_cost: SaveCostSection = field(default_factory=SaveCostSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
@@ -112,6 +114,7 @@ _IRRELEVANT["soak"] = ("failure", "measure")
 _IRRELEVANT["peers"] = _IRRELEVANT["scaling"] = _IRRELEVANT["limits"]
 # Sections that one experiment alone uses.
 _ONLY = {
+    "recovery": "recovery_time",
     "save_cost": "save_cost",
     "goodput": "wasted_time",
     "limits": "limits",

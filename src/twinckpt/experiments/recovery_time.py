@@ -48,7 +48,8 @@ METHODS = (
 
 def measure(experiment: Experiment) -> None:
     """Disturb one training a method, several times, then compare all with an undisturbed one."""
-    found = {method.name: _disturb(experiment, method) for method in METHODS}
+    chosen = [method for method in METHODS if method.name in experiment.config.recovery.methods]
+    found = {method.name: _disturb(experiment, method) for method in chosen}
     steps = max(step for step, _ in found.values())
     training = _training(experiment, "none", steps=steps)
     with experiment.cluster("undisturbed", PROGRAM, training) as cluster:

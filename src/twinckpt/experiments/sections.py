@@ -13,6 +13,9 @@ from twinckpt.training.config import at_least, one_of
 MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
 MAX_KILLED_MACHINES = 12  # worker agents on this machine
 FAILURES = ("rank_loss", "machine_loss", "group_loss")
+RECOVERY_METHODS = (
+    *("disk", "ram_local", "ram_peer", "warm_local", "warm_peer", "group_drained", "torchrun"),
+)
 SOAK_FAILURES = ("rank_loss", "parent_loss", "agent_loss", "machine_loss", "root_loss")
 MAX_FAILURES_PER_MINUTE = 30  # a recovery takes seconds, and training is to go on between two
 
@@ -75,6 +78,21 @@ class FailureSection:
         at_least("failure.gap_steps", self.gap_steps, 1)
         for kind in self.kinds:
             one_of("failure.kinds", kind, FAILURES)
+
+
+@dataclass
+class RecoverySection:
+    """The rows of `recovery_time` that are measured."""
+
+    methods: list[str] = field(default_factory=lambda: list(RECOVERY_METHODS))
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise ConfigurationError(
+                f"recovery.methods=[]: at least one of {', '.join(RECOVERY_METHODS)}"
+            )
+        for method in self.methods:
+            one_of("recovery.methods", method, RECOVERY_METHODS)
 
 
 @dataclass
