@@ -120,6 +120,15 @@ def on_gpu(name: str, *, alone: bool = False) -> Callable[[Dataset], Estimate]:
     return compute
 
 
+def device_committed_percent(data: Dataset) -> Estimate:
+    """Share of the checkpoints beside a busy GPU that were committed, of the headline's case."""
+    found = cases(data, on_gpu=True)
+    if not found:
+        raise NotMeasured("limits of a state on a GPU (limits.devices)")
+    shares = data.repeats(EXPERIMENT, "committed", over_ranks="min", method=found[-1])
+    return median([100 * share for share in shares])
+
+
 def agent_overhead_mib(data: Dataset) -> Estimate:
     """Memory of a worker agent beyond its slots, of the headline's case."""
     table = data.select(EXPERIMENT, "overhead_bytes", method=cases(data)[-1])

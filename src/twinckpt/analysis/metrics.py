@@ -221,6 +221,8 @@ METRICS = (
             ("device_control_percent", "the same without any: what the noise is"),
         )
     ),
+    Metric("device_committed_percent", "percent", LIMITS,
+           "share of those checkpoints that were committed", limits.device_committed_percent),
     Metric("agent_overhead_mib", "MiB", LIMITS,
            "memory of a worker agent beyond its slots", limits.agent_overhead_mib),
     Metric("training_bits_per_byte", "bits_per_byte", TRAINING, "at the undisturbed run's end",

@@ -117,9 +117,9 @@ def copy_by_torch(target: torch.Tensor, source: torch.Tensor, non_blocking: bool
 def start_copies(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
     """Begin to copy tensors between a GPU and pinned memory, on the current stream.
 
-    One call for all: with a call each, the host would take several times as long.
+    One call for all, where torch takes the targets: with a call each the host needs longer.
     """
-    if any(target.is_inference() for target in targets):
+    if any(target.is_inference() or target.is_neg() or target.is_conj() for target in targets):
         for target, source in zip(targets, sources, strict=True):
             copy_by_torch(target, source, non_blocking=True)
     else:

@@ -221,7 +221,7 @@ class Saving:
                 handles.append(self._checkpointer.save(self._step))
             self._busy_step.run()
             self._checkpointer.fence()
-        self._rank.settle()
+            self._rank.settle()  # or the host would run ahead, and save again at once
         num_committed = sum(is_committed(handle) for handle in handles)
         meet()
         took_s = (time.monotonic() - started_s) / BLOCK_STEPS
