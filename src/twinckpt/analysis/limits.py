@@ -89,49 +89,26 @@ def quotient(data: Dataset, name: str, case: str) -> Estimate:
     return ratio([limit.scale * value for value in top], bottom, paired=True)
 
 
-def headline(name: str) -> Callable[[Dataset], Estimate]:
-    """One of `LIMITS` for the case with most ranks at once, and of those the largest state."""
-    return lambda data: quotient(data, name, cases(data)[-1])
+def headline(
+    name: str, *, on_gpu: bool = False, alone: bool = False
+) -> Callable[[Dataset], Estimate]:
+    """One of the limits for the case with most ranks at once, and of those the largest state.
 
-
-def single(name: str) -> Callable[[Dataset], Estimate]:
-    """One of `LIMITS` for one rank alone with the largest state; NotMeasured without one."""
-
-    def compute(data: Dataset) -> Estimate:
-        alone = [case for case in cases(data) if ranks_and_mib(case)[0] == 1]
-        if not alone:
-            raise NotMeasured("limits of one rank alone (limits.single_sizes_mib)")
-        return quotient(data, name, alone[-1])
-
-    return compute
-
-
-def on_gpu(name: str, *, alone: bool = False) -> Callable[[Dataset], Estimate]:
-    """One of `DEVICE_LIMITS`, as `headline` or, for one rank `alone`, as `single`."""
-
-    def compute(data: Dataset) -> Estimate:
-        found = cases(data, on_gpu=True)
-        if alone:
-            found = [case for case in found if ranks_and_mib(case)[0] == 1]
-        if not found:
-            raise NotMeasured("limits of a state on a GPU (limits.devices)")
-        return quotient(data, name, found[-1])
-
-    return compute
+    With `alone` for one rank with the largest state. NotMeasured without such a case.
+    """
+    return lambda data: quotient(data, name, _case(data, on_gpu=on_gpu, alone=alone))
 
 
 def device_committed_percent(data: Dataset) -> Estimate:
     """Share of the checkpoints beside a busy GPU that were committed, of the headline's case."""
-    found = cases(data, on_gpu=True)
-    if not found:
-        raise NotMeasured("limits of a state on a GPU (limits.devices)")
-    shares = data.repeats(EXPERIMENT, "committed", over_ranks="min", method=found[-1])
+    case = _case(data, on_gpu=True)
+    shares = data.repeats(EXPERIMENT, "committed", over_ranks="min", method=case)
     return median([100 * share for share in shares])
 
 
 def agent_overhead_mib(data: Dataset) -> Estimate:
     """Memory of a worker agent beyond its slots, of the headline's case."""
-    table = data.select(EXPERIMENT, "overhead_bytes", method=cases(data)[-1])
+    table = data.select(EXPERIMENT, "overhead_bytes", method=_case(data))
     return median([value / (1 << 20) for value in table.value])
 
 
@@ -170,6 +147,15 @@ def draw(axis: Axes, data: Dataset) -> None:
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.set(title="Times the plain operation", xlabel="time over that of the plain operation")
     axis.set_xlim(left=0)
+
+
+def _case(data: Dataset, *, on_gpu: bool = False, alone: bool = False) -> str:
+    found = [
+        case for case in cases(data, on_gpu=on_gpu) if not alone or ranks_and_mib(case)[0] == 1
+    ]
+    if not found:
+        raise NotMeasured("limits of such a case (limits.devices, limits.single_sizes_mib)")
+    return found[-1]
 
 
 def _applies(name: str, case: str) -> bool:

@@ -198,19 +198,19 @@ METRICS = (
            limits.headline("restore_peer_vs_loopback_x")),
     Metric("single_staging_vs_memcpy_x", "x", LIMITS,
            "one rank alone: blocking staging over a memcpy",
-           limits.single("staging_vs_memcpy_x")),
+           limits.headline("staging_vs_memcpy_x", alone=True)),
     Metric("single_stall_vs_staging_percent", "percent", LIMITS,
            "one rank alone: what the loop waits beside an idle host, of blocking staging",
-           limits.single("stall_vs_staging_percent")),
+           limits.headline("stall_vs_staging_percent", alone=True)),
     Metric("single_restore_local_vs_memcpy_x", "x", LIMITS,
            "one rank alone: restore from own RAM, verified, over a memcpy",
-           limits.single("restore_local_vs_memcpy_x")),
+           limits.headline("restore_local_vs_memcpy_x", alone=True)),
     *(
         Metric(
             name.replace("device", "single_device") if alone else name,
             "percent" if name.endswith("percent") else "x", LIMITS,
             f"{words}; {'one rank alone' if alone else 'most ranks at once'}",
-            limits.on_gpu(name, alone=alone),
+            limits.headline(name, on_gpu=True, alone=alone),
         )
         for alone in (False, True)
         for name, words in (
