@@ -4,6 +4,7 @@ import json
 import logging
 
 from twinckpt.agents.event_log import EventLog, EventReader, file_of, with_former
+from twinckpt.results.jsonl import read_jsonl
 
 
 def test_a_directory_holds_a_file_for_each_agent(tmp_path):
@@ -24,6 +25,16 @@ def test_events_are_appended_to_what_a_former_agent_wrote(tmp_path):
         log.write("formed", {"generation": generation})
     lines = (tmp_path / "new" / "root.jsonl").read_text().splitlines()
     assert [json.loads(line)["generation"] for line in lines] == [1, 2]
+
+
+def test_a_line_that_was_cut_off_does_not_spoil_those_of_the_next_agent(tmp_path):
+    """A full disk: no command could read the log any more."""
+    path = tmp_path / "root.jsonl"
+    EventLog(str(path), agent="root").write("formed", {"generation": 1})
+    with path.open("a") as file:
+        file.write('{"event": "comm')
+    EventLog(str(path), agent="root").write("formed", {"generation": 2})
+    assert [event["generation"] for event in read_jsonl(path)] == [1, 2]
 
 
 def test_a_log_has_a_limit_and_the_events_before_the_newest_are_kept_beside_it(tmp_path):

@@ -605,3 +605,14 @@ def test_nothing_is_compared_with_a_machine_that_does_not_say_how_many_ranks_it_
         cluster.connect(machine)
         cluster.join(machine, num_ranks)
     assert cluster.root.running
+
+
+@pytest.mark.parametrize("hint", [-1, -4, 3, 10**9])
+def test_a_place_that_does_not_exist_is_no_place(hint):
+    """A negative one, of whoever has the secret, ended the root agent."""
+    cluster = Cluster()
+    for machine in "abc":
+        cluster.connect(machine)
+        own = hint if machine == "a" else None
+        cluster.tell(machine, m.Join(0, f"{machine}:1", own, 3, 3))
+    assert sorted(cluster.root.places) == ["a", "b", "c"]

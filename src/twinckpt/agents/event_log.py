@@ -19,6 +19,7 @@ from twinckpt.net import local
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_LINE_BYTES = 1 << 20
 MAX_BYTES = 64 << 20  # about a day of a job that commits every second
 
 
@@ -74,11 +75,21 @@ class EventLog:
                 self._give_up(error)
 
     def _open(self) -> None:
+        _cut_torn_line(Path(self._path))
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115
 
     def _give_up(self, error: OSError) -> None:
         logger.warning("no more events in %s: %s; the job goes on", self._path, error)
         self._file = None
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove what a full disk, or a power cut, has left of a line: the next would be part of it."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE_BYTES)
+            file.seek(begin)
+            file.truncate(begin + file.read().rfind(b"\n") + 1)
 
 
 class EventReader:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 COMMANDS = ("plan", "doctor", "status", "timeline", "inspect", "verify", "export", "importing")
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="twinckpt", description="Checkpoints in the RAM of peer machines."
     )
+    parser.add_argument("--version", action="version", version=f"twinckpt {version('twinckpt')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f"twinckpt.cli.{name}").add_parser(subparsers)

@@ -138,7 +138,7 @@ def assign_places(
     unplaced = []
     for name, join in waiting.items():
         hint = previous.get(name) if join.index_hint is None else join.index_hint
-        if hint is not None and hint < size and places[hint] is None:
+        if hint is not None and 0 <= hint < size and places[hint] is None:
             places[hint] = name
         else:
             unplaced.append(name)

@@ -55,7 +55,10 @@ def _train(folder: Path, *, kill: bool) -> list[str]:
             recovery = run.inject("machine_loss", VICTIM)
             for phase, duration_s in recovery.phases(machine=True).items():
                 print(f"    {phase:<10} {1000 * duration_s:8.0f} ms")
-            print(f"    resumed at step {recovery.resumed_step}, lost {recovery.lost_steps} steps")
+            steps = "step" if recovery.lost_steps == 1 else "steps"
+            print(
+                f"    resumed at step {recovery.resumed_step}, lost {recovery.lost_steps} {steps}"
+            )
         cluster.wait(TIMEOUT_S)
         return run.fingerprints()
 
