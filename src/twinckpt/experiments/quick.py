@@ -55,10 +55,8 @@ def _train(folder: Path, *, kill: bool) -> list[str]:
             recovery = run.inject("machine_loss", VICTIM)
             for phase, duration_s in recovery.phases(machine=True).items():
                 print(f"    {phase:<10} {1000 * duration_s:8.0f} ms")
-            steps = "step" if recovery.lost_steps == 1 else "steps"
-            print(
-                f"    resumed at step {recovery.resumed_step}, lost {recovery.lost_steps} {steps}"
-            )
+            lost = f"{recovery.lost_steps} step{'' if recovery.lost_steps == 1 else 's'}"
+            print(f"    resumed at step {recovery.resumed_step}, lost {lost}")
         cluster.wait(TIMEOUT_S)
         return run.fingerprints()
 
