@@ -33,6 +33,15 @@ class Committed:
     holders: tuple[tuple[SimulatedMachine, ...], ...]
 
 
+@dataclass(slots=True)
+class _Kept:
+    """What a machine has to keep of a checkpoint; `at_change` is when it was last looked at."""
+
+    machine: SimulatedMachine
+    ranks: list[int]
+    at_change: int = -1
+
+
 class Invariants:
     """Watches one cluster; call it after each event that changed something.
 
@@ -55,6 +64,7 @@ class Invariants:
     def __init__(self) -> None:
         self.newest_commit_ticket = 0
         self._committed: Committed | None = None
+        self._kept: list[_Kept] = []
         self._newest_step = 0
         self._committed_by: Root | None = None
         self._step_of: dict[int, int] = {}  # of each ticket committed
@@ -85,8 +95,7 @@ class Invariants:
                 what = f"rank {rank} restored step {step} instead of {recovery}"
                 self._fail(cluster, "plan names intact copies", what)
         self._num_restores = len(cluster.training.restores)
-        if self._committed is not None:
-            self._check_kept(cluster, self._committed)
+        self._check_kept(cluster)
 
     def _on_commit(self, cluster: SimulatedCluster, log: Log, *, is_new: bool) -> None:
         ticket, step = log.fields["ticket"], log.fields["step"]
@@ -104,16 +113,13 @@ class Invariants:
         generation = cluster.last_root.newest
         assert generation is not None
         each = cluster.job.ranks_per_machine
-        self._committed = Committed(
-            ticket,
-            step,
-            tuple(
-                tuple(cluster.heard_by_root(generation.places[holder]) for holder in row)
-                for row in generation.holders
-                for _ in range(each)
-            ),
+        holders = tuple(
+            tuple(cluster.heard_by_root(generation.places[holder]) for holder in row)
+            for row in generation.holders
+            for _ in range(each)
         )
-        for rank, machines in enumerate(self._committed.holders):
+        self._keep(Committed(ticket, step, holders))
+        for rank, machines in enumerate(holders):
             for machine in machines:
                 holding = machine.slots.holding(rank, ticket)
                 is_wrong = holding is None or holding.step != step
@@ -128,10 +134,24 @@ class Invariants:
         self.newest_commit_ticket = min(self.newest_commit_ticket, told)
         self._newest_step = self._step_of.get(self.newest_commit_ticket, self._resumed_step)
 
-    def _check_kept(self, cluster: SimulatedCluster, committed: Committed) -> None:
-        ticket = committed.ticket
+    def _keep(self, committed: Committed) -> None:
+        """From now on this checkpoint is the one that is needed."""
+        self._committed = committed
+        kept: dict[int, _Kept] = {}
         for rank, machines in enumerate(committed.holders):
             for machine in machines:
+                kept.setdefault(id(machine), _Kept(machine, [])).ranks.append(rank)
+        self._kept = list(kept.values())
+
+    def _check_kept(self, cluster: SimulatedCluster) -> None:
+        for kept in self._kept:
+            machine = kept.machine
+            if kept.at_change == machine.slots.num_changes:
+                continue
+            kept.at_change = machine.slots.num_changes
+            assert self._committed is not None
+            ticket = self._committed.ticket
+            for rank in kept.ranks:
                 is_gone = machine.slots.holding(rank, ticket) is None
                 # A copy found damaged is dropped on purpose, to be fetched again.
                 if machine.is_alive and is_gone and not _was_damaged(machine, rank, ticket):
@@ -163,7 +183,7 @@ class Invariants:
             holders = tuple(
                 tuple(map(cluster.heard_by_root, sources[rank])) for rank in sorted(sources)
             )
-            self._committed = Committed(resumed, self._newest_step, holders)
+            self._keep(Committed(resumed, self._newest_step, holders))
 
     def _check_lost(
         self, cluster: SimulatedCluster, root: Root, committed: Committed, resumed: int
