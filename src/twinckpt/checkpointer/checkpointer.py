@@ -176,6 +176,8 @@ class Checkpointer:
         self.num_saves += 1
         self.fence()
         started_s = time.monotonic()
+        if self._layout is None or not self._layout.on_device:
+            self._stager.wait()  # for checksums alone; a GPU's copies may begin much later
         handle = self._save_once(step, block)
         while block and handle.wait(timeout_s=COMMIT_TIMEOUT_S) == "abandoned":
             handle = self._save_once(step, block)
