@@ -29,6 +29,8 @@ IMPOSSIBLE = [
     ("failure.kinds=[flood]", "failure.kinds=flood"),
     ("recovery.methods=[tape]", "recovery.methods=tape"),
     ("recovery.methods=[]", "at least one of disk"),
+    ("limits.devices=[tpu]", "limits.devices=tpu"),
+    ("limits.devices=[]", "at least one of cpu, cuda"),
     ("placement.killed_sizes=[3]", "placement.killed_sizes=3 must be more than"),
     ("placement.num_machines=64", "at most 20"),
     ("peers.size_mib=0", "peers.size_mib=0 must be at least 1"),

@@ -74,8 +74,6 @@ class SlotWriter:
         self._torn: list[str] = []
         self._is_awaited = False
         self._copied = threading.Event()
-        # Training on a CPU needs its cores.
-        self._num_sealing_threads = threads(MAX_SEALING_THREADS) if self._on_device else 1
 
     @torch.no_grad()
     def copy_now(self, names: frozenset[str]) -> None:
@@ -150,7 +148,8 @@ class SlotWriter:
         finally:
             self._copied.set()
         rest = [chunk for _, chunk in self._target.chunks[len(digests) :]]
-        digests += chunk_digests(rest, self._num_sealing_threads)
+        # Training on a CPU needs its cores.
+        digests += chunk_digests(rest, threads(MAX_SEALING_THREADS) if self._on_device else 1)
         with self._deciding:
             if not self._is_fenced:
                 self._torn = self._changed()

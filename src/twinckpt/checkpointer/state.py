@@ -279,9 +279,10 @@ class _InPlace:
     def _copied(self, node: dict[str, Any], name: str, device: torch.device) -> torch.Tensor:
         """Return a copy in the saved order: fused optimizers go through memory as parameters'."""
         dtype, shape = self._saved.kind(name)
-        made = torch.empty(shape, dtype=dtype, device=device)
         if "stride" in node:
             made = torch.empty_strided(shape, node["stride"], dtype=dtype, device=device)
+        else:
+            made = torch.empty(shape, dtype=dtype, device=device)
         self._saved.copy_into(made, name)
         return made
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from twinckpt.core.interleaving import Buffer
 from twinckpt.core.placement import make_placement
 from twinckpt.errors import ConfigurationError
-from twinckpt.training.config import at_least, one_of
+from twinckpt.training.config import at_least, one_of, some_of
 
 MAX_ENUMERATED_MACHINES = 20  # a quarter of a million sets of machines to try
 MAX_KILLED_MACHINES = 12  # worker agents on this machine
@@ -87,12 +87,7 @@ class RecoverySection:
     methods: list[str] = field(default_factory=lambda: list(RECOVERY_METHODS))
 
     def __post_init__(self) -> None:
-        if not self.methods:
-            raise ConfigurationError(
-                f"recovery.methods=[]: at least one of {', '.join(RECOVERY_METHODS)}"
-            )
-        for method in self.methods:
-            one_of("recovery.methods", method, RECOVERY_METHODS)
+        some_of("recovery.methods", self.methods, RECOVERY_METHODS)
 
 
 @dataclass
@@ -148,8 +143,7 @@ class LimitsSection:
         at_least("limits.num_tensors", self.num_tensors, 3)
         for size in [*self.sizes_mib, *self.single_sizes_mib]:
             at_least("limits.sizes_mib", size, 1)
-        for device in self.devices:
-            one_of("limits.devices", device, ("cpu", "cuda"))
+        some_of("limits.devices", self.devices, ("cpu", "cuda"))
 
 
 @dataclass
@@ -340,10 +334,7 @@ class SoakSection:
                 f"soak.minutes={self.minutes} with soak.failures_per_minute="
                 f"{self.failures_per_minute}: make it long enough for one failure"
             )
-        if not self.kinds:
-            raise ConfigurationError(f"soak.kinds=[]: at least one of {', '.join(SOAK_FAILURES)}")
-        for kind in self.kinds:
-            one_of("soak.kinds", kind, SOAK_FAILURES)
+        some_of("soak.kinds", self.kinds, SOAK_FAILURES)
 
     def check(self, cluster: ClusterSection, checkpoint: CheckpointSection) -> None:
         """Refuse a job in which nothing would survive what strikes."""

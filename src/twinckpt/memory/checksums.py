@@ -20,14 +20,14 @@ def chunk_digest(chunk: memoryview) -> bytes:
     return xxhash.xxh3_64_digest(chunk)
 
 
-def chunk_digests(chunks: Sequence[memoryview], num_threads: int = 1) -> list[bytes]:
+def chunk_digests(some: Sequence[memoryview], num_threads: int = 1) -> list[bytes]:
     """Return the checksums of some chunks, taken by as many threads."""
     if num_threads == 1:
-        return [chunk_digest(chunk) for chunk in chunks]
+        return [chunk_digest(chunk) for chunk in some]
     with ThreadPoolExecutor(num_threads) as pool:
-        shares = (chunks[first::num_threads] for first in range(num_threads))
+        shares = (some[first::num_threads] for first in range(num_threads))
         found = list(pool.map(chunk_digests, shares))
-    return [found[index % num_threads][index // num_threads] for index in range(len(chunks))]
+    return [found[index % num_threads][index // num_threads] for index in range(len(some))]
 
 
 def chunks(buffer: memoryview, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
@@ -38,4 +38,4 @@ def chunks(buffer: memoryview, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memor
 
 def checksum(buffer: memoryview, chunk_bytes: int = CHUNK_BYTES) -> bytes:
     """Return the concatenated checksums of all chunks."""
-    return b"".join(chunk_digest(chunk) for chunk in chunks(buffer, chunk_bytes))
+    return b"".join(chunk_digests(list(chunks(buffer, chunk_bytes))))

@@ -105,3 +105,11 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigurationError unless value is one of the choices."""
     if value not in choices:
         raise ConfigurationError(f"{name}={value} must be one of {', '.join(choices)}")
+
+
+def some_of(name: str, values: list[str], choices: tuple[str, ...]) -> None:
+    """Raise ConfigurationError unless there are values, and all of them are of the choices."""
+    if not values:
+        raise ConfigurationError(f"{name}=[]: at least one of {', '.join(choices)}")
+    for value in values:
+        one_of(name, value, choices)

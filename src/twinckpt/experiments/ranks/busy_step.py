@@ -8,13 +8,12 @@ import torch.distributed as dist
 
 _WORK_SIZES = {"cpu": 256, "cuda": 2048}
 _SAMPLE_UNITS = 200
-_CPU = torch.device("cpu")
 
 
 class BusyStep:
     """Small matrix products, as many on each rank, `calibrate`d by the slowest of them."""
 
-    def __init__(self, device: torch.device = _CPU) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._units = 1
         size = _WORK_SIZES[device.type]
         self._work = torch.randn(size, size, device=device)

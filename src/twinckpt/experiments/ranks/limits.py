@@ -53,7 +53,7 @@ class Rank:
     """The state of one rank, a plain copy of it, and the clocks."""
 
     def __init__(self, size_mib: int, num_tensors: int, device: torch.device = CPU) -> None:
-        self._device = device
+        self.device = device
         # Of the state, a third are parameters and two are Adam's moments.
         model = Blocks((size_mib << 20) // 3, num_tensors // 3, seed=dist.get_rank())
         self.model = model.to(device)
@@ -79,8 +79,8 @@ class Rank:
 
     def settle(self) -> None:
         """Wait until a GPU has done what it was given; a CPU has."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     @property
     def state(self) -> dict[str, object]:
@@ -94,7 +94,7 @@ class Rank:
 
     def _copy_all(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         for target, source in zip(targets, sources, strict=True):
-            if self._device.type == "cpu":
+            if self.device.type == "cpu":
                 moving.copy(target, source)
             else:
                 target.copy_(source, non_blocking=True)
@@ -142,16 +142,14 @@ class Rank:
 class Saving:
     """What a checkpoint takes: blocking, beside a waiting host, beside a busy one (or GPU)."""
 
-    def __init__(
-        self, rank: Rank, checkpointer: Checkpointer, log: JsonLines, device: torch.device
-    ) -> None:
+    def __init__(self, rank: Rank, checkpointer: Checkpointer, log: JsonLines) -> None:
         self._rank = rank
         self._checkpointer = checkpointer
         self._log = log
         self._ring = LoopbackRing(rank.num_bytes)
         self._step = 0
         self._idle_s = 0.0
-        self._busy_step = BusyStep(device)
+        self._busy_step = BusyStep(rank.device)
 
     def round(self, repeat: int) -> None:
         """Measure everything once, in alternation."""
@@ -240,9 +238,7 @@ class Saving:
         meet()
 
 
-def measure_restoring(
-    rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int, device: torch.device
-) -> None:
+def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
     """Restore again and again: all ranks from their machines' RAM; one that lost its copy."""
     ring = LoopbackRing(rank.num_bytes)
     rank.stage()  # fills the slot for `copy_in_hashed`
@@ -250,7 +246,7 @@ def measure_restoring(
     for repeat in range(rounds):
         loser = repeat % size
         values = {"memcpy_in_s": clocked(rank.copy_in)[0]}
-        if device.type == "cpu":
+        if rank.device.type == "cpu":
             values["memcpy_hashed_s"] = clocked(rank.copy_in_hashed)[0]
         values["restore_local_s"] = _restored(rank, checkpointer.restore)
         if size > 1:
@@ -327,7 +323,7 @@ def main() -> None:
     rank = Rank(size_mib, num_tensors, device)
     with Checkpointer(rank.state) as checkpointer:
         if checkpointer.restore() is None:
-            saving = Saving(rank, checkpointer, log, device)
+            saving = Saving(rank, checkpointer, log)
             checkpointer.save(0, block=True)
             for repeat in range(rounds):
                 saving.round(repeat)
@@ -335,7 +331,7 @@ def main() -> None:
             log.write("saved", bytes=rank.num_bytes)
             time.sleep(KILL_TIMEOUT_S)  # to be killed
             raise RuntimeError("nobody killed this rank")
-        measure_restoring(rank, checkpointer, log, rounds, device)
+        measure_restoring(rank, checkpointer, log, rounds)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from twinckpt.checkpointer import Checkpointer
 from twinckpt.experiments.ranks.busy_step import BusyStep
 from twinckpt.experiments.ranks.limits import (
+    CPU,
     KILL_TIMEOUT_S,
     STEPS_AFTER_A_CONFLICT,
     Rank,
@@ -39,7 +40,7 @@ class Saving:
         self._log = log
         self._step = 0
         self._took_s: dict[str, float] = {}  # the last blocking save, by rival
-        self._busy_step = BusyStep()
+        self._busy_step = BusyStep(CPU)
 
     def round(self, repeat: int) -> None:
         """Measure every rival once, in turn."""
