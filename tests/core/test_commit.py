@@ -30,6 +30,37 @@ def test_after_a_conflict_the_next_ticket_begins_later_than_any_rank_has_got():
     assert log.issue() == [(2, 8)]
 
 
+def test_after_each_further_conflict_the_head_start_is_twice_as_long():
+    """Ranks that do not wait for each other pass many steps while a message travels."""
+    log = CommitLog(window=1)
+    assert begin_after_conflicts(log, num_conflicts=4) == [2, 2 + 4, 2 + 4 + 8, 2 + 4 + 8 + 16]
+
+
+def test_each_commit_halves_the_head_start():
+    """A loop in lockstep gets back to checkpoints at every step."""
+    log = CommitLog(window=1)
+    begin_after_conflicts(log, num_conflicts=4)
+    for _ in range(3):
+        log.conflicts(log.undecided()[0], step=100)
+        log.commit(log.undecided()[0])
+        log.issue()
+    assert begin_after_conflicts(log, num_conflicts=1, step=200) == [200 + 32 // 8]
+
+
+def begin_after_conflicts(log: CommitLog, num_conflicts: int, step: int = 0) -> list[int]:
+    """Two ranks use each ticket at different steps; return where the next ones begin."""
+    log.issue()
+    first_steps = []
+    for _ in range(num_conflicts):
+        (ticket,) = log.undecided()
+        log.conflicts(ticket, step - 1)
+        log.conflicts(ticket, step)
+        log.abandon(ticket)
+        ((_, step),) = log.issue()
+        first_steps.append(step)
+    return first_steps
+
+
 def test_the_step_resumed_from_blocks_new_tickets_until_it_is_redundant_again():
     """Otherwise its only copy could be overwritten."""
     log = CommitLog(window=1)

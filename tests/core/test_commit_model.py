@@ -29,6 +29,7 @@ class CommitLogModel(RuleBasedStateMachine):
         self.ever_issued: set[int] = set()
         self.newest_step = 0
         self.not_before_step = 0
+        self.head_start_steps = 2
 
     @rule()
     def issue(self) -> None:
@@ -63,17 +64,19 @@ class CommitLogModel(RuleBasedStateMachine):
             assert step == self.open.pop(ticket)
             assert is_new == (ticket != self.resumed)
             self.committed.append(ticket)
+            self.head_start_steps = max(2, self.head_start_steps // 2)
             assert self.log.committed_step == step
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def abandon(self, data) -> None:
-        """The next ticket begins after every step that any rank has got to."""
+        """The next ticket begins after every step that a rank has got to, later each time."""
         ticket = data.draw(st.sampled_from(sorted(self.open)))
         if ticket == self.resumed:
             return
         assert self.log.abandon(ticket) == (self.open.pop(ticket) or 0)
-        self.not_before_step = self.newest_step + 2
+        self.not_before_step = self.newest_step + self.head_start_steps
+        self.head_start_steps *= 2
         assert self.log.is_abandoned(ticket)
 
     @rule(is_known=st.booleans())
@@ -90,6 +93,7 @@ class CommitLogModel(RuleBasedStateMachine):
         self.resumed = recovery.ticket if recovery else 0
         self.newest_step = recovery.step if recovery else 0
         self.not_before_step = 0
+        self.head_start_steps = 2
         self.log.restart(recovery, self.generation)
         self.committed = []
 

@@ -4,7 +4,8 @@ All ranks must checkpoint the same steps, without asking each other and without 
 The root therefore hands out tickets: a rank uses ticket k at its first save of a step
 ≥ `not_before_step`, after ticket k − 1. If news of a ticket reached the ranks on different
 sides of a save, they use it at different steps; the root sees the conflict, abandons the
-ticket and lets the next one begin a few steps later, so that all ranks know it in time.
+ticket and lets the next one begin a few steps later, so that all ranks know it in time; twice
+as many after each further conflict, for ranks that do not wait for each other at every step.
 A ticket is issued only while a slot for it is free everywhere, so no rank ever waits for one.
 """
 
@@ -21,6 +22,7 @@ class _InFlight:
 
 
 TICKETS_A_GENERATION = 1_000_000
+_MIN_HEAD_START_STEPS = 2
 
 
 def generation_of(ticket: int) -> int:
@@ -44,6 +46,7 @@ class CommitLog:
         self._last_ticket = 0
         self._newest_step = 0
         self._not_before_step = 0
+        self._head_start_steps = _MIN_HEAD_START_STEPS
         self._in_flight: dict[int, _InFlight] = {}
 
     def skip_past(self, ticket: int) -> None:
@@ -59,6 +62,7 @@ class CommitLog:
         self.skip_past((generation - 1) * TICKETS_A_GENERATION)
         self._in_flight = {}
         self._not_before_step = 0
+        self._head_start_steps = _MIN_HEAD_START_STEPS
         self._newest_step = recovery.step if recovery else 0
         self.committed_ticket, self.committed_step = 0, None
         self.resumable_ticket = recovery.ticket if recovery else 0
@@ -143,6 +147,7 @@ class CommitLog:
         flight = self._in_flight.pop(ticket)
         assert flight.step is not None
         assert ticket > self.committed_ticket
+        self._head_start_steps = max(_MIN_HEAD_START_STEPS, self._head_start_steps // 2)
         self.committed_ticket, self.committed_step = ticket, flight.step
         self.resumable_ticket, self.resumable_step = ticket, flight.step
         return flight.step, flight.is_new
@@ -150,7 +155,8 @@ class CommitLog:
     def abandon(self, ticket: int) -> int:
         """Decide that `ticket` never commits; return the step it was used at (or 0)."""
         flight = self._in_flight.pop(ticket, _InFlight())
-        self._not_before_step = self._newest_step + 2
+        self._not_before_step = self._newest_step + self._head_start_steps
+        self._head_start_steps *= 2
         return flight.step or 0
 
     def abandon_all(self) -> list[int]:
