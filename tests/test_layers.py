@@ -25,6 +25,8 @@ MAY_IMPORT["training"] = {"checkpointer", "results"}
 MAY_IMPORT["analysis"] = {"core", "results"}
 MAY_IMPORT["experiments"] = set(MAY_IMPORT) - {"analysis"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
+MAY_IMPORT["meeting"] = set()
+MAY_IMPORT["run"] = {"meeting", "net"}
 
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 ONLY_THIRD_PARTY = {"errors": set(), "core": {"numpy"}, "results": {"psutil"}}

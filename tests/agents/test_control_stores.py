@@ -75,7 +75,10 @@ def test_of_candidates_at_the_same_time_one_is_elected(endpoint):
     found = []
 
     def campaign():
-        found.append(open_store(endpoint).campaign(HOST))
+        leadership = open_store(endpoint).campaign(HOST)
+        if leadership is not None:
+            hold(leadership)
+        found.append(leadership)
 
     threads = [threading.Thread(target=campaign) for _ in range(8)]
     for thread in threads:
@@ -88,6 +91,7 @@ def test_of_candidates_at_the_same_time_one_is_elected(endpoint):
 def test_after_a_root_that_listens_no_more_another_is_elected(endpoint):
     """At once: its kernel says so."""
     former = open_store(endpoint).campaign(HOST)
+    hold(former)
     assert open_store(endpoint).campaign(HOST) is None
     former.listener.close()
     successor = open_store(endpoint).campaign(HOST)
@@ -130,9 +134,9 @@ def test_a_successor_finds_the_record_that_was_left(in_etcd, until):
 
 def test_a_root_that_renews_its_lease_no_more_is_replaced(in_etcd, until):
     """A frozen machine still takes connections."""
+    began_s = time.monotonic()
     silent = open_store(in_etcd).campaign(HOST)
     candidate = open_store(in_etcd)
-    began_s = time.monotonic()
     successor = until(lambda: candidate.campaign(HOST), "successor")
     assert time.monotonic() - began_s > 0.5  # it was given the time to renew
     assert successor.listener.getsockname() != silent.listener.getsockname()

@@ -60,6 +60,7 @@ def test_a_keyword_beats_the_dataclass_which_beats_the_environment(monkeypatch):
         ({"placement": "star"}, "placement='star': must be one of group, ring, mixed"),
         ({"drain_every_commits": -1}, "drain_every_commits=-1: 0 or more, and finite"),
         ({"heartbeat_timeout_s": "nan"}, "heartbeat_timeout_s=nan: 0 or more, and finite"),
+        ({"heartbeat_interval_s": "0"}, "heartbeat_interval_s=0: it must be more than 0"),
         ({"drain_keep": 0}, "drain_keep=0: at least 1"),
         ({"metrics_port": 99999}, "metrics_port=99999: a port is at most 65535"),
         ({"host": "192.0.2.1"}, "host=192.0.2.1: .*name an address of this machine"),

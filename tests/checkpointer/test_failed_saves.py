@@ -1,5 +1,7 @@
 """A save that fails: by default counted, training goes on; `strict` raises it."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,29 +23,35 @@ def state(optimizer):
 
 @torch.no_grad()
 def torn_save(checkpointer, state):
-    """Save, and write to the parameter again and again while it is copied, before any fence."""
+    """Save, and write to the parameter again and again while it is copied, before any fence.
+
+    Where this thread was not run in time the copy is whole, and the next one is tried.
+    """
     (parameter,) = state["model"].parameters()
-    handle = checkpointer.save(2)
-    while handle.status == "staging":
-        parameter[:8].add_(1)
-    return handle
+    for step in itertools.count(2):
+        handle = checkpointer.save(step)
+        while handle.status == "staging":
+            parameter[:8].add_(1)
+        if handle.status == "failed":
+            return step
+        handle.wait(timeout_s=30)
 
 
 def test_a_torn_copy_is_counted_and_training_goes_on(state):
     with Checkpointer(state) as checkpointer:
         checkpointer.save(1, block=True)
-        assert torn_save(checkpointer, state).wait(timeout_s=30) == "failed"
+        step = torn_save(checkpointer, state)
         assert checkpointer.num_failed == 1
-        assert checkpointer.save(3, block=True).status == "committed"
+        assert checkpointer.save(step + 1, block=True).status == "committed"
 
 
 def test_strict_raises_at_the_fence_and_the_next_save_works(state):
     with Checkpointer(state, strict=True) as checkpointer:
         checkpointer.save(1, block=True)
-        torn_save(checkpointer, state)
+        step = torn_save(checkpointer, state)
         with pytest.raises(TornCopyError, match="changed while it was copied"):
             checkpointer.fence()
-        assert checkpointer.save(3, block=True).status == "committed"
+        assert checkpointer.save(step + 1, block=True).status == "committed"
 
 
 def test_a_state_that_cannot_be_carried_ends_the_job_at_its_first_save():

@@ -80,7 +80,7 @@ def test_the_first_line_is_what_the_slots_take():
 def test_slots_that_do_not_fit_are_refused_with_the_sum_and_nothing_is_kept(monkeypatch):
     """Some of them would have fitted."""
     free = iter([9 * MIB, 5 * MIB, 1 * MIB])
-    monkeypatch.setattr(slot, "_available_bytes", lambda: next(free))
+    monkeypatch.setattr(slot, "available_bytes", lambda: next(free))
     gc.collect()  # of what earlier tests have left, nothing may be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     checkpoints = InMemoryCheckpoint(max_checkpoints=3)

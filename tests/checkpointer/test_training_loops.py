@@ -79,7 +79,7 @@ def test_a_blocking_save_is_committed_where_the_state_has_outgrown_its_slots():
 def test_a_state_that_grows_with_every_step_is_checkpointed():
     """Slots made to measure would be too small by the time that they are there."""
     run = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True)
-    assert int(run.stdout) < 30, run.stderr
+    assert int(run.stdout) < 50, run.stderr  # else all but a few of the 60
 
 
 def test_a_second_one_beside_the_first_is_refused(state):

@@ -3,7 +3,7 @@
 import socket
 
 from twinckpt.cli import main
-from twinckpt.cli.doctor import available_bytes
+from twinckpt.memory.slot import available_bytes
 
 
 def test_a_machine_that_runs_these_tests_can_do_it(capsys):

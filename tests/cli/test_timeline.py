@@ -146,7 +146,7 @@ def test_machines_of_other_hosts_are_put_on_the_roots_clock(recovered, tmp_path)
     there = failures(read([tmp_path]))[0]
     assert there.machines.keys() == here.machines.keys()
     for name, spans in there.machines.items():
-        assert 0 < there.error_s[name] < 1.0
+        assert there.error_s[name] > 0
         for span, expected in zip(spans, here.machines[name], strict=True):
             assert abs(span.begin_s - expected.begin_s) <= there.error_s[name]
 

@@ -27,6 +27,7 @@ from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
 
 NUM_MACHINES = 3
+HEARTBEAT_TIMEOUT_S = 2.0
 
 
 class Machine:
@@ -95,8 +96,8 @@ class Machine:
 class FaultyCluster:
     """Three machines in a ring, each shard on `replicas`; `machines` in the order of places.
 
-    Every so many commits are drained, at `drain_bytes_per_s` (0: as fast as it goes). All other
-    settings are the defaults, unless `hang_timeout_s` is given.
+    Every so many commits are drained, at `drain_bytes_per_s` (0: as fast as it goes). A machine may
+    be silent for longer than by default: this process passes all heartbeats on, and is often busy.
     """
 
     def __init__(
@@ -108,13 +109,17 @@ class FaultyCluster:
         last_call_s: float = 5.0,
         drain_bytes_per_s: float = 0.0,
         hang_timeout_s: float = 0.0,
+        heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
     ) -> None:
         run_dir.mkdir(parents=True)
         self.drain_directory = run_dir / "drained"
         self._run_dir = run_dir
         self._drain_bytes_per_s, self._hang_timeout_s = drain_bytes_per_s, hang_timeout_s
         self._job = RootConfig(
-            replicas, last_call_s=last_call_s, drain_every_commits=drain_every_commits
+            replicas,
+            heartbeat_timeout_s=heartbeat_timeout_s,
+            last_call_s=last_call_s,
+            drain_every_commits=drain_every_commits,
         )
         self._secret = secrets.token_hex(32).encode()
         self._port = free_port()
@@ -228,6 +233,7 @@ class FaultyCluster:
             root_host="127.0.0.1",
             root_port=self._port,
             hang_timeout_s=self._hang_timeout_s,
+            heartbeat_timeout_s=self._job.heartbeat_timeout_s,
             drain_directory=str(self.drain_directory),
             drain_bytes_per_s=self._drain_bytes_per_s,
             watch_pid=os.getpid(),

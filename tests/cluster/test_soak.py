@@ -34,7 +34,7 @@ def test_a_short_soak_ends_as_if_nothing_had_happened(tmp_path):
     for metric in ("identical", "loss_identical"):
         assert soak.holds(metric)(data).value == 1
     assert soak.total("leaked")(data).value == 0
-    assert soak.total("losses_compared")(data).value > 100
+    assert soak.total("losses_compared")(data).value >= 90
 
 
 def test_the_schedule_follows_from_its_seed_and_takes_turns():

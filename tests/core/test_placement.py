@@ -1,6 +1,7 @@
 """Placement: who holds whose shards, and that failure domains are respected."""
 
 import logging
+from collections import Counter
 from itertools import permutations
 
 import pytest
@@ -58,10 +59,8 @@ def test_every_machine_holds_and_is_held_equally(size, kind):
     for machine in range(num_machines):
         assert placement.holders[machine][0] == machine
         assert len(set(placement.holders[machine])) == num_replicas
-        assert len(placement.receives_from(machine)) == num_replicas - 1
-        assert len(placement.sends_to(machine)) == num_replicas - 1
-        for source in placement.receives_from(machine):
-            assert machine in placement.sends_to(source)
+    kept = Counter(machine for holders in placement.holders for machine in holders)
+    assert kept == dict.fromkeys(range(num_machines), num_replicas)
 
 
 def test_one_replica_is_the_local_copy_alone():
@@ -69,21 +68,12 @@ def test_one_replica_is_the_local_copy_alone():
     for kind in ("group", "ring", "mixed"):
         placement = make_placement(kind, 3, 1)
         assert placement.holders == ((0,), (1,), (2,))
-        assert placement.receives_from(1) == ()
 
 
 def test_replica_groups_are_distinct_sets():
     """A group appears once, a ring's window once a machine."""
     assert group(4, 2).replica_groups() == ((0, 1), (2, 3))
     assert ring(4, 2).replica_groups() == ((0, 1), (0, 3), (1, 2), (2, 3))
-
-
-def test_ranks_of_a_machine_share_its_holders():
-    """Ranks are numbered machine by machine."""
-    placement = group(4, 2)
-    assert [placement.shard_holders(rank, 2) for rank in (4, 5, 7)] == [(2, 3), (2, 3), (3, 2)]
-    with pytest.raises(ValueError, match=r"rank=8: must be in \[0, 8\)"):
-        placement.shard_holders(8, 2)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ def test_a_transfer_holds_the_link_as_long_as_the_emulated_one_would():
     assert first.end_s - first.start_s >= physics.transfer_s(1000)
     assert second.end_s - second.start_s >= physics.transfer_s(5000)
     assert second.start_s >= first.end_s
-    assert not first.is_late
     assert link.take_busy() == []
 
 

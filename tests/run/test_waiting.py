@@ -20,7 +20,7 @@ with Checkpointer({"weight": weight}) as checkpointer:
     step = checkpointer.restore() or 0
     assert weight.eq(step).all()
     print("from", step, flush=True)
-    while step < 40:
+    while step < 100:
         weight.add_(1)
         step += 1
         checkpointer.save(step, block=True)

@@ -86,6 +86,7 @@ def test_an_override_measures_anew_exactly_what_it_touches(finished, overrides, 
     [
         ("results/samples.py", ALL),
         ("run.py", ALL),
+        ("meeting.py", ALL),
         ("simulation/goodput.py", {"wasted_time", "control_plane"}),
         ("analysis/figures.py", set()),
     ],
