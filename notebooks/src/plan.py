@@ -23,8 +23,8 @@ cluster = ClusterFacts(
 
 # %% [markdown]
 # ## The plans
-# This is the GEMINI paper's cluster: 16 p4d machines with a model of 100 billion parameters, of
-# which 1.5 % fail a day.
+# This is the GEMINI paper's cluster: 16 p4d machines, 1.5 % of which fail each day, training a
+# model of 100 billion parameters.
 
 # %%
 show.plans(cluster)

@@ -20,7 +20,7 @@ show.figure("training", data)
 
 # %% [markdown]
 # ## The numbers
-# Medians over repeats of the slowest rank, with 95 % bootstrap intervals.
+# Of one run a method: there are no intervals.
 
 # %%
 show.metrics(data, "training")

@@ -122,7 +122,7 @@ CLAIMS = (
           "peer's RAM against a cold file, both until live in the model"),
     Claim("recovery_total", "seed", "the same, from the kill to the first new step",
           "recovery_total_speedup_x", at_least(6.1, 1.0),
-          "includes detection, replacement and restart, which the seed left out"),
+          "includes detection and torchrun's restart, which the seed left out"),
     Claim("throughput_gain", "seed", "training is 100 % faster than with disk checkpoints",
           "throughput_gain_percent", at_least(100.0, 0.0),
           "depends on how often and how slowly the disk side saves"),
@@ -259,7 +259,9 @@ def as_lines(judgements: list[Judgement]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(description="Judge the published claims by the results.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--summary", type=Path, required=True, help="summary.json to judge")
     parser.add_argument("--output", type=Path, required=True, help="claims.json to write")
     options = parser.parse_args(arguments)

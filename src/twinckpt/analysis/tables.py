@@ -35,8 +35,8 @@ EQUAL_BYTES_ROWS = (
     ("Recovery: load, own RAM", "recovery_disk_ms", "recovery_ram_local_ms",
      "recovery_local_speedup_x"),
     ("Recovery: load, peer's RAM", "recovery_disk_ms", "recovery_ram_ms", "recovery_speedup_x"),
-    ("Recovery: kill to first new step", "recovery_disk_total_ms", "recovery_ram_total_ms",
-     "recovery_total_speedup_x"),
+    ("Recovery: rank killed to first new step", "recovery_disk_total_ms",
+     "recovery_ram_local_total_ms", "recovery_total_speedup_x"),
     ("Throughput", "throughput_disk_it_s", "throughput_ram_it_s", "throughput_gain_percent"),
 )  # fmt: skip
 
