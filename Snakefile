@@ -21,6 +21,10 @@ include: "workflow/rules/on_request.smk"
 # On a cluster only measurements are worth a job.
 localrules:
     all,
+    peers_packages,
+    peers,
+    scaling,
+    soak,
     summary,
     claims,
     figure,

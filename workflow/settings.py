@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.compose import load
@@ -14,7 +14,7 @@ SOURCE = Path("src/twinckpt")
 # What an experiment runs, layers and modules; an edit of one of them measures anew.
 MEASURED_LAYERS = (
     *("core", "memory", "net", "agents", "checkpointer", "training", "results", "experiments"),
-    *("errors.py", "run.py"),
+    *("errors.py", "meeting.py", "run.py"),
 )
 # What an experiment needs beyond those, and the experiments whose samples it reads.
 ALSO_RUNS = {"wasted_time": ("simulation",), "control_plane": ("simulation",)}
@@ -63,7 +63,6 @@ class Settings:
             return config_sha256(relevant(load(experiment, self.overrides)))
         except ConfigurationError as error:
             _stop(str(error))
-            raise
 
 
 def sources(*layers: str) -> list[str]:
@@ -85,7 +84,7 @@ def _quoted(words: list[str]) -> list[str]:
     return ["'" + word.replace("'", "'\\''") + "'" for word in words]
 
 
-def _stop(message: str) -> None:
+def _stop(message: str) -> NoReturn:
     print(f"twinckpt: {message}", file=sys.stderr)
     sys.exit(2)
 

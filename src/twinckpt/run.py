@@ -219,8 +219,8 @@ class WarmParent:
 def main() -> int:
     """Preload, then fork and watch; or run the script here where that cannot work."""
     arguments = _parse(sys.argv[1:])
-    if reason := _why_not_fork():
-        _run_without_fork(arguments, reason)
+    if "TWINCKPT_AGENT" not in os.environ:
+        _run_without_fork(arguments, "twinckpt.run needs torchrun --rdzv-backend=twinckpt")
     # Modules that ask for a GPU as they are imported must not open it: no fork could use it then.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     for name in _PRELOADED:
@@ -248,14 +248,6 @@ def main() -> int:
     if exit_code < 0:
         _end_by(-exit_code)
     return exit_code
-
-
-def _why_not_fork() -> str:
-    if "TWINCKPT_AGENT" not in os.environ:
-        return "twinckpt.run needs torchrun --rdzv-backend=twinckpt"
-    if not hasattr(os, "pidfd_open"):
-        return "this system has no pidfd_open"
-    return ""
 
 
 def _run_without_fork(arguments: argparse.Namespace, reason: str) -> NoReturn:

@@ -93,6 +93,8 @@ class JobSettings:
             raise ConfigurationError(
                 f"num_slots={self.num_slots}: at least 2, the committed step and the next"
             )
+        if self.heartbeat_interval_s == 0:
+            raise ConfigurationError("heartbeat_interval_s=0: it must be more than 0")
         if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
             raise ConfigurationError(
                 f"heartbeat_timeout_s={self.heartbeat_timeout_s} is too short for "

@@ -466,5 +466,4 @@ class LocalCluster:
 
 def die_with_operator() -> None:
     """Have the kernel end a machine's torchrun, and so the machine, when the operator is killed."""
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

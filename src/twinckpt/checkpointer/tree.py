@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from twinckpt.errors import UnsupportedStateError
 
-# A JSON object stands for itself only if its keys are strings and none of these.
+# A JSON object stands for itself only if its keys are strings and not this one.
 _KIND = "$"
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 FLOAT = struct.Struct("<d")

@@ -8,13 +8,14 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from twinckpt.memory.slot import available_bytes
+
 MIB = 1 << 20
-_CGROUP = Path("/sys/fs/cgroup")
 _SHMEM_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _MIN_FILES = 1024
 _MAX_PORT = 65535
@@ -64,25 +65,6 @@ def run(args: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{finding.level:4}  {finding.text}")
     return int(any(finding.level == "fail" for finding in findings))
-
-
-def available_bytes() -> int:
-    """Return the memory that this process may still take: the machine's, or its container's."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    free = [int(fields["MemAvailable"].split()[0]) * 1024]
-    free += list(_container_bytes())
-    return max(0, min(free))
-
-
-def _container_bytes() -> Iterator[int]:
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return
-    if limit != "max":
-        yield int(limit) - used
 
 
 def _kernel() -> Finding:

@@ -186,7 +186,7 @@ def _iterations(plan: "Plan") -> str:
 
 
 def _time(seconds: float) -> str:
-    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+    for size, name in ((DAY_S, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {name}"
     return f"{seconds:.3g} s"

@@ -5,7 +5,8 @@ The root therefore hands out tickets: a rank uses ticket k at its first save of 
 ≥ `not_before_step`, after ticket k − 1. If news of a ticket reached the ranks on different
 sides of a save, they use it at different steps; the root sees the conflict, abandons the
 ticket and lets the next one begin a few steps later, so that all ranks know it in time; twice
-as many after each further conflict, for ranks that do not wait for each other at every step.
+as many after each further ticket that is abandoned, for ranks that do not wait for each other at
+every step.
 A ticket is issued only while a slot for it is free everywhere, so no rank ever waits for one.
 """
 
@@ -14,15 +15,19 @@ from dataclasses import dataclass
 
 from twinckpt.core.recovery import Recovery
 
+TICKETS_A_GENERATION = 1_000_000
+_MIN_HEAD_START_STEPS = 2
+
 
 @dataclass(slots=True)
 class _InFlight:
+    """An undecided ticket: the step that the first rank used it at, None before that.
+
+    Not `is_new`: the step that the generation resumed, until it is redundant again.
+    """
+
     step: int | None = None
     is_new: bool = True
-
-
-TICKETS_A_GENERATION = 1_000_000
-_MIN_HEAD_START_STEPS = 2
 
 
 def generation_of(ticket: int) -> int:
@@ -159,6 +164,6 @@ class CommitLog:
         self._head_start_steps *= 2
         return flight.step or 0
 
-    def abandon_all(self) -> list[int]:
+    def abandonable(self) -> list[int]:
         """Return every undecided ticket that is not the step resumed from."""
         return [ticket for ticket, flight in self._in_flight.items() if flight.is_new]

@@ -142,7 +142,7 @@ class Generation:
             self._reserve_lacking(rank)
         self._commit_complete()
         if not self._reservations.is_complete:
-            self._abandon(self._commits.abandon_all())
+            self._abandon(self._commits.abandonable())
         for ticket in {*self._commits.undecided(), self._commits.committed_ticket}:
             self.fetch_missing(ticket)
         self._issue_tickets()
@@ -195,7 +195,7 @@ class Generation:
         rank, slot_bytes = attached.rank, attached.slot_bytes
         home = self._index[machine]
         if self._reservations.attach(rank, home, attached.world_size, slot_bytes):
-            self._abandon(self._commits.abandon_all())
+            self._abandon(self._commits.abandonable())
         self._reserve_lacking(rank)
 
     def _reserve_lacking(self, rank: int) -> None:

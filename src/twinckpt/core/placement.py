@@ -46,31 +46,6 @@ class Placement:
         """
         return tuple(sorted({tuple(sorted(row)) for row in self.holders}))
 
-    def sends_to(self, machine: int) -> tuple[int, ...]:
-        """Return the peers that keep this machine's shards, in sending order."""
-        return self.holders[machine][1:]
-
-    def receives_from(self, machine: int) -> tuple[int, ...]:
-        """Return the machines whose shards this one keeps for them, in increasing order."""
-        return tuple(
-            source
-            for source, row in enumerate(self.holders)
-            if source != machine and machine in row
-        )
-
-    def shard_holders(self, rank: int, ranks_per_machine: int = 1) -> tuple[int, ...]:
-        """Return the machines that hold a rank's shard, its own first.
-
-        Ranks are numbered machine by machine, as torchrun does.
-        """
-        num_ranks = self.num_machines * ranks_per_machine
-        if ranks_per_machine < 1 or not 0 <= rank < num_ranks:
-            raise ValueError(
-                f"rank={rank}: must be in [0, {num_ranks}) with {self.num_machines} machines "
-                f"of ranks_per_machine={ranks_per_machine}"
-            )
-        return self.holders[rank // ranks_per_machine]
-
 
 def group(num_machines: int, num_replicas: int, order: Sequence[int] | None = None) -> Placement:
     """Cut the machines into groups of m; each sends to all others of its group."""

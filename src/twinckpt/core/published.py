@@ -84,7 +84,3 @@ FAILURE_STATISTICS = (
     ),
 )  # fmt: skip
 STATISTICS_BY_NAME = {one.name: one for one in FAILURE_STATISTICS}
-
-# Ford et al., OSDI 2010, §5 (https://research.google/pubs/pub36737/): about 37 % of the node
-# failures in Google's storage clusters were part of a burst of two nodes or more.
-BURST_SHARE = 0.37

@@ -198,13 +198,6 @@ def ours(
     return Strategy("twinckpt", recoverable_s, interval_s, retrieval_s, stall_s)
 
 
-def failures_per_s(num_machines: int, failed_share_per_day: float) -> float:
-    """Return a job's failure rate in 1/s from the share of machines that fail in a day."""
-    _check_positive(num_machines=num_machines)
-    _check_not_negative(failed_share_per_day=failed_share_per_day)
-    return num_machines * failed_share_per_day / 86400
-
-
 def goodput(strategy: Strategy, rate_per_s: float, restart: Restart | None = None) -> float:
     """Return the effective training time ratio under Poisson failures, in [0, 1].
 

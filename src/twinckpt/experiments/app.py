@@ -1,7 +1,6 @@
 """What all experiments share: the Hydra entry point, the output directory, running clusters."""
 
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -153,7 +152,7 @@ def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment]
     for stale in ("samples.csv", "provenance.json", "config.yaml"):
         (experiment.out / stale).unlink(missing_ok=True)
     settings = relevant(config)
-    facts: dict[str, Any] = {"disk_read_after_dropping_page_cache": hasattr(os, "posix_fadvise")}
+    facts: dict[str, Any] = {}
     if "data" in settings:
         facts["data_sha256"] = _data_sha256(config)
     provenance = collect(settings, [config.optimization.seed], facts)

@@ -44,6 +44,10 @@ class ClusterSection:
             make_placement(self.placement, self.num_machines, self.replicas)
         except ValueError as error:
             raise ConfigurationError(f"cluster.placement={self.placement}: {error}") from error
+        if not self.heartbeat_interval_s > 0:
+            raise ConfigurationError(
+                f"cluster.heartbeat_interval_s={self.heartbeat_interval_s} must be more than 0"
+            )
         if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
             raise ConfigurationError(
                 f"cluster.heartbeat_timeout_s={self.heartbeat_timeout_s} must be at least three "
@@ -141,8 +145,9 @@ class LimitsSection:
 
     def __post_init__(self) -> None:
         at_least("limits.num_tensors", self.num_tensors, 3)
-        for size in [*self.sizes_mib, *self.single_sizes_mib]:
-            at_least("limits.sizes_mib", size, 1)
+        for name in ("sizes_mib", "single_sizes_mib"):
+            for size in getattr(self, name):
+                at_least("limits." + name, size, 1)
         some_of("limits.devices", self.devices, ("cpu", "cuda"))
 
 

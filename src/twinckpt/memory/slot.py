@@ -7,13 +7,13 @@ The kernel frees it when the last process that has it ends, so nothing stays beh
 import ctypes
 import mmap
 import os
-import sys
-import tempfile
+from pathlib import Path
 
 from twinckpt.errors import OutOfMemoryError
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _LIBC = ctypes.CDLL(None)
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class Slot:
@@ -33,14 +33,14 @@ class Slot:
         Raises OutOfMemoryError, before the kernel has to kill anything, if it does not fit.
         """
         capacity_bytes = max(mmap.PAGESIZE, -(-capacity_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
-        available_bytes = _available_bytes()
-        if available_bytes is not None and capacity_bytes > available_bytes:
+        free_bytes = available_bytes()
+        if capacity_bytes > free_bytes:
             raise OutOfMemoryError(
                 f"a slot of {capacity_bytes >> 20} MiB does not fit into the "
-                f"{available_bytes >> 20} MiB of memory that are free; use fewer replicas or "
+                f"{free_bytes >> 20} MiB of memory that are free; use fewer replicas or "
                 "slots, shard the state over more ranks, or give the machine more memory"
             )
-        fd = _anonymous_file()
+        fd = os.memfd_create("twinckpt-slot", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, capacity_bytes)
             slot = cls(fd, capacity_bytes)
@@ -65,33 +65,19 @@ def _populate(mapping: mmap.mmap) -> None:
     An older kernel refuses: slower, not wrong. Unlike `mmap.madvise`, this lets other threads
     run meanwhile; the kernel needs a second for a gigabyte.
     """
-    if sys.platform == "linux":
-        whole = (ctypes.c_char * len(mapping)).from_buffer(mapping)
-        for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
-            _LIBC.madvise(ctypes.byref(whole), ctypes.c_size_t(len(mapping)), advice)
+    whole = (ctypes.c_char * len(mapping)).from_buffer(mapping)
+    for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
+        _LIBC.madvise(ctypes.byref(whole), ctypes.c_size_t(len(mapping)), advice)
 
 
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("twinckpt-slot", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _available_bytes() -> int | None:
-    """Memory that can be taken without swapping, by the kernel's estimate and cgroup limit."""
+def available_bytes() -> int:
+    """Return the memory that this process may still take: the machine's, or its container's."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    machine_bytes = int(fields["MemAvailable"].split()[0]) << 10
     try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        available = int(fields["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError):
-        return None
-    try:
-        with (
-            open("/sys/fs/cgroup/memory.max") as limit,
-            open("/sys/fs/cgroup/memory.current") as used,
-        ):
-            available = min(available, int(limit.read()) - int(used.read()))
-    except (OSError, ValueError):
-        pass
-    return available
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii")
+        used = (_CGROUP / "memory.current").read_text(encoding="ascii")
+        return max(0, min(machine_bytes, int(limit) - int(used)))
+    except (OSError, ValueError):  # no control group of its own, or one with the limit "max"
+        return machine_bytes

@@ -19,17 +19,13 @@ UNITS = frozenset(
     {
         "s",
         "bytes",
-        "bytes_per_s",
         "iterations_per_s",
-        "samples_per_s",
         "steps",
         "count",
         "bool",
         "ratio",
         "percent",
-        "nats",
         "nats_per_byte",
-        "bits",
         "bits_per_byte",
     }
 )

@@ -37,16 +37,6 @@ class Connection:
         """The root sends; `deliver` happens at the worker unless that has closed its side."""
         self._send(self._to_worker, deliver)
 
-    @property
-    def is_open_at_root(self) -> bool:
-        """Return whether the root still reads."""
-        return self._to_root.is_open
-
-    @property
-    def is_open_at_worker(self) -> bool:
-        """Return whether the worker still reads."""
-        return self._to_worker.is_open
-
     def close_at_root(self) -> None:
         """The root reads no further; what is under way to it is lost."""
         self._to_root.is_open = False

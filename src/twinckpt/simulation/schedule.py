@@ -18,7 +18,6 @@ class Outcome:
     """What one seed amounted to."""
 
     num_machines: int
-    num_faults: int
     num_events: int
     num_commits: int
     healthy_after_s: float
@@ -70,7 +69,6 @@ def run(seed: int, *, num_faults: int = 20, max_machines: int = 16) -> Outcome:
         raise InvariantViolation(HEALTHY, what, cluster.time.story())
     return Outcome(
         job.num_machines,
-        num_faults,
         cluster.time.num_events,
         invariants.num_commits,
         cluster.time.now_s - at_s,

@@ -15,7 +15,6 @@ from twinckpt.errors import ConfigurationError
 class ModelConfig:
     """A GPT: `width` is the size of a token's vector, `context` the window in tokens."""
 
-    name: str = "tiny"
     vocabulary: int = 256
     context: int = 64
     width: int = 128
@@ -40,7 +39,6 @@ class ModelConfig:
 class DataConfig:
     """Where the bytes come from: a file, or the sources of Python's standard library."""
 
-    name: str = "stdlib"
     path: str = ""
     max_bytes: int = 8 << 20
 
