@@ -15,7 +15,7 @@ from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 NUM_MACHINES = 4
-STEPS = 60  # enough that training still runs when the last thing is killed, however slow that is
+STEPS = 40  # training still runs when the last thing is killed, however slow that is
 TIMEOUT_S = 120.0
 MODEL = ModelConfig(context=32, width=64, layers=2, heads=4)
 SOURCES = {

@@ -82,7 +82,7 @@ class LinkedTraining:
         self._sent = self._shard()
         shard = memoryview(self._sent)
         self._num_spans_begun = 0
-        meet(self.training)
+        meet(self.training.device)
         started_s = time.monotonic()
         spans = [[c for c in schedule.chunks if c.span == i] for i in range(len(schedule.spans_s))]
         if schedule.strategy == "blocking":

@@ -17,126 +17,23 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from twinckpt.checkpointer import Checkpointer, SaveHandle, moving
-from twinckpt.checkpointer.device import DeviceCopies
-from twinckpt.checkpointer.layout import Layout, metadata_of
-from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
-from twinckpt.checkpointer.state import TrainingState
+from twinckpt.checkpointer import Checkpointer, SaveHandle
 from twinckpt.experiments.ranks.busy_step import BusyStep
 from twinckpt.experiments.ranks.loopback import LoopbackRing
-from twinckpt.memory.checksums import chunk_digest
-from twinckpt.memory.slot import Slot
+from twinckpt.experiments.ranks.measuring import (
+    KILL_TIMEOUT_S,
+    STEPS_AFTER_A_CONFLICT,
+    clocked,
+    is_committed,
+    lose_and_restore,
+    meet,
+    require_committed,
+)
+from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.results.jsonl import JsonLines
 from twinckpt.training.setup import gpu_and_backend
 
-UNDECIDED_TIMEOUT_S = 5.0
-KILL_TIMEOUT_S = 120.0
 BLOCK_STEPS = 2
-STEPS_AFTER_A_CONFLICT = 10  # no ticket is valid earlier
-CPU = torch.device("cpu")
-
-
-class Blocks(torch.nn.Module):
-    """Parameters of many sizes, as a transformer has them; nothing to compute."""
-
-    def __init__(self, num_bytes: int, num_tensors: int, seed: int) -> None:
-        super().__init__()
-        weights = torch.rand(num_tensors, generator=torch.Generator().manual_seed(0)) + 0.05
-        sizes = (weights / weights.sum() * num_bytes / 4).long().clamp(min=1)
-        generator = torch.Generator().manual_seed(seed)
-        self.blocks = torch.nn.ParameterList(
-            torch.randn(int(size), generator=generator) for size in sizes
-        )
-
-
-class Rank:
-    """The state of one rank, a plain copy of it, and the clocks."""
-
-    def __init__(self, size_mib: int, num_tensors: int, device: torch.device = CPU) -> None:
-        self.device = device
-        # Of the state, a third are parameters and two are Adam's moments.
-        model = Blocks((size_mib << 20) // 3, num_tensors // 3, seed=dist.get_rank())
-        self.model = model.to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        for parameter in self.model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.tensors = [p.detach() for p in self.model.parameters()]
-        for moments in self.optimizer.state.values():
-            self.tensors += [moments["exp_avg"], moments["exp_avg_sq"]]
-        self.copies = [
-            torch.empty(tensor.shape, pin_memory=device.type == "cuda").copy_(tensor)
-            for tensor in self.tensors
-        ]
-        self.counters = [moments["step"] for moments in self.optimizer.state.values()]
-        self.num_bytes = sum(tensor.nbytes for tensor in self.tensors)
-        self._training_state = TrainingState(self.state)
-        flat = self._training_state.capture()
-        self._layout = Layout(flat)
-        self._target = SlotTarget(self._layout, Slot.allocate(self._layout.size_bytes).buffer)
-        self._live = [moving.address_of(flat.tensors[name]) for name in self._layout.regions]
-
-    def settle(self) -> None:
-        """Wait until a GPU has done what it was given; a CPU has."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    @property
-    def state(self) -> dict[str, object]:
-        """What is checkpointed."""
-        return {"model": self.model, "optimizer": self.optimizer}
-
-    @torch.no_grad()
-    def copy_out(self) -> None:
-        """One plain copy of the state into touched memory."""
-        self._copy_all(self.copies, self.tensors)
-
-    def _copy_all(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-        for target, source in zip(targets, sources, strict=True):
-            if self.device.type == "cpu":
-                moving.copy(target, source)
-            else:
-                target.copy_(source, non_blocking=True)
-        self.settle()
-
-    def stage(self) -> None:
-        """Fill a slot of its own, checksums included."""
-        flat = self._training_state.capture()
-        header = self._layout.header(metadata_of(flat, self._layout, step=0))
-        assert header is not None
-        writer = SlotWriter(self._target, flat, header, DeviceCopies())
-        writer.copy_now(frozenset())
-        writer.copy_rest()
-
-    @torch.no_grad()
-    def overwrite(self) -> None:
-        """Spoil the live state, so that only a restore can bring it back."""
-        for tensor in self.tensors:
-            tensor.zero_()
-        self.settle()
-
-    def is_intact(self) -> bool:
-        """Whether every byte is as it was."""
-        return all(
-            torch.equal(tensor.cpu(), copy)
-            for tensor, copy in zip(self.tensors, self.copies, strict=True)
-        )
-
-    @torch.no_grad()
-    def copy_in(self) -> None:
-        """One plain copy of that copy into the live state."""
-        self._copy_all(self.tensors, self.copies)
-
-    def copy_in_hashed(self) -> None:
-        """The least that a verified restore can do: each chunk of a slot copied, then hashed.
-
-        Everything that takes Python is prepared; `stage` has filled the slot. In CPU memory only.
-        """
-        for pieces, chunk in self._target.chunks:
-            for tensor, skip, address, size_bytes in pieces:
-                moving.move(self._live[tensor] + skip, address, size_bytes)
-            chunk_digest(chunk)
 
 
 class Saving:
@@ -262,15 +159,6 @@ def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, ro
     ring.close()
 
 
-def lose_and_restore(checkpointer: Checkpointer) -> int | None:
-    """Restore as after the loss of the machine's own copy, which is dropped first."""
-    ticket = checkpointer.restore_report["ticket"]
-    client = checkpointer._client
-    return checkpointer._restorer.restore_from(
-        lambda timeout_s: client.report_damage(ticket, "dropped to measure", timeout_s)
-    )
-
-
 def _restored(rank: Rank, restore: Callable[[], int | None]) -> float:
     rank.overwrite()
     for counter in rank.counters:
@@ -279,33 +167,6 @@ def _restored(rank: Rank, restore: Callable[[], int | None]) -> float:
     if not rank.is_intact() or any(counter.item() != 1 for counter in rank.counters):
         raise RuntimeError("the restored state differs from the saved one")
     return took_s
-
-
-def clocked(action: Callable[[], object]) -> tuple[float, float]:
-    """Run an action on all ranks at once; return its wall time and this process's CPU time."""
-    meet()
-    started_s, started_cpu_s = time.monotonic(), time.process_time()
-    action()
-    return time.monotonic() - started_s, time.process_time() - started_cpu_s
-
-
-def meet() -> None:
-    """Wait for all ranks, so that a clock starts on idle machines."""
-    dist.barrier()
-
-
-def is_committed(handle: SaveHandle) -> bool:
-    """Wait for the end of a checkpoint; one that another rank skipped has none for now."""
-    try:
-        return handle.wait(timeout_s=UNDECIDED_TIMEOUT_S) == "committed"
-    except TimeoutError:
-        return False
-
-
-def require_committed(handle: SaveHandle) -> None:
-    """End the measurement if a checkpoint got lost: its time would mean nothing."""
-    if not is_committed(handle):
-        raise RuntimeError(f"the checkpoint of step {handle.step} is {handle.status}")
 
 
 def main() -> None:

@@ -1,15 +1,22 @@
-"""What the measuring rank programs share: a built training, a log, barriers around clocks."""
+"""What the measuring rank programs share: a built training, a log, clocks that start at once."""
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from twinckpt.checkpointer import Checkpointer, SaveHandle
 from twinckpt.results.jsonl import JsonLines
 from twinckpt.training.config import TrainingConfig
 from twinckpt.training.setup import Training, build, join_process_group
+
+UNDECIDED_TIMEOUT_S = 5.0
+KILL_TIMEOUT_S = 120.0
+STEPS_AFTER_A_CONFLICT = 1000  # no ticket is valid earlier
 
 
 def start() -> tuple[Training, JsonLines]:
@@ -23,8 +30,39 @@ def start() -> tuple[Training, JsonLines]:
     return build(config, device), log
 
 
-def meet(training: Training) -> None:
-    """Wait for all ranks, and for the device, so that a clock starts on idle machines."""
-    if training.device.type == "cuda":
-        torch.cuda.synchronize(training.device)
+def meet(device: torch.device | None = None) -> None:
+    """Wait for all ranks, and for a device, so that a clock starts on idle machines."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
     dist.barrier()
+
+
+def clocked(action: Callable[[], object]) -> tuple[float, float]:
+    """Run an action on all ranks at once; return its wall time and this process's CPU time."""
+    meet()
+    started_s, started_cpu_s = time.monotonic(), time.process_time()
+    action()
+    return time.monotonic() - started_s, time.process_time() - started_cpu_s
+
+
+def is_committed(handle: SaveHandle) -> bool:
+    """Wait for the end of a checkpoint; one that another rank skipped has none for now."""
+    try:
+        return handle.wait(timeout_s=UNDECIDED_TIMEOUT_S) == "committed"
+    except TimeoutError:
+        return False
+
+
+def require_committed(handle: SaveHandle) -> None:
+    """End the measurement if a checkpoint got lost: its time would mean nothing."""
+    if not is_committed(handle):
+        raise RuntimeError(f"the checkpoint of step {handle.step} is {handle.status}")
+
+
+def lose_and_restore(checkpointer: Checkpointer) -> int | None:
+    """Restore as after the loss of the machine's own copy, which is dropped first."""
+    ticket = checkpointer.restore_report["ticket"]
+    client = checkpointer._client
+    return checkpointer._restorer.restore_from(
+        lambda timeout_s: client.report_damage(ticket, "dropped to measure", timeout_s)
+    )

@@ -17,14 +17,13 @@ import torch.distributed as dist
 
 from twinckpt.checkpointer import Checkpointer
 from twinckpt.experiments.ranks.busy_step import BusyStep
-from twinckpt.experiments.ranks.limits import (
-    CPU,
+from twinckpt.experiments.ranks.measuring import (
     KILL_TIMEOUT_S,
     STEPS_AFTER_A_CONFLICT,
-    Rank,
     clocked,
     meet,
 )
+from twinckpt.experiments.ranks.rank import CPU, Rank
 from twinckpt.experiments.ranks.rival_makers import RANK_ONLY, makers
 from twinckpt.experiments.ranks.rivals import Rival, Twinckpt
 from twinckpt.results.jsonl import JsonLines

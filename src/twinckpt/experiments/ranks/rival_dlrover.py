@@ -20,7 +20,7 @@ from dlrover.trainer.torch.flash_checkpoint import engine
 from dlrover.trainer.torch.flash_checkpoint.checkpointer import StorageType
 from dlrover.trainer.torch.flash_checkpoint.ddp import DdpCheckpointer
 
-from twinckpt.experiments.ranks.limits import Rank
+from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Rival
 
 _PR_SET_PDEATHSIG = 1

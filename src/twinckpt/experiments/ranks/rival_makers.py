@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from twinckpt.experiments.ranks.limits import Rank
+from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import (
     Dcp,
     LmResiliency,

@@ -26,7 +26,7 @@ from nvidia_resiliency_ext.checkpointing.local.replication.strategies import (
     CliqueReplicationStrategy,
 )
 
-from twinckpt.experiments.ranks.limits import Rank
+from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Rival
 
 SESSION = "peers"

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torchsnapshot import Snapshot, StateDict
 
-from twinckpt.experiments.ranks.limits import Rank
+from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Rival
 
 # Otherwise it asks all ranks how many share a host, in a restore of one rank too.

@@ -18,8 +18,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from twinckpt.checkpointer import Checkpointer, SaveHandle, moving
-from twinckpt.experiments.ranks.limits import Rank, lose_and_restore, require_committed
 from twinckpt.experiments.ranks.loopback import LoopbackRing
+from twinckpt.experiments.ranks.measuring import lose_and_restore, require_committed
+from twinckpt.experiments.ranks.rank import Rank
 
 _TIMEOUT = timedelta(seconds=120)
 

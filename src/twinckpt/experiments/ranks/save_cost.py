@@ -55,7 +55,7 @@ def main() -> None:
         for repeat in range(training.config.steps):
             for method, measure in methods.items():
                 step += 1
-                meet(training)
+                meet(training.device)
                 stall_s, recoverable_s, num_bytes = measure(step)
                 log.write(
                     "sample",
@@ -66,7 +66,7 @@ def main() -> None:
                     bytes=num_bytes,
                 )
                 # The next method starts on machines that have nothing left to do.
-                meet(training)
+                meet(training.device)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from twinckpt.checkpointer import Checkpointer
-from twinckpt.experiments.ranks.limits import Rank, meet, require_committed
+from twinckpt.experiments.ranks.measuring import meet, require_committed
+from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Dcp, Rival, TorchSave
 from twinckpt.results.jsonl import JsonLines
 

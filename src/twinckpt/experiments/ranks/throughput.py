@@ -31,7 +31,7 @@ def main() -> None:
             for method in METHODS:
                 handles: list[SaveHandle] = []
                 disk_s = 0.0
-                meet(training)
+                meet(training.device)
                 stalled_s = checkpointer.stall_s
                 started_s = time.monotonic()
                 for _ in range(block_steps):
@@ -44,7 +44,7 @@ def main() -> None:
                         disk.save(step)
                         disk_s += time.monotonic() - saved_s
                 checkpointer.fence()
-                meet(training)
+                meet(training.device)
                 took_s = time.monotonic() - started_s
                 if handles and not handles[-1].is_final:
                     handles[-1].wait(timeout_s=COMMIT_TIMEOUT_S)
