@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 from helpers import agents_of_tests, wait_until
+from twinckpt.agents.emulated_machines import die_with_operator
 from twinckpt.agents.etcd_client import Access, EtcdClient
 from twinckpt.agents.launch import free_port
-from twinckpt.agents.local_cluster import die_with_operator
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
 
 

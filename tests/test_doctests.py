@@ -26,6 +26,6 @@ def test_examples(name):
 
 def test_the_public_interface_has_examples():
     """Where a user begins to read."""
-    assert {"twinckpt.checkpointer.checkpointer", "twinckpt.agents.launch"} <= {
+    assert {"twinckpt.checkpointer.checkpointer", "twinckpt.agents.job_settings"} <= {
         *modules_with_examples()
     }

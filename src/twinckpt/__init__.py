@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twinckpt.errors import TwinckptError
 
 if TYPE_CHECKING:
-    from twinckpt.agents.launch import JobSettings
+    from twinckpt.agents.job_settings import JobSettings
     from twinckpt.checkpointer import Checkpointer, SaveHandle
     from twinckpt.checkpointer.rng import RngState
 
@@ -21,7 +21,7 @@ __all__ = ["Checkpointer", "JobSettings", "RngState", "SaveHandle", "TwinckptErr
 
 _HOMES = {
     "Checkpointer": "twinckpt.checkpointer",
-    "JobSettings": "twinckpt.agents.launch",
+    "JobSettings": "twinckpt.agents.job_settings",
     "RngState": "twinckpt.checkpointer.rng",
     "SaveHandle": "twinckpt.checkpointer",
 }

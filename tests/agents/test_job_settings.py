@@ -8,7 +8,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from twinckpt import Checkpointer, JobSettings
-from twinckpt.agents.launch import LAUNCHED
+from twinckpt.agents.job_settings import LAUNCHED
 from twinckpt.agents.rendezvous import create_handler
 from twinckpt.checkpointer.connect import job_settings
 from twinckpt.errors import ConfigurationError

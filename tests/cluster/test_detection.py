@@ -9,7 +9,7 @@ import pytest
 from faulty_cluster import FaultyCluster
 
 from helpers import wait_until
-from twinckpt.agents.launch import JobSettings
+from twinckpt.agents.job_settings import JobSettings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 

@@ -7,7 +7,7 @@ import pytest
 from network import Network, why_not
 
 from helpers import wait_until
-from twinckpt.agents.launch import JobSettings
+from twinckpt.agents.job_settings import JobSettings
 from twinckpt.experiments.agent_cluster import AgentCluster, AgentMachine
 from twinckpt.net import local
 from twinckpt.net.bulk import TRANSFER_TIMEOUT_S

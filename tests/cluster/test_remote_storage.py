@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from twinckpt.agents.launch import JobSettings, free_port
+from twinckpt.agents.job_settings import JobSettings
+from twinckpt.agents.launch import free_port
 from twinckpt.cli import main
 from twinckpt.errors import ConfigurationError
 from twinckpt.memory.drained import drained_steps, location, set_aside

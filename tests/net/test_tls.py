@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
-from twinckpt.agents.launch import JobSettings, free_port
+from twinckpt.agents.job_settings import JobSettings
+from twinckpt.agents.launch import free_port
 from twinckpt.agents.process import start_root_agent
 from twinckpt.cli import main
 from twinckpt.cli.status import ask

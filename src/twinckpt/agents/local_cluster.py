@@ -1,12 +1,9 @@
 """`LocalCluster`: N emulated machines on this host, and the operator who kills and replaces them.
 
-A machine is a torchrun with its ranks and its worker agent. To kill it is to SIGKILL all of
-them, so its memory is gone too. The root agent belongs to the operator here, unless the
-machines elect it.
+The root agent belongs to the operator here, unless the machines elect it.
 """
 
 import contextlib
-import ctypes
 import os
 import secrets
 import signal
@@ -22,15 +19,14 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from twinckpt.agents.config import RootAgentConfig
+from twinckpt.agents.emulated_machines import EmulatedMachines
 from twinckpt.agents.event_log import EventReader
-from twinckpt.agents.launch import JobSettings, free_port
+from twinckpt.agents.job_settings import JobSettings
+from twinckpt.agents.launch import free_port
 from twinckpt.agents.process import start_root_agent
 from twinckpt.errors import ConfigurationError, TwinckptError
 
 _POLL_S = 0.01
-_LOG_TAIL_LINES = 15
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 _Found = TypeVar("_Found")
 
@@ -124,8 +120,7 @@ class LocalCluster:
             "TWINCKPT_SECRET": self._secret,
             "TWINCKPT_ONE_HOST": "1",
         }
-        self._machines: dict[str, subprocess.Popen[bytes]] = {}
-        self._killed: set[str] = set()
+        self._machines = EmulatedMachines(self.log_dir)
         self._root: subprocess.Popen[bytes] | None = None
         self._num_started = 0
 
@@ -195,33 +190,24 @@ class LocalCluster:
             "TWINCKPT_WARM_SPARE": str(int(spare and "twinckpt.run" in self._command)),
             "TWINCKPT_AGENT_LOG": str(self.log_dir / f"{name}-agent.log"),
         }
-        with (self.log_dir / f"{name}.log").open("wb") as log:
-            self._machines[name] = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "torch.distributed.run"),
-                    f"--nnodes={self.config.num_needed}:{self.config.num_machines}",
-                    f"--nproc-per-node={self.config.ranks_per_machine}",
-                    "--rdzv-backend=twinckpt",
-                    f"--rdzv-endpoint={self.endpoint}",
-                    f"--rdzv-id={self.run_id}",
-                    "--local-addr=127.0.0.1",
-                    f"--max-restarts={self.config.max_restarts}",
-                    f"--monitor-interval={self.config.monitor_interval_s}",
-                    *self._command,
-                ],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_operator,
-            )
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            f"--nnodes={self.config.num_needed}:{self.config.num_machines}",
+            f"--nproc-per-node={self.config.ranks_per_machine}",
+            "--rdzv-backend=twinckpt",
+            f"--rdzv-endpoint={self.endpoint}",
+            f"--rdzv-id={self.run_id}",
+            "--local-addr=127.0.0.1",
+            f"--max-restarts={self.config.max_restarts}",
+            f"--monitor-interval={self.config.monitor_interval_s}",
+            *self._command,
+        ]
+        self._machines.start(name, command, env)
         return name
 
     def stop(self) -> None:
         """End every process of the cluster, whatever its state."""
-        for name in list(self._machines):
-            self._kill_processes(name)
+        self._machines.kill_all()
         if self._root is not None:
             self._root.kill()
             self._root.wait()
@@ -229,18 +215,12 @@ class LocalCluster:
 
     def wait(self, timeout_s: float) -> None:
         """Wait until the job has ended on all machines; raises ClusterFailed if it failed."""
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            working = {n: p for n, p in self._machines.items() if n not in self._killed}
-            done = [name for name, process in working.items() if process.poll() == 0]
-            for name, process in working.items():
-                if process.poll() not in (None, 0):
-                    raise ClusterFailed(self._story(f"{name} ended with {process.returncode}"))
-            if len(done) >= self.config.num_needed:
-                return
-            if time.monotonic() > deadline_s:
-                raise ClusterFailed(self._story(f"the job did not end within {timeout_s} s"))
-            time.sleep(_POLL_S)
+
+        def has_ended() -> bool:
+            self._check_machines()
+            return len(self._machines.done) >= self.config.num_needed
+
+        self.wait_until(has_ended, timeout_s=timeout_s, what="end of the job")
 
     # Events.
 
@@ -285,7 +265,7 @@ class LocalCluster:
 
         def stands_by() -> bool:
             waiting = {e["machine"] for e in self.events if e["event"] == "machine_waiting"}
-            return bool(waiting - set(self.places) - self._killed)
+            return bool(waiting - set(self.places) - self._machines.killed)
 
         self.wait_until(stands_by, timeout_s=timeout_s, what="spare machine")
 
@@ -298,13 +278,15 @@ class LocalCluster:
         """
         deadline_s = time.monotonic() + timeout_s
         while not (result := condition()):
-            for name, process in self._machines.items():
-                if name not in self._killed and process.poll() not in (None, 0):
-                    raise ClusterFailed(self._story(f"{name} ended with {process.returncode}"))
+            self._check_machines()
             if time.monotonic() > deadline_s:
-                raise ClusterFailed(self._story(f"no {what} within {timeout_s} s"))
+                raise ClusterFailed(self._machines.story(f"no {what} within {timeout_s} s"))
             time.sleep(_POLL_S)
         return result
+
+    def _check_machines(self) -> None:
+        if failure := self._machines.failure:
+            raise ClusterFailed(self._machines.story(failure))
 
     # Failures.
 
@@ -317,12 +299,12 @@ class LocalCluster:
     @property
     def machines(self) -> list[str]:
         """The machines that were started and not killed, spares included."""
-        return [name for name in self._machines if name not in self._killed]
+        return self._machines.names
 
     @property
     def members(self) -> dict[int, str]:
         """The machines of the newest generation that were not killed since, by index."""
-        return {i: name for i, name in enumerate(self.places) if name not in self._killed}
+        return {i: name for i, name in enumerate(self.places) if name not in self._machines.killed}
 
     def kill_rank(self, rank: int) -> float:
         """SIGKILL one training process; return the monotonic time of it."""
@@ -357,8 +339,7 @@ class LocalCluster:
 
     def kill_launched(self, rank: int) -> float:
         """SIGKILL the process that torchrun started for a rank: a warm parent, if it has one."""
-        launcher = psutil.Process(self._machines[self.places[rank // self._ranks_each]].pid)
-        for process in launcher.children():
+        for process in self._machines.launched(self.places[rank // self._ranks_each]):
             if process.environ().get("RANK") == str(rank):
                 now_s = time.monotonic()
                 process.kill()
@@ -395,7 +376,7 @@ class LocalCluster:
         names = [self.places[index] for index in indices]
         now_s = time.monotonic()
         for name in names:
-            self._kill_processes(name)
+            self._machines.kill(name)
         if self.config.auto_replace and not self.config.num_spares:
             for _ in names:
                 self.add_machine()
@@ -425,11 +406,7 @@ class LocalCluster:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Return all processes of a machine: torchrun, its agent, its ranks."""
-        try:
-            launcher = psutil.Process(self._machines[name].pid)
-            return [launcher, *launcher.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return self._machines.processes(name)
 
     def processes_of_job(self) -> list[psutil.Process]:
         """Return all living processes that were started for this job, wherever they are now.
@@ -442,28 +419,3 @@ class LocalCluster:
                 if process.environ().get("TWINCKPT_SECRET") == self._secret:
                     found.append(process)
         return found
-
-    def _kill_processes(self, name: str) -> None:
-        self._killed.add(name)
-        launcher = self._machines[name]
-        if launcher.poll() is None:
-            os.kill(launcher.pid, signal.SIGSTOP)  # or it would start new ranks meanwhile
-        for process in self.processes(name):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        launcher.wait()
-
-    def _story(self, what: str) -> str:
-        tails = [what]
-        for name in self._machines:
-            for path in sorted(self.log_dir.glob(f"{name}*.log")):
-                lines = path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-                tails.append("\n".join([f"--- end of {path}", *lines]))
-        return "\n".join(tails)
-
-
-def die_with_operator() -> None:
-    """Have the kernel end a machine's torchrun, and so the machine, when the operator is killed."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -23,14 +23,8 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
-from twinckpt.agents.launch import (
-    LAUNCHED,
-    JobSettings,
-    RootCandidate,
-    connect_to_agent,
-    free_port,
-    start_machine_agent,
-)
+from twinckpt.agents.job_settings import LAUNCHED, JobSettings
+from twinckpt.agents.launch import RootCandidate, connect_to_agent, free_port, start_machine_agent
 from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.net.local import (
     AgentLink,

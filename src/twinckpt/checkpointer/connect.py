@@ -12,8 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from twinckpt.agents.job_settings import JobSettings
 from twinckpt.agents.launch import (
-    JobSettings,
     connect_to_agent,
     free_port,
     start_machine_agent,

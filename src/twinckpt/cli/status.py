@@ -85,7 +85,7 @@ def ask(host: str, port: int) -> "JobStatus":
     """
     import msgspec
 
-    from twinckpt.agents.launch import JobSettings
+    from twinckpt.agents.job_settings import JobSettings
     from twinckpt.agents.status import JobStatus, StatusQuestion
     from twinckpt.errors import AgentUnavailableError
     from twinckpt.net import wire

@@ -18,7 +18,8 @@ from typing import Any, Self
 import numpy as np
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
-from twinckpt.agents.launch import JobSettings, connect_to_agent, free_port
+from twinckpt.agents.job_settings import JobSettings
+from twinckpt.agents.launch import connect_to_agent, free_port
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.errors import AgentUnavailableError, DamagedCopyError
 from twinckpt.memory.seal import Seal
