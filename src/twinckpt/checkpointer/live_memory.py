@@ -86,8 +86,11 @@ class LiveMemory:
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the first address of a tensor that is not empty, and the one after its last."""
+    start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def _in(memory: torch.UntypedStorage, tensor: torch.Tensor) -> torch.Tensor:
