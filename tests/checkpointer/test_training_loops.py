@@ -1,8 +1,10 @@
 """What training scripts do that a checkpointer may not expect."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -254,3 +256,90 @@ def test_a_rank_that_ends_without_close_has_not_failed(tmp_path):
         timeout=120,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_nested_lists_and_dictionaries_are_filled_in_place():
+    """The loop may hold them by variables of its own."""
+    losses, best = [1.0, 2.0], {"step": 1}
+    progress = {"losses": losses, "best": best, "again": losses}
+    with Checkpointer({"progress": progress}) as checkpointer:
+        checkpointer.save(1, block=True)
+        losses.append(3.0)
+        best["step"] = 2
+        checkpointer.restore()
+        assert progress["losses"] is losses
+        assert progress["best"] is best
+        assert (losses, best) == ([1.0, 2.0], {"step": 1})
+
+
+class Interrupted(BaseException):
+    """As a KeyboardInterrupt, which a notebook catches."""
+
+
+class Interrupting:
+    """A part whose state is asked for at a bad moment, once."""
+
+    def __init__(self):
+        self.is_bad_moment = False
+
+    def state_dict(self):
+        if self.is_bad_moment:
+            self.is_bad_moment = False
+            raise Interrupted
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_a_save_that_is_interrupted_does_not_lose_its_slot():
+    part = Interrupting()
+    with Checkpointer({"part": part, "weight": torch.zeros(4)}) as checkpointer:
+        checkpointer.save(1, block=True)
+        part.is_bad_moment = True
+        while part.is_bad_moment:
+            with contextlib.suppress(Interrupted):
+                checkpointer.save(checkpointer.num_saves + 1)
+        assert checkpointer.save(1000, block=True).status == "committed"
+
+
+def test_another_thread_may_wait_for_commits(state):
+    """To log them, say."""
+    with Checkpointer(state) as checkpointer, ThreadPoolExecutor(1) as pool:
+        waiting = []
+        for step in range(1, 200):
+            handle = checkpointer.save(step)
+            if handle.status != "skipped":
+                waiting.append(pool.submit(handle.wait, timeout_s=60))
+        checkpointer.save(200, block=True)
+        assert {each.result(timeout=60) for each in waiting} == {"committed"}
+
+
+FORKING = """
+import os, sys, torch
+from twinckpt import Checkpointer
+
+torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+parameter = torch.nn.Parameter(torch.zeros(4 << 20))
+optimizer = torch.optim.SGD([parameter], lr=0.1)
+state = {"model": torch.nn.ParameterList([parameter]), "optimizer": optimizer}
+checkpointer = Checkpointer(state)
+for step in range(1, 7):
+    parameter.grad = torch.ones_like(parameter)
+    checkpointer.save(step)
+    if not (child := os.fork()):
+        optimizer.step()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    optimizer.step()
+assert checkpointer.save(100, block=True).status == "committed"
+assert checkpointer.num_failed == 0
+"""
+
+
+def test_a_forked_child_leaves_the_parents_checkpoints_alone():
+    """It has neither the connection nor the thread that copies."""
+    run = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr

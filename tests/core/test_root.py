@@ -616,3 +616,29 @@ def test_a_place_that_does_not_exist_is_no_place(hint):
         own = hint if machine == "a" else None
         cluster.tell(machine, m.Join(0, f"{machine}:1", own, 3, 3))
     assert sorted(cluster.root.places) == ["a", "b", "c"]
+
+
+def test_where_too_few_are_left_at_the_end_a_lost_rank_is_final():
+    """A machine has ended well, and nobody takes its place."""
+    cluster = Cluster(2).form()
+    cluster.tell("b", m.Leave())
+    cluster.tell("a", m.RankLost(1, 0, -9))
+    ((machine, broken),) = cluster.messages(m.Broken)
+    assert (machine, broken.is_final) == ("a", True)
+
+
+def test_a_machine_that_waits_when_another_ends_well_waits_in_vain():
+    """Whichever comes first, the loss of a rank or the end of the other machine."""
+    cluster = Cluster(2).form()
+    cluster.tell("a", m.RankLost(1, 0, -9))
+    cluster.join("a")
+    cluster.tell("b", m.Leave())
+    assert [machine for machine, _ in cluster.messages(m.Refused)] == ["a"]
+
+
+def test_a_second_checkpointer_of_a_rank_gets_tickets_of_its_own():
+    """Those of the first one have ended with it."""
+    cluster = Cluster().form().attach_all()
+    cluster.tell("a", m.Attached(1, 0, 3, 10))
+    assert [told.ticket for _, told in cluster.messages(m.Resolve)] == [1, 1, 1]
+    assert [told.ticket for _, told in cluster.messages(m.Ticket)] == [2, 2, 2]

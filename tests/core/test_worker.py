@@ -5,6 +5,8 @@ import pytest
 from twinckpt.core import messages as m
 from twinckpt.core.worker import GrantSlot, TellRefused, ToRootAgent, Worker
 from twinckpt.errors import OutOfMemoryError
+from twinckpt.memory.in_memory import InMemoryCheckpoint
+from twinckpt.memory.seal import Seal
 from twinckpt.simulation.store import BookkeptSlots
 
 
@@ -87,3 +89,24 @@ def test_slots_of_a_former_place_are_given_back_with_the_first_commit_in_the_new
     worker.receive(m.Reserve(2, 2, 10))
     worker.receive(m.Resolve(2, 1_000_001, 6, committed=True))
     assert worker.slots.tables.keys() == {1, 2}
+
+
+def test_a_slot_that_is_read_no_more_is_granted_at_once():
+    """The root says nothing while its ticket is open: a slow reader would end all checkpoints."""
+    slots = InMemoryCheckpoint(2)
+    worker = Worker(slots)
+    worker.receive(m.Formed(1, 0, 1, "a:1", None))
+    worker.attach(0, 1, 10)
+    for ticket in (1, 2):
+        worker.receive(m.Ticket(1, ticket, 0))
+        data = slots.slot(0, slots.find(0, ticket)).buffer[:10]
+        slots.seal(Seal.of(data, rank=0, ticket=ticket, step=ticket, home=0, world_size=1))
+        if ticket == 1:
+            reading = slots.pinned(0, 1)
+            reading.__enter__()
+        worker.receive(m.Resolve(1, ticket, ticket, committed=True))
+    assert grants(worker.receive(m.Ticket(1, 3, 0))) == []
+    unpinned = []
+    slots.on_unpinned = lambda: unpinned.extend(worker.unpinned())
+    reading.__exit__(None, None, None)
+    assert grants(unpinned) == [3]

@@ -4,16 +4,17 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 from twinckpt.core.messages import Address
-from twinckpt.errors import AuthenticationError, DamagedCopyError
+from twinckpt.errors import AuthenticationError, DamagedCopyError, TwinckptError
 from twinckpt.memory.checksums import CHUNK_BYTES
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net.auth import authenticate, server_exchange
-from twinckpt.net.bulk import BulkClient, BulkServer, TransferCancelled
-from twinckpt.net.wire import ProtocolError
+from twinckpt.net.bulk import BulkClient, BulkServer, TransferCancelled, _receive_seal
+from twinckpt.net.wire import ProtocolError, frame
 
 SECRET = b"a secret of the job that is long"
 SIZE_BYTES = (3 << 20) + 123
@@ -121,3 +122,21 @@ def test_a_machine_that_is_gone_is_an_error_not_a_wait(sender):
         BulkClient(SECRET).fetch(
             Address("gone", "127.0.0.1", port), 3, 5, memoryview(bytearray(SIZE_BYTES))
         )
+
+
+def test_a_seal_that_is_damaged_on_its_way_is_refused_whichever_bit_it_was(sender):
+    """An error of another kind would end the receiving thread, and nobody would hear of it."""
+    store, address = sender
+    payload = msgspec.msgpack.encode(store.entry(3, 5).seal)
+    num_refused = 0
+    for bit in range(8 * len(payload)):
+        damaged = bytearray(payload)
+        damaged[bit // 8] ^= 1 << bit % 8
+        ends = socket.socketpair()
+        with ends[0], ends[1]:
+            ends[0].sendall(frame(bytes(damaged)))
+            try:
+                _receive_seal(ends[1], address, 3, 5)  # a digest may be another: its chunk tells
+            except TwinckptError:
+                num_refused += 1
+    assert num_refused > 0

@@ -100,6 +100,9 @@ class JobSettings:
             )
         if (self.drain_every_commits or self.drain_every_s) and not self.drain_directory:
             raise ConfigurationError("draining needs drain_directory, where to drain to")
+        for name, value in asdict(self).items():
+            if isinstance(value, str) and not _is_text(value):
+                raise ConfigurationError(f"{name}={value!a}: not in UTF-8")
         location(self.drain_directory)  # a URL without a driver is refused here
         self.tls.load()  # what agents would refuse is refused here
 
@@ -182,6 +185,15 @@ class JobSettings:
             drain_every_commits=self.drain_every_commits,
             drain_every_s=self.drain_every_s,
         )
+
+
+def _is_text(value: str) -> bool:
+    """Return whether agents can be told it; the environment may hold any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _variable(name: str) -> str:

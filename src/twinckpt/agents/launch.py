@@ -1,5 +1,6 @@
 """The start of a job's agents on a machine, as its settings say."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -10,12 +11,17 @@ from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.control_store import ETCD_SCHEME, ControlStore, open_store
 from twinckpt.agents.job_settings import JobSettings
 from twinckpt.agents.process import start_root_agent, start_worker_agent
-from twinckpt.errors import AgentUnavailableError, ConfigurationError
+from twinckpt.agents.status import ask
+from twinckpt.errors import AgentUnavailableError, ConfigurationError, TwinckptError
 from twinckpt.memory.drained import check_readable, location
+from twinckpt.net.bulk import family_of
 from twinckpt.net.local import AgentLink
+from twinckpt.net.secret import load_secret
 
 START_TIMEOUT_S = 30.0
 _RESTART_S = 1.0
+_EXIT_BARRIER_S = 300.0
+_LOOK_S = 0.5
 
 
 class RootCandidate:
@@ -70,6 +76,20 @@ class RootCandidate:
                 self._start()
         elif self._is_here and not _listens(*self.address):
             self._start()
+
+    def wait_for_the_others(self) -> None:
+        """Let the other machines end first, if the job's only root agent would end with this one.
+
+        For as long as torchrun's own rendezvous would wait for them.
+        """
+        is_alive = self.process is not None and self.process.poll() is None
+        if not is_alive or self.store.elects_successors:
+            return
+        secret, tls = load_secret(), self._settings.tls.load()
+        deadline_s = time.monotonic() + _EXIT_BARRIER_S
+        with contextlib.suppress(TwinckptError, OSError, EOFError):
+            while ask(*self.address, secret, tls).num_members and time.monotonic() < deadline_s:
+                time.sleep(_LOOK_S)
 
     def _start(self) -> None:
         self._looked_s = time.monotonic()
@@ -202,7 +222,7 @@ def free_port(host: str = "127.0.0.1") -> int:
     Raises ConfigurationError if `host` is not this machine.
     """
     try:
-        with socket.create_server((host, 0)) as probe:
+        with socket.create_server((host, 0), family=family_of(host)) as probe:
             return int(probe.getsockname()[1])
     except OSError as error:
         raise ConfigurationError(

@@ -6,6 +6,7 @@ forms generations through them. This is
 the one module of the agents that imports torch, for the types that torchrun expects.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -31,6 +32,7 @@ from twinckpt.net.local import (
     LauncherBroken,
     LauncherFormed,
     LauncherJoin,
+    LauncherLeave,
     LauncherStandby,
 )
 from twinckpt.net.secret import load_secret
@@ -79,7 +81,7 @@ class MachineStore(HashStore):
     """The store that torchrun asks for, of this machine alone: nothing in it is shared.
 
     Ranks follow from the machine's place (every machine has as many), and the root agent
-    knows who is there; so torchrun has nothing to agree on, and at the end nobody to wait for.
+    knows who is there: torchrun has nothing to agree on, and `shutdown` waits at the end.
     """
 
     def wait(self, *_: Any) -> None:
@@ -175,8 +177,11 @@ class TwinRendezvousHandler(RendezvousHandler):
     def shutdown(self) -> bool:
         """End this machine's part; its agent ends with torchrun's process."""
         if self._link is not None:
+            with contextlib.suppress(AgentUnavailableError):
+                self._link.send(LauncherLeave())
             self._link.say_goodbye()
             self._link = None
+            self._root.wait_for_the_others()
         return True
 
     def _connect(self) -> AgentLink:

@@ -141,6 +141,7 @@ class RootAgent:
         except (AuthenticationError, wire.ProtocolError) as error:
             host = (writer.get_extra_info("peername") or ("a caller that has gone",))[0]
             self._strangers.refuse(host, error)
+            writer.transport.abort()  # closing waits for the caller, who may stay for ever
         except (EOFError, OSError, asyncio.CancelledError):
             pass
         finally:

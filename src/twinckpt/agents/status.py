@@ -4,14 +4,22 @@ A caller that holds the job's secret sends `StatusQuestion` instead of a worker'
 and is sent one `JobStatus`. It changes nothing.
 """
 
+import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twinckpt.core.root import Root
+import msgspec
 
+from twinckpt.core.root import Root
+from twinckpt.errors import AgentUnavailableError
+from twinckpt.net import wire
+from twinckpt.net.auth import call
+from twinckpt.net.tls import Tls
+
+_ANSWER_TIMEOUT_S = 5.0
 NUM_FAILURES = 5
 FAILURES = (
     "machine_lost",
@@ -54,6 +62,7 @@ class Failure:
 class JobStatus:
     """State of a job.
 
+    `num_members` are the connected machines of the newest generation.
     state: forming (waits for machines), recovering (copies of the step resumed from are made
     redundant), or running. `committed_ago_s` is the time since the last new commit; `undecided`
     are steps on their way. `num_skipped` and `num_failed` add up all ranks' saves that were not
@@ -63,6 +72,7 @@ class JobStatus:
     state: str
     generation: int
     machines: tuple[MachineStatus, ...]
+    num_members: int
     num_ranks: int
     replicas: int
     placement: str
@@ -131,6 +141,7 @@ class StatusBoard:
                 )
                 for name, machine in root.membership.machines.items()
             ),
+            num_members=len(root.membership.connected_places()),
             num_ranks=root.num_ranks,
             replicas=root.config.replicas,
             placement=root.config.placement,
@@ -145,6 +156,28 @@ class StatusBoard:
             num_failures=self._num_failures,
             failures=tuple(self._failures),
         )
+
+
+def ask(host: str, port: int, secret: bytes, tls: Tls | None = None) -> JobStatus:
+    """Ask the root agent at an address.
+
+    Raises AgentUnavailableError if nobody listens, AuthenticationError for another job's secret
+    or certificate.
+    """
+    try:
+        stranger = socket.create_connection((host, port), timeout=_ANSWER_TIMEOUT_S)
+    except OSError as error:
+        raise AgentUnavailableError(
+            f"no job answers at {host}:{port} ({error}); give the endpoint of a job that runs"
+        ) from error
+    with call(stranger, secret, tls) as sock, sock.makefile("rb") as answer:
+        sock.settimeout(_ANSWER_TIMEOUT_S)
+        sock.sendall(wire.frame(wire.Codec(StatusQuestion | None).encode(StatusQuestion())))
+        prefix = answer.read(4)
+        if len(prefix) < 4:
+            raise AgentUnavailableError(f"the root agent at {host}:{port} broke off")
+        payload = answer.read(wire.frame_length(prefix))
+    return msgspec.msgpack.decode(payload, type=JobStatus)
 
 
 def _sums(counts: Iterable[tuple[int, int, int]]) -> tuple[int, int, int]:

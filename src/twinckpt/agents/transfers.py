@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.core.worker import StartDrain, StartFetch
-from twinckpt.errors import DamagedCopyError, TwinckptError
+from twinckpt.errors import DamagedCopyError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
@@ -41,10 +41,12 @@ def fetch_shard(
             except TransferCancelled as error:
                 reasons.append(str(error))
                 break
-            except (TwinckptError, OSError, EOFError) as error:
-                logger.warning("fetch of rank %d from %s: %s", fetch.rank, source.machine, error)
+            except Exception as error:  # whatever it was, the root must hear that none came
+                is_damaged = isinstance(error, DamagedCopyError)
+                level = logging.WARNING if is_damaged else logging.INFO  # it may be abandoned
+                logger.log(level, "fetch of rank %d from %s: %s", fetch.rank, source.machine, error)
                 reasons.append(f"{source.machine}: {error}")
-                if isinstance(error, DamagedCopyError):
+                if is_damaged:
                     damaged.append(source.machine)
     return Fetched(None, "; ".join(reasons), tuple(damaged))
 

@@ -28,7 +28,7 @@ from twinckpt.agents.transfers import Fetched, drain_step, fetch_shard
 from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
 from twinckpt.core import worker as core
-from twinckpt.errors import OutOfMemoryError, TwinckptError
+from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, TwinckptError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
@@ -80,6 +80,9 @@ class WorkerAgent:
     async def run(self) -> None:
         """Serve until the launcher ends."""
         self._loop = loop = asyncio.get_running_loop()
+        self._checkpoints.on_unpinned = lambda: self._in_loop(
+            lambda: self._act(self._core.unpinned())
+        )
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, lambda: None)
         if self._config.watch_pid:
@@ -245,6 +248,11 @@ class WorkerAgent:
                 where = (message.master_endpoint, message.index_hint)
                 self._join = m.Join(self._core.generation, *where, *self._wishes)
                 self._root.send(self._join)
+            case local.RankHello() if self._is_held(message):
+                raise AgentUnavailableError(
+                    f"rank {message.rank} is process {self._ranks[message.rank].pid} already: "
+                    "another program needs a Checkpointer of its own job (unset TWINCKPT_AGENT)"
+                )
             case local.RankHello():
                 peer.rank, peer.world_size, peer.pid = message.rank, message.world_size, message.pid
                 self._ranks[message.rank] = peer
@@ -258,6 +266,8 @@ class WorkerAgent:
             case local.LauncherStandby():
                 self._launcher = peer
                 self._wishes = (message.min_machines, message.max_machines, message.num_ranks)
+            case local.LauncherLeave():
+                self._root.send(m.Leave())
             case local.WarmHello():
                 self._warm.add(peer, message)
             case local.WarmReady():
@@ -292,6 +302,11 @@ class WorkerAgent:
                 drained.set_aside(directory, step)
                 return self._core.drained_damaged(step, reason, drained.drained_steps(directory))
         return []
+
+    def _is_held(self, hello: local.RankHello) -> bool:
+        """Return whether another process is this rank: one that it started inherits its place."""
+        former = self._ranks.get(hello.rank)
+        return former is not None and former.pid != hello.pid
 
     def _on_staged(self, seal: Seal) -> list[core.Action]:
         if self._checkpoints.find(seal.rank, seal.ticket) is None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import deque
 from dataclasses import dataclass
 
 from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, TwinckptError
@@ -50,13 +51,23 @@ class SlotMappings:
         self._slots: dict[int, Slot] = {}
 
     def map(self, fd: int, capacity_bytes: int) -> Slot:
-        """Return the mapping of the slot behind `fd`, which is closed or kept."""
+        """Return the mapping of the slot behind `fd`, which is closed or kept.
+
+        Raises OutOfMemoryError where this process may not map it.
+        """
         inode = os.fstat(fd).st_ino
         slot = self._slots.get(inode)
         if slot is not None:
             os.close(fd)
             return slot
-        self._slots[inode] = slot = Slot(fd, capacity_bytes)
+        try:
+            self._slots[inode] = slot = Slot(fd, capacity_bytes)
+        except OSError as error:
+            os.close(fd)
+            raise OutOfMemoryError(
+                f"this process may not map a slot of {capacity_bytes >> 20} MiB: {error.strerror}; "
+                "raise its limit (ulimit -v)"
+            ) from error
         return slot
 
     def forget_smaller(self, capacity_bytes: int) -> None:
@@ -77,8 +88,8 @@ class AgentClient:
         self.world_size = world_size
         self._fd: int | None = None
         self.grants: list[Grant] = []
-        self.replicated: list[int] = []
-        self.resolved: list[local.Resolved] = []
+        self.replicated: deque[int] = deque()
+        self.resolved: deque[local.Resolved] = deque()
         self.committed_step: int | None = None
         self._early_answer: local.FromAgent | None = None
         self._verified_bytes = 0
@@ -183,7 +194,7 @@ class AgentClient:
         while (left_s := deadline_s - time.monotonic()) > 0:
             received = self._link.receive(left_s)
             if received is None:
-                break
+                continue
             message, self._fd = received
             if isinstance(message, kinds):
                 return message
@@ -202,7 +213,8 @@ class AgentClient:
             case local.Replicated():
                 self.replicated.append(message.ticket)
             case local.Resolved():
-                self.grants = [g for g in self.grants if g.ticket != message.ticket]
+                for grant in [g for g in self.grants if g.ticket == message.ticket]:
+                    self.grants.remove(grant)
                 self.resolved.append(message)
                 if message.committed:
                     self.committed_step = message.step

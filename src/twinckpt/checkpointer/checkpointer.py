@@ -8,12 +8,15 @@ of this machine's worker agent during the next forward and backward passes. A fe
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections import deque
+from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from twinckpt.checkpointer.agent_client import AgentClient, Grant
@@ -35,6 +38,9 @@ logger = logging.getLogger(__name__)
 GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
 DECISION_TIMEOUT_S = 30.0
+_Item = TypeVar("_Item")
+_ALIKE = "do all ranks call save(), for the same steps?"
+_NO_SLOT = f"no slot was granted within {GRANT_TIMEOUT_S:.0f} s: {_ALIKE}"
 REPORT_INTERVAL_S = 1.0
 ROOM_TO_GROW = 0.25  # of the state, once it has outgrown its slots twice
 
@@ -86,6 +92,7 @@ class Checkpointer:
         self._settings = job_settings(settings, explicit)
         self._state = TrainingState(state)
         self._strict = strict
+        self._pid = os.getpid()
         self._client: AgentClient = connect(self._settings)
         self._stager = Stager()
         self._pinned = PinnedSlots()
@@ -112,7 +119,10 @@ class Checkpointer:
             tell_need(self._state, self._need, is_teller=self._client.rank == 0)
         # Of all optimizers: one may step what is in the state without being there itself, and a
         # fused one leaves no trace in the version counters.
-        self._hook = register_optimizer_step_pre_hook(self._before_optimizer_step)
+        hook = self._before_optimizer_step
+        if "torch._dynamo" in sys.modules:  # as it is with any optimizer; the import takes a second
+            hook = torch.compiler.disable(hook)  # a compiled step is not to trace the fence
+        self._hook = register_optimizer_step_pre_hook(hook)
         atexit.register(self._close_at_exit)
         Checkpointer._open = self
 
@@ -129,10 +139,20 @@ class Checkpointer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close(failed=error is not None)
+        if isinstance(error, SystemExit):
+            self.close(failed=bool(error.code))
+        else:
+            self.close(failed=error is not None)
+            if error is not None:
+                atexit.register(self._close_at_exit)  # it may be caught, and the program end well
 
     def close(self, failed: bool = False) -> None:
-        """End checkpointing; after an exception (`failed`) the agent treats the rank as lost."""
+        """End checkpointing.
+
+        After an exception (`failed`) the agent takes the rank for lost once the program has ended.
+        """
+        if os.getpid() != self._pid:
+            return  # forked: connection and staging thread are the parent's
         atexit.unregister(self._close_at_exit)
         if Checkpointer._open is self:
             Checkpointer._open = None
@@ -169,7 +189,8 @@ class Checkpointer:
         The first call also reserves the slots, which takes as long as the machine needs to
         hand out the memory; it raises what makes checkpoints impossible (UnsupportedStateError,
         OutOfMemoryError, AgentUnavailableError). A later failure is counted. With `block`, on
-        all ranks alike, the step is never skipped, and committed on return.
+        all ranks alike, the step is never skipped, and committed on return; raises TimeoutError
+        where that takes minutes.
         """
         self._check_open()
         step = self._newest_step = checked_step(step, self._newest_step)
@@ -180,6 +201,8 @@ class Checkpointer:
             self._stager.wait()  # for checksums alone; a GPU's copies may begin much later
         handle = self._save_once(step, block)
         while block and handle.wait(timeout_s=COMMIT_TIMEOUT_S) == "abandoned":
+            if time.monotonic() - started_s > COMMIT_TIMEOUT_S:
+                raise TimeoutError(f"step {step} is abandoned again and again: {_ALIKE}")
             handle = self._save_once(step, block)
         self._report_counts()
         self.stall_s += time.monotonic() - started_s
@@ -198,7 +221,7 @@ class Checkpointer:
         try:
             self._poll()
             grant = self._next_grant(step, block)
-            return self._skip(step) if grant is None else self._begin(step, grant, block)
+            return self._skip(step) if grant is None else self._use(step, grant, block)
         except TwinckptError as error:
             if not self._attached:
                 raise  # it never worked: unsupported state, too little memory, no agent
@@ -223,7 +246,7 @@ class Checkpointer:
         self._raise_if_strict()
 
     def _before_optimizer_step(self, *_: Any) -> None:
-        if not is_capturing():
+        if os.getpid() == self._pid and not is_capturing():
             self.fence()
 
     def _copy_at_once(self, names: list[str]) -> None:
@@ -242,18 +265,19 @@ class Checkpointer:
             layout = Layout(flat)
             self._attach(layout)
             try:
-                self._client.wait_for_grant(GRANT_TIMEOUT_S)
+                if not self._client.wait_for_grant(GRANT_TIMEOUT_S):
+                    logger.warning("%s; until then nothing is checkpointed", _NO_SLOT)
             except OutOfMemoryError as error:
                 raise OutOfMemoryError(
                     f"{error}. Checkpoints need {self._need(layout.size_bytes)}"
                 ) from error
             self._attached = True
         self._take_back_unused()
-        if block:
-            self._client.wait_for_grant(GRANT_TIMEOUT_S)
+        if block and not self._client.wait_for_grant(GRANT_TIMEOUT_S):
+            raise TimeoutError(_NO_SLOT)
         grants = self._client.grants
         if grants and (block or grants[0].not_before_step <= step):
-            return grants[0]
+            return grants.pop(0)
         return None
 
     def _take_back_unused(self) -> None:
@@ -273,6 +297,16 @@ class Checkpointer:
         self._pinned.close()
         self._client.attach(self._slot_bytes)
 
+    def _use(self, step: int, grant: Grant, block: bool) -> SaveHandle:
+        """Begin to fill a slot; what ends that (a signal, too) gives the grant back."""
+        try:
+            return self._begin(step, grant, block)
+        except BaseException:
+            is_large_enough = grant.slot.capacity_bytes >= self._slot_bytes
+            if grant.ticket not in self._handles and is_large_enough:
+                self._client.grants.insert(0, grant)
+            raise
+
     def _begin(self, step: int, grant: Grant, block: bool) -> SaveHandle:
         """Copy now what may change before the next optimizer step, and the rest later."""
         flat = self._state.capture()
@@ -284,12 +318,11 @@ class Checkpointer:
             is_growing = self._num_outgrown > 1
             self._attach(layout, int(ROOM_TO_GROW * layout.size_bytes) if is_growing else 0)
             larger = self._next_grant(step, block)
-            return self._skip(step) if larger is None else self._begin(step, larger, block)
+            return self._skip(step) if larger is None else self._use(step, larger, block)
         writer = SlotWriter(self._target(layout, grant), flat, header, self._device)
         steady = self._state.steady_names(flat.tensors)
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, "staging", self._advance)
-        self._client.grants.remove(grant)
         self._handles[grant.ticket] = handle
         self._writer = writer
         self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
@@ -371,16 +404,14 @@ class Checkpointer:
 
     def _poll(self, timeout_s: float = 0.0) -> bool:
         anything = self._client.poll(timeout_s)
-        for ticket in self._client.replicated:
+        for ticket in _taken_from(self._client.replicated):
             handle = self._handles.get(ticket)
             if handle is not None and not handle.is_final:
                 handle.status = "replicated"
-        self._client.replicated.clear()
-        for resolved in self._client.resolved:
+        for resolved in _taken_from(self._client.resolved):
             handle = self._handles.pop(resolved.ticket, None)
             if handle is not None and handle.status != "failed":
                 handle.status = "committed" if resolved.committed else "abandoned"
-        self._client.resolved.clear()
         return anything
 
     def _advance(self, timeout_s: float | None) -> bool:
@@ -414,3 +445,12 @@ class Checkpointer:
             with contextlib.suppress(TimeoutError):  # another rank did not save that step
                 handle.wait(timeout_s=DECISION_TIMEOUT_S)
         return self._restorer.restore()
+
+
+def _taken_from(queue: "deque[_Item]") -> Iterator[_Item]:
+    """Take all items off a queue, which other threads may take from as well."""
+    while True:
+        try:
+            yield queue.popleft()
+        except IndexError:
+            return

@@ -5,6 +5,7 @@ any other launcher the first rank of each machine does it, and rank 0 starts the
 both end with the launcher, so they outlive the ranks that it restarts.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -128,7 +129,11 @@ def _watched_pid() -> int:
 
 
 def _socket_name() -> str:
-    return f"twinckpt-{os.environ.get('TORCHELASTIC_RUN_ID', 'job')}-{_watched_pid()}"
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "job").encode()
+    name = hashlib.sha256(job).hexdigest()[:16]  # it must be short
+    # Such names are the network's; process numbers may be a container's.
+    space = os.stat("/proc/self/ns/pid").st_ino
+    return f"twinckpt-{name}-{space}-{_watched_pid()}"
 
 
 def _find(name: str) -> AgentLink | None:

@@ -133,7 +133,7 @@ def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, Region]]:
             if not start <= region.start <= region.start + size_bytes == region.end <= len(buffer):
                 raise ValueError(f"{name} has impossible offsets")
             regions[name] = region
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCopyError(f"not a checkpoint of twinckpt: {error}") from error
     return metadata, regions
 

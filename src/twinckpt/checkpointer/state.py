@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from twinckpt.checkpointer import moving, optimizers
+from twinckpt.checkpointer import containers, moving, optimizers
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.parts import Parts, is_stateful
@@ -154,14 +154,8 @@ class TrainingState:
             part.load_state_dict(value)
         elif isinstance(part, torch.Generator):
             part.set_state(value)
-        elif isinstance(part, dict) and isinstance(value, dict):
-            part.clear()
-            part.update(value)
-        elif isinstance(part, list) and isinstance(value, list):
-            part[:] = value
-        elif isinstance(part, set) and isinstance(value, set):
-            part.clear()
-            part.update(value)
+        elif any(isinstance(part, kind) and isinstance(value, kind) for kind in (dict, list, set)):
+            containers.fill(part, value)
         elif isinstance(part, torch.Tensor) and isinstance(value, torch.Tensor):
             if value is not part:
                 part.data = value.detach().to(part.device)  # other than it was: shape, type

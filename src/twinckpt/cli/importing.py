@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(source: Path) -> dict[str, Any]:
     """Return a whole state; raises ValueError for what is no checkpoint of plain values."""
     import torch
+    from torch.distributed.checkpoint import CheckpointException
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     if source.is_dir() and not (source / ".metadata").exists():
@@ -72,7 +73,7 @@ def _load(source: Path) -> dict[str, Any]:
                 path = Path(folder) / "whole.pt"
                 dcp_to_torch_save(source, path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises anything where it is given anything
+        except (Exception, CheckpointException) as error:  # torch raises anything, given anything
             reason = _reason(error)
             raise ValueError(f"no checkpoint of tensors and plain values: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -82,7 +83,7 @@ def _load(source: Path) -> dict[str, Any]:
     return {name: _numbered(part) for name, part in state.items()}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Say in one line what torch met; what it advises is no option of this command."""
     text = str(error).strip()
     if isinstance(error, pickle.UnpicklingError | EOFError):
@@ -95,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 def _numbered(part: Any) -> Any:
     """Number an optimizer's parameters again: DCP turns all keys into strings."""
-    if isinstance(part, dict) and part.keys() >= {"state", "param_groups"}:
+    if isinstance(part, dict) and "param_groups" in part and isinstance(part.get("state"), dict):
         states = part["state"].items()
         numbered = {int(k) if str(k).isdecimal() else k: value for k, value in states}
         return {**part, "state": numbered}

@@ -82,11 +82,14 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigurationError(f"--out {args.out}: must end in .svg, .pdf or .png")
         facts = _facts(args)
         chosen = recommend(facts) if args.replicas is None else memory_plan(facts, args.replicas)
+        plans, reasons = candidates(facts)
+        plans = [storage_plan(facts), *plans]
     except ConfigurationError as error:
         print(f"twinckpt plan: {error}", file=sys.stderr)
         return 2
-    plans, reasons = candidates(facts)
-    plans = [storage_plan(facts), *plans]
+    except (ArithmeticError, ValueError) as error:
+        print(f"twinckpt plan: no cluster has such figures: {error}", file=sys.stderr)
+        return 2
     print("\n".join(as_lines(facts, chosen, plans, reasons)))
     if args.out:
         try:

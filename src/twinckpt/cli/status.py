@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import json
 import math
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -78,35 +77,13 @@ def _seconds(text: str) -> float:
 
 
 def ask(host: str, port: int) -> "JobStatus":
-    """Ask the root agent at an address.
-
-    TLS is as the environment says (`TWINCKPT_TLS_CERT`, …). Raises AgentUnavailableError if
-    nobody listens, AuthenticationError for another job's secret or certificate.
-    """
-    import msgspec
-
+    """Ask the root agent at an address, with the secret and the TLS of the environment."""
+    from twinckpt.agents import status
     from twinckpt.agents.job_settings import JobSettings
-    from twinckpt.agents.status import JobStatus, StatusQuestion
-    from twinckpt.errors import AgentUnavailableError
-    from twinckpt.net import wire
-    from twinckpt.net.auth import call
     from twinckpt.net.secret import load_secret
 
     tls = JobSettings.load({}).tls.load()
-    try:
-        stranger = socket.create_connection((host, port), timeout=TIMEOUT_S)
-    except OSError as error:
-        raise AgentUnavailableError(
-            f"no job answers at {host}:{port} ({error}); give the endpoint of a job that runs"
-        ) from error
-    with call(stranger, load_secret(), tls) as sock, sock.makefile("rb") as answer:
-        sock.settimeout(TIMEOUT_S)
-        sock.sendall(wire.frame(wire.Codec(StatusQuestion | None).encode(StatusQuestion())))
-        prefix = answer.read(4)
-        if len(prefix) < 4:
-            raise AgentUnavailableError(f"the root agent at {host}:{port} broke off")
-        payload = answer.read(wire.frame_length(prefix))
-    return msgspec.msgpack.decode(payload, type=JobStatus)
+    return status.ask(host, port, load_secret(), tls)
 
 
 def lines(status: "JobStatus") -> list[str]:

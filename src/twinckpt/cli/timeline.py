@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         return _refuse(f"--out {args.out}: must end in {', '.join(FORMATS)}")
     try:
         found = failures(read(file for path in args.log for file in with_former(path)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return _refuse(f"{', '.join(map(str, args.log))} is no event log: {_reason(error)}")
     if args.failure is not None:
         if not 1 <= args.failure <= len(found):

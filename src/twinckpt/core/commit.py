@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from twinckpt.core.recovery import Recovery
 
 TICKETS_A_GENERATION = 1_000_000
-_MIN_HEAD_START_STEPS = 2
+_MIN_HEAD_START_STEPS, _MAX_HEAD_START_STEPS = 2, 1 << 20
 
 
 @dataclass(slots=True)
@@ -161,7 +161,7 @@ class CommitLog:
         """Decide that `ticket` never commits; return the step it was used at (or 0)."""
         flight = self._in_flight.pop(ticket, _InFlight())
         self._not_before_step = self._newest_step + self._head_start_steps
-        self._head_start_steps *= 2
+        self._head_start_steps = min(2 * self._head_start_steps, _MAX_HEAD_START_STEPS)
         return flight.step or 0
 
     def abandonable(self) -> list[int]:

@@ -194,7 +194,8 @@ class Generation:
     def _on_attached(self, machine: str, attached: m.Attached) -> None:
         rank, slot_bytes = attached.rank, attached.slot_bytes
         home = self._index[machine]
-        if self._reservations.attach(rank, home, attached.world_size, slot_bytes):
+        is_again = rank in self._reservations.home  # another Checkpointer, without the grants
+        if self._reservations.attach(rank, home, attached.world_size, slot_bytes) or is_again:
             self._abandon(self._commits.abandonable())
         self._reserve_lacking(rank)
 

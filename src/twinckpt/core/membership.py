@@ -27,6 +27,7 @@ class Membership:
         self.waiting: dict[str, m.Join] = {}
         self.places: list[str] = []
         self.index: dict[str, int] = {}
+        self.smallest = 0  # how many machines the last generation needed
         self._limits: Counter[tuple[int, int]] = Counter()
         self.last_change_s = 0.0
 
@@ -95,6 +96,7 @@ class Membership:
         """Give places to waiting machines; return their joins, in order of the places."""
         self.take(assign_places(self.waiting, self.index, size, worth))
         joins = [self.waiting[name] for name in self.places]
+        self.smallest = min(join.min_machines for join in joins)
         for name in self.places:
             self.stop_waiting(name)
         return joins

@@ -81,6 +81,7 @@ class Root:
         self._now_s = 0.0
         self._failed = FailedRanks(config.max_failures_at_a_step)
         self._lacks = ""
+        self._ended = 0  # the newest generation of which a machine has ended well
         if record is not None and record.number >= generation:
             self.generation = record.number
             self.adoption = Adoption(record, now_s)
@@ -155,6 +156,8 @@ class Root:
                 self._on_current(machine, message, self.current)
             case _ if self.adoption and message.generation == self.adoption.record.number:
                 self.adoption.keep(machine, message)
+            case m.RankLost() if not self.record and message.generation == self._ended:
+                self._on_rank_lost_at_the_end(machine, message)
             case m.Holds() if self.awaits(machine, message):
                 self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
                 self.copies.add(machine, message.holding)
@@ -222,12 +225,34 @@ class Root:
         elif self.current:
             self._log("machine_waiting", machine=machine)
         self._form_if_complete(self._now_s)
+        self._refuse_to_wait_in_vain()
 
     def _on_leave(self, machine: str) -> None:
         self._forget(machine)
         if machine in self.membership.index:
             self.current = self.adoption = None
+            self._ended = self.generation
         self._log("machine_left", machine=machine)
+        self._refuse_to_wait_in_vain()
+
+    @property
+    def _are_too_few_left(self) -> bool:
+        """Machines have ended well, so that nobody takes their places, and a job needs more."""
+        is_ending = self._ended == self.generation
+        return is_ending and len(self.membership.machines) < self.membership.smallest
+
+    def _refuse_to_wait_in_vain(self) -> None:
+        if self._are_too_few_left:
+            reason = "a rank was lost when other machines had ended already: start the job again"
+            for name in list(self.membership.waiting):
+                self.membership.stop_waiting(name)
+                self._outbox.send(name, m.Refused(self.generation, reason))
+
+    def _on_rank_lost_at_the_end(self, machine: str, lost: m.RankLost) -> None:
+        self._log("rank_lost", rank=lost.rank, machine=machine, exit_code=lost.exit_code)
+        reason = f"rank {lost.rank} was lost when other machines had ended already"
+        is_final = lost.is_final or self._are_too_few_left
+        self._outbox.send(machine, m.Broken(lost.generation, reason, is_final))
 
     def _forget(self, machine: str) -> bool:
         self.copies.remove_machine(machine)

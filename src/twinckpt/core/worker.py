@@ -313,6 +313,11 @@ class Worker:
         self._retry()
         return self._flush()
 
+    def unpinned(self) -> list[Action]:
+        """A transfer from here has ended: its slot may be what a ticket or a fetch waits for."""
+        self._retry()
+        return self._flush()
+
     def restore(self, rank: int) -> list[Action]:
         """A local rank wants its state: of the newest commit or the step resumed."""
         self._now.restores.add(rank)

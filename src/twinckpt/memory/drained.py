@@ -227,7 +227,14 @@ def load_drained(directory: Path, step: int, rank: int) -> tuple[Seal, memoryvie
     if (seal.ticket, seal.world_size) != (manifest.ticket, manifest.world_size):
         raise DamagedCopyError(f"shard of rank {rank} at step {step} is of another checkpoint")
     try:
-        with shard_path(directory, step, rank).open("rb") as file:
+        path = shard_path(directory, step, rank)
+        size_bytes = path.stat().st_size
+        if size_bytes < seal.size_bytes:
+            raise DamagedCopyError(
+                f"shard of rank {rank} at step {step} has {size_bytes} bytes, "
+                f"{seal.size_bytes} were sealed"
+            )
+        with path.open("rb") as file:
             buffer = memoryview(bytearray(seal.size_bytes))
             num_bytes = 0
             while part := file.readinto(buffer[num_bytes:]):

@@ -5,7 +5,7 @@ a fixed number of slots that are allocated once and reused.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,6 +85,7 @@ class InMemoryCheckpoint:
         self._shelves: dict[int, _Shelf] = {}
         self._needed: set[int] = set()
         self._lock = threading.RLock()
+        self.on_unpinned: Callable[[], None] = lambda: None  # called in the thread that has read
 
     @property
     def allocated_bytes(self) -> int:
@@ -232,6 +233,7 @@ class InMemoryCheckpoint:
         finally:
             with self._lock:
                 state.num_pins -= 1
+            self.on_unpinned()
 
     @contextmanager
     def filling(self, rank: int, index: int) -> Iterator[Slot]:

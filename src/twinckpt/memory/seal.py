@@ -26,6 +26,11 @@ class Seal:
     chunk_bytes: int = CHUNK_BYTES
 
     def __post_init__(self) -> None:
+        if self.chunk_bytes < 1 or self.size_bytes < 0:
+            raise DamagedCopyError(
+                f"seal of rank {self.rank} at step {self.step} has chunks of {self.chunk_bytes} "
+                f"bytes, {self.size_bytes} in all"
+            )
         expected = self.num_chunks * DIGEST_BYTES
         if len(self.digests) != expected:
             raise DamagedCopyError(

@@ -4,9 +4,11 @@ The kernel frees it when the last process that has it ends, so nothing stays beh
 `kill -9`, and it does not count against the size of /dev/shm.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from twinckpt.errors import OutOfMemoryError
@@ -75,9 +77,16 @@ def available_bytes() -> int:
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     machine_bytes = int(fields["MemAvailable"].split()[0]) << 10
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii")
-        used = (_CGROUP / "memory.current").read_text(encoding="ascii")
-        return max(0, min(machine_bytes, int(limit) - int(used)))
-    except (OSError, ValueError):  # no control group of its own, or one with the limit "max"
-        return machine_bytes
+    return max(0, min([machine_bytes, *_free_in_groups()]))
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what the control groups (v2) leave: the process's own, and all around it."""
+    own = ""
+    with contextlib.suppress(OSError):
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].strip()
+    for name in (own, *map(str, Path(own).parents)):
+        group = _CGROUP / name
+        with contextlib.suppress(OSError, ValueError):  # none there, or one with the limit "max"
+            limit = int((group / "memory.max").read_text(encoding="ascii"))
+            yield limit - int((group / "memory.current").read_text(encoding="ascii"))

@@ -39,6 +39,11 @@ TRANSFER_TIMEOUT_S = 30.0
 _SILENCE_TIMEOUT_S = 3.0
 
 
+def family_of(host: str) -> socket.AddressFamily:
+    """Return whether a host's first address is IPv4 or IPv6; raises OSError if it has none."""
+    return socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+
+
 class BulkServer:
     """Serves the sealed shards of one machine's memory to authenticated peers."""
 
@@ -48,7 +53,7 @@ class BulkServer:
         self._checkpoints = checkpoints
         self._secret = secret
         self._tls = tls
-        self._listener = socket.create_server((host, 0), backlog=64)
+        self._listener = socket.create_server((host, 0), family=family_of(host), backlog=64)
         self._strangers = Strangers()
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="bulk-accept", daemon=True).start()
@@ -68,7 +73,14 @@ class BulkServer:
                 time.sleep(ACCEPT_RETRY_S)  # too many open files: some will be closed
                 continue
             leave = self._strangers.enter(functools.partial(_hang_up, sock))
-            threading.Thread(target=self._serve, args=(sock, peer[0], leave), daemon=True).start()
+            serving = threading.Thread(target=self._serve, args=(sock, peer[0], leave), daemon=True)
+            try:
+                serving.start()
+            except RuntimeError as error:  # no more threads are to be had: some will end
+                leave()
+                sock.close()
+                logger.warning("no connection can be served: %s", error)
+                time.sleep(ACCEPT_RETRY_S)
 
     def _serve(self, stranger: socket.socket, host: str, leave: Callable[[], None]) -> None:
         try:
@@ -225,8 +237,11 @@ def _receive_seal(sock: socket.socket, address: Address, rank: int, ticket: int)
         raise DamagedCopyError(
             f"machine {address.machine} has no copy of rank {rank} at ticket {ticket}"
         )
-    seal = msgspec.msgpack.decode(payload, type=Seal)
-    if (seal.rank, seal.ticket) != (rank, ticket) or seal.chunk_bytes < 1:
+    try:
+        seal = msgspec.msgpack.decode(payload, type=Seal)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise wire.ProtocolError(f"machine {address.machine} sent no seal: {error}") from error
+    if (seal.rank, seal.ticket) != (rank, ticket):
         raise wire.ProtocolError(f"machine {address.machine} answered with another shard")
     return seal
 

@@ -6,11 +6,12 @@ rendezvous handler). The socket has an abstract name, so no file stays behind.
 """
 
 import contextlib
+import os
 import select
 import socket
 from dataclasses import dataclass
 
-from twinckpt.errors import AgentUnavailableError
+from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.memory.seal import Seal
 from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, authenticate, client_exchange
 from twinckpt.net.wire import Codec, ProtocolError
@@ -104,6 +105,11 @@ class RootMoved:
 
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherLeave:
+    """This machine's part in the job is over, for others to know before its process ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +292,7 @@ ToAgent = (
     | Goodbye
     | LauncherJoin
     | LauncherStandby
+    | LauncherLeave
     | RootQuestion
     | RootMoved
     | WarmHello
@@ -306,11 +313,30 @@ def listen(name: str) -> socket.socket:
     return listener
 
 
+class _SpareDescriptor:
+    """One descriptor that is kept for a slot's, where the program takes all that there are."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self.take()
+
+    def take(self) -> None:
+        if self._fd is None:
+            with contextlib.suppress(OSError):
+                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def give(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
 class AgentLink:
     """A blocking connection to this machine's worker agent."""
 
     def __init__(self, name: str, secret: bytes) -> None:
         """Connect and authenticate; raises AgentUnavailableError if nobody listens."""
+        self._spare = _SpareDescriptor()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
         try:
@@ -339,20 +365,29 @@ class AgentLink:
     def receive(self, timeout_s: float | None) -> tuple[FromAgent, int | None] | None:
         """Return the next message and its descriptor; None if none came in time.
 
-        A timeout of 0 asks without waiting, None waits for ever. Raises
-        AgentUnavailableError if the agent is gone.
+        A timeout of 0 asks without waiting, None waits for ever; where several threads receive,
+        one of them gets the message, the others None. Raises AgentUnavailableError if the agent
+        is gone.
         """
         timeout_ms = None if timeout_s is None else timeout_s * 1000
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         if not poll.poll(timeout_ms):
             return None
+        self._spare.give()
         try:
-            payload, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE_BYTES, 1)
+            how = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            payload, fds, flags, _ = socket.recv_fds(self._socket, MAX_MESSAGE_BYTES, 1, how)
+        except BlockingIOError:
+            return None  # another thread was faster
         except OSError as error:
             raise AgentUnavailableError(f"the worker agent is gone: {error}") from error
+        finally:
+            self._spare.take()
         if not payload:
             raise AgentUnavailableError("the worker agent is gone: it closed the connection")
+        if flags & socket.MSG_CTRUNC:
+            raise TwinckptError("no descriptor is left for a slot: raise ulimit -n")
         try:
             return FROM_AGENT.decode(payload), fds[0] if fds else None
         except ProtocolError as error:
@@ -370,3 +405,4 @@ class AgentLink:
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+        self._spare.give()

@@ -17,7 +17,7 @@ def load_secret() -> bytes:
     """Return the job's secret; raises ConfigurationError for one that is too short or open."""
     value = os.environ.get("TWINCKPT_SECRET")
     if value is not None:
-        return _checked(value.encode(), "TWINCKPT_SECRET")
+        return _checked(os.fsencode(value), "TWINCKPT_SECRET")
     named = os.environ.get("TWINCKPT_SECRET_FILE")
     path = Path(named) if named else _default_path()
     try:
@@ -34,8 +34,13 @@ def load_secret() -> bytes:
 
 
 def _default_path() -> Path:
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return Path(home) / "twinckpt" / "secret"
+    configuration = os.environ.get("XDG_CONFIG_HOME")
+    if configuration:
+        return Path(configuration) / "twinckpt" / "secret"
+    home = os.path.expanduser("~")
+    if home == "~":
+        raise ConfigurationError("this user has no home directory: set TWINCKPT_SECRET")
+    return Path(home) / ".config" / "twinckpt" / "secret"
 
 
 def _create(path: Path) -> None:

@@ -1,0 +1,210 @@
+"""How a job ends: ranks and machines do not all come to their end at the same time."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import wait_until
+from twinckpt.agents.event_log import EventReader
+from twinckpt.agents.launch import free_port
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+TIMEOUT_S = 120
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from twinckpt import Checkpointer
+
+folder, who = Path(sys.argv[1]), os.environ.get("WHO") or os.environ["RANK"]
+with (folder / f"begun-{who}").open("a") as begun:
+    begun.write("x")
+weight = torch.zeros(8)
+
+def wait_for(name):
+    while not (folder / name).exists():
+        time.sleep(0.05)
+
+dist.init_process_group("gloo")
+{then}
+"""
+
+
+def script(folder: Path, then: str) -> str:
+    """Write a script that checkpoints once, and `then` does something."""
+    path = folder / "train.py"
+    path.write_text(SCRIPT.replace("{then}", then))
+    return str(path)
+
+
+def launch(folder: Path, port: int, *options: str, who: str = "") -> subprocess.Popen[str]:
+    """Start one machine's torchrun of the script."""
+    rendezvous = ("--rdzv-backend=twinckpt", f"--rdzv-endpoint=127.0.0.1:{port}")
+    command = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--max-restarts=5"]
+    return subprocess.Popen(
+        [*command, *options, str(folder / "train.py"), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WHO": who},
+    )
+
+
+def launch_two(folder: Path, *options: str) -> list[subprocess.Popen[str]]:
+    """Start two machines; the root agent is on the first one."""
+    port = free_port()
+    events = f"--rdzv-conf=event_log={folder / 'events'}"
+    machines = ("--nnodes=2", "--nproc-per-node=1", events, *options)
+    first = launch(folder, port, *machines, who="first")
+    wait_until(lambda: listens(port), "the root agent")
+    return [first, launch(folder, port, *machines, who="second")]
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody listens there."""
+    with socket.socket() as probe:
+        return not probe.connect_ex(("127.0.0.1", port))
+
+
+def output_of(launcher: subprocess.Popen[str]) -> str:
+    """Wait for its end."""
+    try:
+        return launcher.communicate(timeout=TIMEOUT_S)[0]
+    finally:
+        launcher.kill()
+
+
+def begun(folder: Path, who: str) -> int:
+    """Return how often a rank has begun."""
+    return len((folder / f"begun-{who}").read_text())
+
+
+LEAVE_ONE_BY_ONE = """
+with Checkpointer({"weight": weight}) as checkpointer:
+    checkpointer.save((checkpointer.restore() or 0) + 1, block=True)
+    dist.barrier()
+    if dist.get_rank() == 1:
+        wait_for("end-1")
+    elif dist.get_rank() == 0:
+        (folder / "end-1").touch()
+    sys.exit(0)
+"""
+
+CATCH_OUTSIDE = """
+try:
+    with Checkpointer({"weight": weight}) as checkpointer:
+        checkpointer.save((checkpointer.restore() or 0) + 1, block=True)
+        dist.barrier()
+        raise RuntimeError("early stop")
+except RuntimeError:
+    pass
+time.sleep(2 * dist.get_rank())
+"""
+
+
+@pytest.mark.parametrize("then", [LEAVE_ONE_BY_ONE, CATCH_OUTSIDE], ids=["sys_exit", "caught"])
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+def test_a_program_that_ends_well_is_not_started_again(tmp_path, then, warm):
+    """However it leaves the `with` block."""
+    script(tmp_path, then)
+    options = ["-m", "twinckpt.run"] if warm else []
+    launcher = launch(tmp_path, free_port(), "--nproc-per-node=2", *options)
+    output = output_of(launcher)
+    assert launcher.returncode == 0, output
+    assert (begun(tmp_path, "0"), begun(tmp_path, "1")) == (1, 1)
+
+
+FIRST_ENDS = """
+with Checkpointer({"weight": weight}) as checkpointer:
+    checkpointer.save(1, block=True)
+    dist.barrier()
+dist.destroy_process_group()
+if who == "second":
+    time.sleep(4)
+"""
+
+
+def test_the_machine_of_the_root_waits_for_those_that_still_work(tmp_path):
+    """Without a root agent their ranks would be stopped."""
+    script(tmp_path, FIRST_ENDS)
+    launchers = launch_two(tmp_path)
+    outputs = [output_of(launcher) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    assert (begun(tmp_path, "first"), begun(tmp_path, "second")) == (1, 1)
+
+
+ONE_IS_LOST = """
+with Checkpointer({"weight": weight}) as checkpointer:
+    checkpointer.save((checkpointer.restore() or 0) + 1, block=True)
+    dist.barrier()
+dist.destroy_process_group()
+if who == "LOST":
+    wait_for("others-have-ended")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lost", "options"),
+    [("first", ("-m", "twinckpt.run")), ("first", ()), ("second", ("-m", "twinckpt.run"))],
+)
+def test_a_rank_that_is_lost_when_others_have_ended_ends_its_machine_with_one_line(
+    tmp_path, lost, options
+):
+    """Nobody takes the others' places: it would wait for ever."""
+    script(tmp_path, ONE_IS_LOST.replace("LOST", lost))
+    launchers = dict(zip(("first", "second"), launch_two(tmp_path, *options), strict=True))
+    other = launchers["second" if lost == "first" else "first"]
+    log = EventReader(tmp_path / "events" / "root.jsonl")
+    wait_until(lambda: any(e["event"] == "machine_left" for e in log.events), "the other's end")
+    (tmp_path / "others-have-ended").touch()
+    output = output_of(launchers[lost])
+    assert launchers[lost].returncode != 0
+    assert "had ended already" in output
+    output_of(other)
+    assert other.returncode == 0
+
+
+SECOND_ONE = """
+for step in (1, 2, 3):
+    with Checkpointer({"weight": weight}) as checkpointer:
+        assert (checkpointer.restore() or 0) == step - 1
+        assert checkpointer.save(step, block=True).status == "committed"
+dist.destroy_process_group()
+"""
+
+
+def test_a_process_may_make_one_checkpointer_after_the_other(tmp_path):
+    """Each has tickets of its own."""
+    script(tmp_path, SECOND_ONE)
+    launcher = launch(tmp_path, free_port(), "--nproc-per-node=2")
+    output = output_of(launcher)
+    assert launcher.returncode == 0, output
+
+
+INHERITED = """
+import subprocess
+with Checkpointer({"weight": weight}) as checkpointer:
+    checkpointer.save(1, block=True)
+    if "CHILD" not in os.environ:
+        child = subprocess.run(
+            [sys.executable, "-c", "import torch; from twinckpt import Checkpointer;"
+            "Checkpointer({'weight': torch.ones(8)})"],
+            env={**os.environ, "CHILD": "1"}, stderr=subprocess.PIPE, text=True)
+        assert "rank 0 is process" in child.stderr, child.stderr
+        assert checkpointer.save(2, block=True).status == "committed"
+dist.destroy_process_group()
+"""
+
+
+def test_a_program_that_a_rank_starts_does_not_take_its_place(tmp_path):
+    """It inherits all variables of the rank."""
+    script(tmp_path, INHERITED)
+    launcher = launch(tmp_path, free_port(), "--nproc-per-node=1")
+    output = output_of(launcher)
+    assert launcher.returncode == 0, output
