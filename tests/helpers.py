@@ -1,5 +1,7 @@
 """What tests of all layers use: the one way to wait, and the agents of this process."""
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,3 +30,10 @@ def agents_of_tests(kind: str = "twinckpt.agents") -> list[psutil.Process]:
     children = psutil.Process().children()
     alive = [process for process in children if process.status() != psutil.STATUS_ZOMBIE]
     return [process for process in alive if kind in " ".join(process.cmdline())]
+
+
+def has_ipv6() -> bool:
+    """Return whether this machine has an IPv6 address of its own."""
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False

@@ -1,5 +1,6 @@
 """Settings: keyword before dataclass before environment before default; all in one table."""
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from helpers import has_ipv6
 from twinckpt import Checkpointer, JobSettings
 from twinckpt.agents.job_settings import LAUNCHED
+from twinckpt.agents.launch import free_port
 from twinckpt.agents.rendezvous import create_handler
 from twinckpt.checkpointer.connect import job_settings
 from twinckpt.errors import ConfigurationError
@@ -116,6 +119,30 @@ def test_a_secret_that_cannot_be_made_is_said(monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/nowhere")
     with pytest.raises(ConfigurationError, match="set TWINCKPT_SECRET, or name a file"):
         load_secret()
+
+
+def test_a_secret_is_not_written_where_a_user_without_home_happens_to_be(monkeypatch, tmp_path):
+    """Launchers in other directories would have other secrets."""
+    for name in ("TWINCKPT_SECRET", "TWINCKPT_SECRET_FILE", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "~")
+    with pytest.raises(ConfigurationError, match="no home directory: set TWINCKPT_SECRET"):
+        load_secret()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_in_utf_8_is_refused(monkeypatch):
+    """Agents are told their settings as text."""
+    monkeypatch.setenv("TWINCKPT_DRAIN_DIRECTORY", os.fsdecode(b"/shared/\xff"))
+    with pytest.raises(ConfigurationError, match=r"drain_directory=.*not in UTF-8"):
+        JobSettings.load({})
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6")
+def test_any_address_of_this_machine_may_be_its_host():
+    """IPv6, too."""
+    assert free_port("127.0.0.1") != free_port("::1") > 0
 
 
 def test_what_torchrun_has_decided_can_only_be_repeated(monkeypatch):

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from twinckpt.cli import main
 from twinckpt.memory.drained import drained_steps, load_drained, shard_path, step_directory
@@ -56,6 +57,23 @@ def test_what_cannot_be_imported_is_named_without_torchs_advice(tmp_path, capsys
     for junk in (b"", b"\x7fELF" + bytes(100)):
         (tmp_path / "odd.pt").write_bytes(junk)
         assert is_told(capsys, arguments, "plain values: it is no torch.save file")
+
+
+def test_an_optimizer_that_is_none_is_imported_as_what_it_is(tmp_path):
+    """Its names alone do not make it one."""
+    torch.save({"odd": {"state": [1], "param_groups": 3}}, tmp_path / "odd.pt")
+    arguments = ["import", tmp_path / "odd.pt", tmp_path / "out", "--step", 1]
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def test_a_dcp_checkpoint_with_damaged_metadata_is_not_imported(tmp_path, capsys):
+    """What torch raises then is no Exception."""
+    dcp.save({"weight": torch.ones(4)}, checkpoint_id=tmp_path / "dcp")
+    capsys.readouterr()
+    metadata = tmp_path / "dcp" / ".metadata"
+    metadata.write_bytes(metadata.read_bytes()[:-20])
+    arguments = ["import", tmp_path / "dcp", tmp_path / "out", "--step", 1]
+    assert is_told(capsys, arguments, "no checkpoint of tensors and plain values")
 
 
 def test_a_step_below_zero_is_not_imported(saved, tmp_path, capsys):

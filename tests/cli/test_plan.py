@@ -79,6 +79,16 @@ def test_a_value_that_is_none_is_not_left_out(option, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option", ["--iteration-s 1e-308", "--stall-s 1e308", "--network-gbit-s 1e-308"]
+)
+def test_figures_of_no_cluster_end_in_one_line(option, capsys):
+    """They overflow somewhere."""
+    status = call(f"{P4D} {option}")
+    said = capsys.readouterr().err
+    assert (status, said.count("\n")) in [(0, 0), (2, 1)]
+
+
 @pytest.mark.parametrize("size", ["lots", "9.4GiBs", "1e", "-3GiB"])
 def test_a_size_that_is_none_is_refused(size, capsys):
     """With an example of what would be one."""

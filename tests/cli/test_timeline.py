@@ -68,7 +68,9 @@ def test_a_recovery_that_a_new_root_cut_off_stays_open(tmp_path, capsys):
     assert lines[-1].strip() == "no new step was committed after it"
 
 
-@pytest.mark.parametrize("text", ["nonsense\n", '"a line"\n', '{"event": "rank_lost"}\n'])
+@pytest.mark.parametrize(
+    "text", ["nonsense\n", "[" * 200_000, '"a line"\n', '{"event": "rank_lost"}\n']
+)
 def test_what_is_no_log_is_refused(tmp_path, capsys, text):
     """Exit status 2 and one line on stderr."""
     path = tmp_path / "events.jsonl"

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
+from helpers import has_ipv6
 from twinckpt.core.messages import Address
 from twinckpt.errors import AuthenticationError, DamagedCopyError, TwinckptError
 from twinckpt.memory.checksums import CHUNK_BYTES
@@ -40,6 +41,16 @@ def test_a_shard_arrives_whole_with_its_seal(sender):
     seal = BulkClient(SECRET).fetch(address, 3, 5, target)
     assert seal == store.entry(3, 5).seal
     assert target == store.entry(3, 5).data
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6")
+def test_a_machine_may_have_an_ipv6_address(sender):
+    """As its host it is told to peers."""
+    store, _ = sender
+    server = BulkServer(store, SECRET, "::1")
+    target = memoryview(bytearray(SIZE_BYTES))
+    BulkClient(SECRET).fetch(Address("sender", "::1", server.port), 3, 5, target).verify(target)
+    server.close()
 
 
 def test_one_connection_serves_many_shards(sender):
