@@ -69,7 +69,9 @@ def test_a_recovery_that_a_new_root_cut_off_stays_open(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "text", ["nonsense\n", "[" * 200_000, '"a line"\n', '{"event": "rank_lost"}\n']
+    "text",
+    ["nonsense\n", '"a line"\n', '{"event": "rank_lost"}\n', "[" * 200_000 + "\n"],
+    ids=["text", "string", "fields", "depth"],
 )
 def test_what_is_no_log_is_refused(tmp_path, capsys, text):
     """Exit status 2 and one line on stderr."""
