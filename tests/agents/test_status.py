@@ -22,6 +22,8 @@ from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.agents.status import StatusBoard
 from twinckpt.cli import main
 from twinckpt.core.root import Root, RootConfig
+from twinckpt.memory.in_memory import InMemoryCheckpoint
+from twinckpt.net.bulk import BulkServer
 from twinckpt.net.local import LauncherBroken, LauncherFormed, LauncherJoin, RootQuestion
 
 JOB = """
@@ -96,6 +98,15 @@ def test_another_jobs_secret_finds_nothing(job, monkeypatch, capsys):
     monkeypatch.setenv("TWINCKPT_SECRET", "x" * 32)
     assert main(["status"]) == 2
     assert "TWINCKPT_SECRET" in capsys.readouterr().err
+
+
+def test_the_port_of_a_worker_agent_is_no_endpoint(monkeypatch, capsys):
+    """Its answer to the question is of another kind."""
+    monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
+    server = BulkServer(InMemoryCheckpoint(), b"s" * 32, "127.0.0.1")
+    assert main(["status", f"127.0.0.1:{server.port}"]) == 2
+    server.close()
+    assert "no root agent: give the job's --rdzv-endpoint" in capsys.readouterr().err
 
 
 def test_an_endpoint_without_a_job_is_told_so(capsys):

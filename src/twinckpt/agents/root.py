@@ -6,6 +6,7 @@ a control store that elects roots it stands by until it is elected, and again on
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import msgspec
 
@@ -60,6 +62,7 @@ class RootAgent:
     async def run(self) -> bool:
         """Serve until the watched process ends, or another root is elected: then return True."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_on_exception)
         threading.Thread(target=self._hold, args=(loop,), daemon=True).start()
         if self._config.watch_pid:
             when_process_ends(self._config.watch_pid, self._done.set)
@@ -188,6 +191,21 @@ class RootAgent:
                     writer = self._writers.pop(machine, None)
                     if writer is not None:
                         writer.transport.abort()
+
+
+def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Of each caller that finds no descriptor left asyncio would print a traceback."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        _tell_of_descriptors()
+    else:
+        loop.default_exception_handler(context)
+
+
+@functools.cache
+def _tell_of_descriptors() -> None:
+    """Once is enough."""
+    logger.warning("no descriptor is left for further connections: raise ulimit -n")
 
 
 def _hang_up(writer: asyncio.StreamWriter) -> None:

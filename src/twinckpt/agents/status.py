@@ -177,7 +177,12 @@ def ask(host: str, port: int, secret: bytes, tls: Tls | None = None) -> JobStatu
         if len(prefix) < 4:
             raise AgentUnavailableError(f"the root agent at {host}:{port} broke off")
         payload = answer.read(wire.frame_length(prefix))
-    return msgspec.msgpack.decode(payload, type=JobStatus)
+    try:
+        return msgspec.msgpack.decode(payload, type=JobStatus)
+    except msgspec.DecodeError as error:
+        raise AgentUnavailableError(
+            f"what answers at {host}:{port} is no root agent: give the job's --rdzv-endpoint"
+        ) from error
 
 
 def _sums(counts: Iterable[tuple[int, int, int]]) -> tuple[int, int, int]:

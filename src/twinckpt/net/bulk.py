@@ -63,13 +63,17 @@ class BulkServer:
         self._listener.close()
 
     def _accept(self) -> None:
+        is_told = False
         while True:
             try:
                 sock, peer = self._listener.accept()
+                is_told = False
             except OSError as error:
                 if self._listener.fileno() < 0:
                     return
-                logger.warning("no connection can be accepted: %s", error)
+                if not is_told:
+                    logger.warning("no connection can be accepted: %s", error)
+                is_told = True
                 time.sleep(ACCEPT_RETRY_S)  # too many open files: some will be closed
                 continue
             leave = self._strangers.enter(functools.partial(_hang_up, sock))
