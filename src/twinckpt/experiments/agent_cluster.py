@@ -39,6 +39,7 @@ class AgentMachine:
         self._process = start_worker_agent(config, secret)
         self._launcher: local.AgentLink | None = None
         self._rank: local.AgentLink | None = None
+        self._is_attached = False
         self._grant: tuple[local.Granted, int] | None = None
 
     def join(self, num_machines: int) -> None:
@@ -60,6 +61,12 @@ class AgentMachine:
         """Wait until the agent says that the generation is over."""
         assert self._launcher is not None
         next_message(self._launcher, local.LauncherBroken)
+
+    def attach(self, shard_bytes: int) -> None:
+        """Ask for slots, once in a generation: to ask again gives up what was granted."""
+        if not self._is_attached:
+            self.to_agent(local.Attach(shard_bytes))
+            self._is_attached = True
 
     def to_agent(self, message: local.ToAgent) -> None:
         """Send something as the rank."""
@@ -110,6 +117,7 @@ class AgentMachine:
         if self._grant is not None:
             os.close(self._grant[1])
             self._grant = None
+        self._is_attached = False
         if self._rank is not None:
             self._rank.close()
             self._rank = None
@@ -191,7 +199,7 @@ class AgentCluster:
         """Let every machine stage its shard of the next step; return the tickets, by place."""
         self._step += 1
         for machine in self._machines:
-            machine.to_agent(local.Attach(self._shard_bytes))
+            machine.attach(self._shard_bytes)
         return [self._stage(machine) for machine in self._machines]
 
     def wait_until_committed(self, tickets: list[int]) -> int:
