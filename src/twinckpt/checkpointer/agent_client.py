@@ -17,6 +17,8 @@ _ANSWERS = (
     local.RestoreNothing,
 )
 
+_LONGEST_POLL_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -117,17 +119,16 @@ class AgentClient:
         """Tell how many saves were not checkpointed, for `twinckpt status`."""
         self._link.send(local.SaveCounts(saves, skipped, failed))
 
-    def poll(self, timeout_s: float = 0.0) -> bool:
-        """Take in what the agent has said; return whether there was anything.
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Take in what the agent has said; raises what it refused.
 
-        Waits up to `timeout_s` for the first message. Raises what the agent refused.
+        Waits for the first message, up to `timeout_s`, and never long: another thread may take in
+        what is waited for.
         """
-        received = self._link.receive(timeout_s)
-        any_received = received is not None
+        received = self._link.receive(min(timeout_s, _LONGEST_POLL_S))
         while received is not None:
             self._take(*received)
             received = self._link.receive(0.0)
-        return any_received
 
     def wait_for_grant(self, timeout_s: float) -> bool:
         """Wait until a slot is granted; return whether one was."""

@@ -402,8 +402,8 @@ class Checkpointer:
         if error is not None:
             raise error
 
-    def _poll(self, timeout_s: float = 0.0) -> bool:
-        anything = self._client.poll(timeout_s)
+    def _poll(self, timeout_s: float = 0.0) -> None:
+        self._client.poll(timeout_s)
         for ticket in _taken_from(self._client.replicated):
             handle = self._handles.get(ticket)
             if handle is not None and not handle.is_final:
@@ -412,14 +412,13 @@ class Checkpointer:
             handle = self._handles.pop(resolved.ticket, None)
             if handle is not None and handle.status != "failed":
                 handle.status = "committed" if resolved.committed else "abandoned"
-        return anything
 
-    def _advance(self, timeout_s: float | None) -> bool:
+    def _advance(self, timeout_s: float) -> None:
         """Let a handle that is waited for make progress."""
         if self._stager.is_busy:
             self._stager.wait()
-            return True
-        return self._poll(timeout_s or 0.0)
+        else:
+            self._poll(timeout_s)
 
     # Restoring.
 

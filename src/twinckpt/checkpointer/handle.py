@@ -21,7 +21,7 @@ class SaveHandle:
     not checkpoint this step · failed: see `error`.
     """
 
-    def __init__(self, step: int, status: Status, advance: Callable[[float | None], bool]) -> None:
+    def __init__(self, step: int, status: Status, advance: Callable[[float], None]) -> None:
         self.step = step
         self.status: Status = status
         self.error: Exception | None = None
@@ -42,10 +42,11 @@ class SaveHandle:
         deadline_s = time.monotonic() + timeout_s
         while not self.is_final and _ORDER.index(self.status) < _ORDER.index(status):
             left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or not self._advance(left_s):
+            if left_s <= 0:
                 raise TimeoutError(
                     f"step {self.step} is {self.status}, not {status}, after {timeout_s:.0f} s"
                 )
+            self._advance(left_s)
         return self.status
 
 

@@ -9,6 +9,8 @@ import contextlib
 import os
 import select
 import socket
+import struct
+import threading
 from dataclasses import dataclass
 
 from twinckpt.errors import AgentUnavailableError, TwinckptError
@@ -16,6 +18,7 @@ from twinckpt.memory.seal import Seal
 from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, authenticate, client_exchange
 from twinckpt.net.wire import Codec, ProtocolError
 
+_DESCRIPTOR = struct.Struct("i")
 MAX_MESSAGE_BYTES = 1 << 20
 GOODBYE_TIMEOUT_S = 5.0
 
@@ -313,6 +316,14 @@ def listen(name: str) -> socket.socket:
     return listener
 
 
+def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    """Return the descriptor that came with a message, if one did."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return int(_DESCRIPTOR.unpack_from(data)[0])
+    return None
+
+
 class _SpareDescriptor:
     """One descriptor that is kept for a slot's, where the program takes all that there are."""
 
@@ -337,6 +348,7 @@ class AgentLink:
     def __init__(self, name: str, secret: bytes) -> None:
         """Connect and authenticate; raises AgentUnavailableError if nobody listens."""
         self._spare = _SpareDescriptor()
+        self._receiving = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
         try:
@@ -374,24 +386,30 @@ class AgentLink:
         poll.register(self._socket, select.POLLIN)
         if not poll.poll(timeout_ms):
             return None
-        self._spare.give()
         try:
-            how = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            payload, fds, flags, _ = socket.recv_fds(self._socket, MAX_MESSAGE_BYTES, 1, how)
+            with self._receiving:
+                payload, ancillary, flags = self._receive_now()
         except BlockingIOError:
             return None  # another thread was faster
         except OSError as error:
             raise AgentUnavailableError(f"the worker agent is gone: {error}") from error
-        finally:
-            self._spare.take()
         if not payload:
             raise AgentUnavailableError("the worker agent is gone: it closed the connection")
         if flags & socket.MSG_CTRUNC:
             raise TwinckptError("no descriptor is left for a slot: raise ulimit -n")
         try:
-            return FROM_AGENT.decode(payload), fds[0] if fds else None
+            return FROM_AGENT.decode(payload), _descriptor(ancillary)
         except ProtocolError as error:
             raise AgentUnavailableError(str(error)) from error
+
+    def _receive_now(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        how = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        room_bytes = socket.CMSG_LEN(_DESCRIPTOR.size)
+        self._spare.give()
+        try:  # `socket.recv_fds` of Python 3.11 passes no flags on
+            return self._socket.recvmsg(MAX_MESSAGE_BYTES, room_bytes, how)[:3]
+        finally:
+            self._spare.take()
 
     def say_goodbye(self) -> None:
         """End on purpose: returns once the agent has read it, or is gone."""
