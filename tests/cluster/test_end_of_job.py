@@ -71,6 +71,20 @@ def listens(port: int) -> bool:
         return not probe.connect_ex(("127.0.0.1", port))
 
 
+def wait_until_one_has_left(folder: Path) -> None:
+    """Wait until the root has heard that a machine's part is over."""
+    log = EventReader(folder / "events" / "root.jsonl")
+    wait_until(lambda: any(e["event"] == "machine_left" for e in log.events), "a machine's end")
+
+
+def assert_ends_well(folder: Path, then: str, *options: str) -> None:
+    """Run the script on one machine."""
+    script(folder, then)
+    launcher = launch(folder, free_port(), *options)
+    output = output_of(launcher)
+    assert launcher.returncode == 0, output
+
+
 def output_of(launcher: subprocess.Popen[str]) -> str:
     """Wait for its end."""
     try:
@@ -111,11 +125,8 @@ time.sleep(2 * dist.get_rank())
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_a_program_that_ends_well_is_not_started_again(tmp_path, then, warm):
     """However it leaves the `with` block."""
-    script(tmp_path, then)
     options = ["-m", "twinckpt.run"] if warm else []
-    launcher = launch(tmp_path, free_port(), "--nproc-per-node=2", *options)
-    output = output_of(launcher)
-    assert launcher.returncode == 0, output
+    assert_ends_well(tmp_path, then, "--nproc-per-node=2", *options)
     assert (begun(tmp_path, "0"), begun(tmp_path, "1")) == (1, 1)
 
 
@@ -125,7 +136,7 @@ with Checkpointer({"weight": weight}) as checkpointer:
     dist.barrier()
 dist.destroy_process_group()
 if who == "second":
-    time.sleep(4)
+    wait_for("others-have-ended")
 """
 
 
@@ -133,6 +144,8 @@ def test_the_machine_of_the_root_waits_for_those_that_still_work(tmp_path):
     """Without a root agent their ranks would be stopped."""
     script(tmp_path, FIRST_ENDS)
     launchers = launch_two(tmp_path)
+    wait_until_one_has_left(tmp_path)
+    (tmp_path / "others-have-ended").touch()
     outputs = [output_of(launcher) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     assert (begun(tmp_path, "first"), begun(tmp_path, "second")) == (1, 1)
@@ -160,8 +173,7 @@ def test_a_rank_that_is_lost_when_others_have_ended_ends_its_machine_with_one_li
     script(tmp_path, ONE_IS_LOST.replace("LOST", lost))
     launchers = dict(zip(("first", "second"), launch_two(tmp_path, *options), strict=True))
     other = launchers["second" if lost == "first" else "first"]
-    log = EventReader(tmp_path / "events" / "root.jsonl")
-    wait_until(lambda: any(e["event"] == "machine_left" for e in log.events), "the other's end")
+    wait_until_one_has_left(tmp_path)
     (tmp_path / "others-have-ended").touch()
     output = output_of(launchers[lost])
     assert launchers[lost].returncode != 0
@@ -181,10 +193,7 @@ dist.destroy_process_group()
 
 def test_a_process_may_make_one_checkpointer_after_the_other(tmp_path):
     """Each has tickets of its own."""
-    script(tmp_path, SECOND_ONE)
-    launcher = launch(tmp_path, free_port(), "--nproc-per-node=2")
-    output = output_of(launcher)
-    assert launcher.returncode == 0, output
+    assert_ends_well(tmp_path, SECOND_ONE, "--nproc-per-node=2")
 
 
 INHERITED = """
@@ -204,7 +213,4 @@ dist.destroy_process_group()
 
 def test_a_program_that_a_rank_starts_does_not_take_its_place(tmp_path):
     """It inherits all variables of the rank."""
-    script(tmp_path, INHERITED)
-    launcher = launch(tmp_path, free_port(), "--nproc-per-node=1")
-    output = output_of(launcher)
-    assert launcher.returncode == 0, output
+    assert_ends_well(tmp_path, INHERITED, "--nproc-per-node=1")
