@@ -5,7 +5,10 @@ import torch
 from catalogue import CARRIED, assert_same, restored, seeded, slot_of
 
 from twinckpt import Checkpointer
+from twinckpt.checkpointer import gpu_reading
 from twinckpt.checkpointer.device import PinnedSlots
+from twinckpt.checkpointer.gpu_reading import GpuReader, reading
+from twinckpt.checkpointer.kernels import kernels_on
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.staging import TornCopyError
 from twinckpt.checkpointer.state import TrainingState
@@ -140,6 +143,84 @@ def test_damage_is_found_although_the_gpu_copies_what_is_not_verified_yet():
     reader = SlotReader(slot, seal.chunk_bytes, lambda index: seal.verify_chunk(slot, index))
     with pytest.raises(DamagedCopyError):
         TrainingState(state).restore(reader.metadata["state"], reader)
+
+
+class Sealed:
+    """A sealed slot of a state on a GPU, with tensors in CPU memory in between."""
+
+    def __init__(self, num_bytes: int) -> None:
+        generator = torch.Generator("cuda").manual_seed(num_bytes)
+        self.state = {
+            f"part{index}": {
+                "on_gpu": torch.rand(num_bytes // 12 + index, generator=generator, device="cuda"),
+                "step": torch.rand(1 + index),
+                "of_bytes": torch.ones(index, dtype=torch.uint8, device="cuda"),
+                "transposed": torch.rand(5, 3, generator=generator, device="cuda").t(),
+            }
+            for index in range(3)
+        }
+        self.slot = slot_of(self.state)
+        identity = {"rank": 0, "ticket": 1, "step": 1, "home": 0, "world_size": 1}
+        self.seal = Seal.of(self.slot, **identity)
+        self.kernels = kernels_on(torch.device("cuda", torch.cuda.current_device()))
+        self.kernels.wait()
+
+    def restore(self, state):
+        with reading(self.seal, self.slot, self.kernels) as on_gpu:
+            assert on_gpu is not None
+            reader = SlotReader(
+                self.slot,
+                self.seal.chunk_bytes,
+                lambda index: self.seal.verify_chunk(self.slot, index),
+                on_gpu=on_gpu,
+            )
+            TrainingState(state).restore(reader.metadata["state"], reader)
+
+
+@pytest.mark.parametrize("num_chunks", [0, 1, 2, 3, 7, 12])
+def test_a_gpu_reads_a_slot_in_pieces_of_any_number(monkeypatch, num_chunks):
+    monkeypatch.setattr(gpu_reading, "PIECE_BYTES", 2 * CHUNK_BYTES)
+    monkeypatch.setattr(gpu_reading, "NUM_BUFFERS", 2)
+    sealed = Sealed(num_chunks * CHUNK_BYTES + 17)
+    fresh = {
+        name: {k: torch.zeros_like(t) for k, t in p.items()} for name, p in sealed.state.items()
+    }
+    targets = [tensor for part in fresh.values() for tensor in part.values()]
+    sealed.restore(fresh)
+    assert_same(sealed.state, fresh)
+    live = [tensor for part in fresh.values() for tensor in part.values()]
+    assert all(left is right for left, right in zip(targets, live, strict=True))
+
+
+def test_a_gpu_takes_the_checksums_of_the_host():
+    sealed = Sealed(5 * CHUNK_BYTES)
+    data = torch.frombuffer(sealed.slot, dtype=torch.uint8).cuda()
+    digests = torch.zeros(len(data) // CHUNK_BYTES, dtype=torch.int64, device="cuda")
+    sealed.kernels.take_checksums(data, digests, CHUNK_BYTES)
+    sealed.seal.verify_digests(digests.cpu().numpy().astype(">i8").tobytes())
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 1.0])
+def test_a_gpu_finds_every_damaged_byte(where):
+    sealed = Sealed(5 * CHUNK_BYTES)
+    sealed.slot[int(where * (len(sealed.slot) - 1))] ^= 1
+    with pytest.raises(DamagedCopyError, match="does not match its checksum"):
+        sealed.restore(sealed.state)
+
+
+def test_the_second_restore_is_the_gpus(job, monkeypatch):
+    expected = job.tensors()
+    job.step()
+    job.checkpointer.restore()
+    job.checkpointer._restorer.wait_until_prepared()
+    verified = []
+    monkeypatch.setattr(
+        GpuReader, "verify", lambda self, verify=GpuReader.verify: verified.append(verify(self))
+    )
+    job.step()
+    assert job.checkpointer.restore() == 1
+    assert_equal(job.tensors(), expected)
+    assert len(verified) == 1
 
 
 def test_neither_save_nor_the_fence_makes_the_host_wait_for_the_gpu(job):

@@ -98,7 +98,12 @@ class DeviceCopies:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             # What is to be negated on the way would be negated in RAM, before it has come there.
-            sources = [source.resolve_conj().resolve_neg() for _, source in pairs]
+            sources = [
+                source.resolve_conj().resolve_neg()
+                if source.is_conj() or source.is_neg()
+                else source
+                for _, source in pairs
+            ]
             moving.start_copies([target for target, _ in pairs], sources)
         # Whoever waits sleeps: a thread that spins would take a core from the training.
         return stream.record_event(torch.cuda.Event(blocking=True))

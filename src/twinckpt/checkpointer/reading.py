@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from twinckpt.checkpointer import moving
+from twinckpt.checkpointer.gpu_reading import GpuReader
 from twinckpt.checkpointer.layout import Region, header_bytes, parse, view
 
 _CHUNKS_WORTH_A_THREAD = 8
@@ -39,7 +40,10 @@ class SavedTensors:
         moving.copy(target, self._tensors[name])
 
     def finish(self) -> None:
-        """Return once every live tensor has its bytes; under `torch.no_grad`, as `copy_into`."""
+        """Fill the live tensors; a GPU may still be at it. Under `torch.no_grad`."""
+
+    def settle(self) -> None:
+        """Return once a GPU, too, has done its part; raises DamagedCopyError if that is wrong."""
 
 
 class SlotReader(SavedTensors):
@@ -52,6 +56,7 @@ class SlotReader(SavedTensors):
         arrive: takes a chunk's index; returns once its bytes are there. In order of chunks. None
             if all are.
         num_threads: how many threads copy and verify.
+        on_gpu: takes the bytes to a GPU, where it verifies them; None if the host verifies all.
 
     Raises DamagedCopyError as `verify` does, or if the bytes are no checkpoint.
     """
@@ -63,12 +68,14 @@ class SlotReader(SavedTensors):
         verify: Callable[[int], None] = lambda index: None,
         arrive: Callable[[int], None] | None = None,
         num_threads: int = 1,
+        on_gpu: GpuReader | None = None,
     ) -> None:
         self._buffer = buffer
         self._chunk_bytes = chunk_bytes
         self._verify = verify
         self._arrive = arrive
         self._num_threads = num_threads
+        self._on_gpu = on_gpu
         self._devices: set[torch.device] = set()
         self._unverified = set(range(-(-len(buffer) // chunk_bytes)))
         self._targets: list[tuple[Region, torch.Tensor]] = []
@@ -106,35 +113,51 @@ class SlotReader(SavedTensors):
             self._devices.add(target.device)
 
     def finish(self) -> None:
-        """Copy and verify all chunks, those that nobody wants included; wait for GPUs.
-
-        A GPU copies its tensors while the bytes are verified.
-        """
+        """Copy and verify all chunks, those that nobody wants included; GPUs copy meanwhile."""
         try:
+            # First, since threads that hash leave little of the interpreter to others.
+            self._start_on_gpus()
             self._take_all(self._pieces())
-        finally:
-            for device in self._devices:
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+        except BaseException:
+            self._wait_for_gpus()
+            raise
         for _, target in self._targets:
             moving.note_write(target)
         self._targets, self._targets_on_gpu = [], []
 
+    def settle(self) -> None:
+        """Wait for GPUs; raise DamagedCopyError if one of them found damage."""
+        self._wait_for_gpus()
+        if self._on_gpu is not None:
+            self._on_gpu.verify()
+
+    def _wait_for_gpus(self) -> None:
+        for device in self._devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
     def _take_all(self, pieces: list[list[tuple[int, int, int]]]) -> None:
-        chunks = iter(range(len(pieces)))
+        on_gpu = 0 if self._on_gpu is None else self._on_gpu.num_chunks
+        here = [index for index, some in enumerate(pieces) if some or index >= on_gpu]
+        chunks = iter(here)
         # Threads take turns, so that one that has no core to itself does less. One that stays
         # with its chunk needs no other thread's Python: hashing what was just read is cheap.
-        num_threads = max(1, min(self._num_threads, len(pieces) // _CHUNKS_WORTH_A_THREAD))
+        num_threads = max(1, min(self._num_threads, len(here) // _CHUNKS_WORTH_A_THREAD))
         with ThreadPoolExecutor(num_threads) as pool:
             shares = [pool.submit(self._take, chunks, pieces) for _ in range(num_threads)]
-            self._start_on_gpus()
             for share in shares:
                 share.result()
 
     def _start_on_gpus(self) -> None:
         by_device: dict[torch.device, list[tuple[Region, torch.Tensor]]] = {}
+        in_order: list[tuple[Region, torch.Tensor]] = []
         for region, target in self._targets_on_gpu:
-            by_device.setdefault(target.device, []).append((region, target))
+            if self._on_gpu is not None and self._on_gpu.takes(target):
+                in_order.append((region, target))
+            else:
+                by_device.setdefault(target.device, []).append((region, target))
+        if self._on_gpu is not None:
+            self._on_gpu.copy_into(in_order)
         for device, some in by_device.items():
             self._devices.add(device)
             sources = [view(self._buffer, region) for region, _ in some]

@@ -10,6 +10,8 @@ from twinckpt.checkpointer.agent_client import AgentClient, ArrivalFailed, Copy,
 from twinckpt.checkpointer.assemble import resharded
 from twinckpt.checkpointer.cores import threads
 from twinckpt.checkpointer.device import PinnedSlots
+from twinckpt.checkpointer.gpu_reading import GpuReader, reading
+from twinckpt.checkpointer.kernels import Kernels, kernels_on
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.errors import DamagedCopyError, RestoreError
@@ -32,11 +34,25 @@ class Restorer:
         self._state = state
         self._client = client
         self._pinned = pinned
+        self._kernels: Kernels | None = None
         self.report: dict[str, Any] = {}
 
     def restore(self) -> int | None:
         """Restore what the agent says is newest; see `Checkpointer.restore`."""
-        return self.restore_from(self._client.request_restore)
+        step = self.restore_from(self._client.request_restore)
+        self.prepare()
+        return step
+
+    def prepare(self) -> None:
+        """Make the next restore faster, in the background: a process's first one has no time."""
+        gpu = self._state.gpu
+        if self._kernels is None and gpu is not None:
+            self._kernels = kernels_on(gpu)
+
+    def wait_until_prepared(self) -> None:
+        """Return once `prepare` has done what it can."""
+        if self._kernels is not None:
+            self._kernels.wait()
 
     def restore_from(self, ask: Callable[[float], RestoreAnswer]) -> int | None:
         """Restore from the copy that `ask` (given a limit in seconds) is answered with."""
@@ -93,7 +109,8 @@ class Restorer:
         seal, buffer = copy.seal, copy.slot.buffer
         self._pinned.pin(buffer)
         if not copy.is_arriving:
-            self._read_here(seal, buffer)
+            with reading(seal, buffer[: seal.size_bytes], self._kernels) as on_gpu:
+                self._read_here(seal, buffer, on_gpu)
             return
 
         def arrive(index: int) -> None:
@@ -105,13 +122,14 @@ class Restorer:
         if not isinstance(final, Copy) or final.seal != seal:
             raise DamagedCopyError("the agent gave up the copy that it was receiving")
 
-    def _read_here(self, seal: Seal, buffer: memoryview) -> None:
+    def _read_here(self, seal: Seal, buffer: memoryview, on_gpu: GpuReader | None = None) -> None:
         """Read a copy that is complete, with the cores that this rank has to itself."""
 
         def verify(index: int) -> None:
             seal.verify_chunk(buffer, index)
 
-        self._read(seal, buffer, verify=verify, num_threads=threads(MAX_READ_THREADS))
+        how = {"verify": verify, "num_threads": threads(MAX_READ_THREADS), "on_gpu": on_gpu}
+        self._read(seal, buffer, **how)
 
     def _read(self, seal: Seal, buffer: memoryview, **how: Any) -> None:
         if len(buffer) < seal.size_bytes:

@@ -72,11 +72,25 @@ class Seal:
         """Raise DamagedCopyError unless chunk `index` of the slot is as it was sealed."""
         start = index * self.chunk_bytes
         chunk = buffer[start : min(start + self.chunk_bytes, self.size_bytes)]
-        if chunk_digest(chunk) != self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
-            raise DamagedCopyError(
-                f"shard of rank {self.rank} at step {self.step}: chunk {index} "
-                f"(bytes from {start}) does not match its checksum"
+        if chunk_digest(chunk) != self._digest(index):
+            raise self._damage(index)
+
+    def verify_digests(self, digests: bytes) -> None:
+        """Raise DamagedCopyError unless these are the checksums of the first chunks."""
+        if not self.digests.startswith(digests):
+            found = range(len(digests) // DIGEST_BYTES)
+            raise self._damage(
+                next(i for i in found if not digests.startswith(self._digest(i), i * DIGEST_BYTES))
             )
+
+    def _digest(self, index: int) -> bytes:
+        return self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+
+    def _damage(self, index: int) -> DamagedCopyError:
+        return DamagedCopyError(
+            f"shard of rank {self.rank} at step {self.step}: chunk {index} "
+            f"(bytes from {index * self.chunk_bytes}) does not match its checksum"
+        )
 
     @classmethod
     def of(cls, buffer: memoryview, **identity: int) -> "Seal":

@@ -138,6 +138,7 @@ class Saving:
 def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
     """Restore again and again: all ranks from their machines' RAM; one that lost its copy."""
     ring = LoopbackRing(rank.num_bytes)
+    checkpointer._restorer.wait_until_prepared()
     rank.stage()  # fills the slot for `copy_in_hashed`
     number, size = dist.get_rank(), dist.get_world_size()
     for repeat in range(rounds):
