@@ -16,7 +16,7 @@ from twinckpt.checkpointer.layout import Region
 from twinckpt.memory.seal import Seal
 
 PIECE_BYTES = 64 << 20
-NUM_BUFFERS = 4
+NUM_BUFFERS = 6  # as much as is copied while the host reads the header and finds the tensors
 MAX_PARTS = 65535  # of a piece: more than a kernel's grid takes
 
 

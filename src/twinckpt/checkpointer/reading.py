@@ -114,24 +114,21 @@ class SlotReader(SavedTensors):
 
     def finish(self) -> None:
         """Copy and verify all chunks, those that nobody wants included; GPUs copy meanwhile."""
-        try:
-            # First, since threads that hash leave little of the interpreter to others.
-            self._start_on_gpus()
-            self._take_all(self._pieces())
-        except BaseException:
-            self._wait_for_gpus()
-            raise
+        # GPUs first, since threads that hash leave little of the interpreter to others.
+        self._start_on_gpus()
+        self._take_all(self._pieces())
         for _, target in self._targets:
             moving.note_write(target)
         self._targets, self._targets_on_gpu = [], []
 
     def settle(self) -> None:
         """Wait for GPUs; raise DamagedCopyError if one of them found damage."""
-        self._wait_for_gpus()
+        self.close()
         if self._on_gpu is not None:
             self._on_gpu.verify()
 
-    def _wait_for_gpus(self) -> None:
+    def close(self) -> None:
+        """Return once no GPU copies from the slot any more, by what `copy_into` began."""
         for device in self._devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,9 @@ class Restorer:
     def _read(self, seal: Seal, buffer: memoryview, **how: Any) -> None:
         if len(buffer) < seal.size_bytes:
             raise DamagedCopyError(f"{len(buffer)} bytes, {seal.size_bytes} were sealed")
-        reader = SlotReader(buffer[: seal.size_bytes], seal.chunk_bytes, **how)
-        self._state.restore(reader.metadata["state"], reader)
+        slot = buffer[: seal.size_bytes]
+        with closing(SlotReader(slot, seal.chunk_bytes, **how)) as reader:
+            self._state.restore(reader.metadata["state"], reader)
 
     def _note(self, source: str, seal: Seal, asked_at_s: float, answered_at_s: float) -> None:
         now_s = time.monotonic()
