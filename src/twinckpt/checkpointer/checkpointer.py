@@ -430,7 +430,7 @@ class Checkpointer:
     def restore(self) -> int | None:
         """Write the newest recoverable step into the state, in place; return it, or None.
 
-        Every byte is verified before it is used. A damaged copy is replaced by the next one:
+        Every byte is verified before this returns. A damaged copy is replaced by the next one:
         another machine's, then persistent storage. Raises RestoreError if the checkpoint is of
         another state than this one, or if no copy is intact.
 
