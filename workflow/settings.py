@@ -68,7 +68,12 @@ class Settings:
 def sources(*layers: str) -> list[str]:
     """Return the files of some layers, as inputs of a rule; a layer may be a single module."""
     modules = [SOURCE / layer for layer in layers if layer.endswith(".py")]
-    packages = [path for layer in layers for path in (SOURCE / layer).rglob("*.py")]
+    packages = [
+        path
+        for layer in layers
+        for path in (SOURCE / layer).rglob("*")
+        if path.suffix in (".py", ".cu")
+    ]
     return sorted(str(path) for path in [*modules, *packages])
 
 
