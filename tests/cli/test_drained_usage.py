@@ -1,7 +1,9 @@
 """`import` and `export` of what is not there, not theirs, or cannot be written: one line each."""
 
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -11,7 +13,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from twinckpt.cli import main
+from twinckpt.memory import drained as storage
 from twinckpt.memory.drained import drained_steps, load_drained, shard_path, step_directory
+from twinckpt.memory.seal import Seal
 
 INSPECT = "import sys; from twinckpt.cli import main; sys.exit(main())"
 
@@ -213,3 +217,80 @@ def test_an_output_that_takes_no_arrow_or_nothing_is_no_failure(output, saved, t
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def crafted(directory, change):
+    """Replace step 1 by one of another header, whose seal is right."""
+    _, data = load_drained(directory, 1, 0)
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(bytes(data[8 : 8 + length]))
+    metadata = json.loads(header["__metadata__"]["twinckpt"])
+    change(header, metadata)
+    header["__metadata__"]["twinckpt"] = json.dumps(metadata)
+    text = json.dumps(header).encode()
+    data = memoryview(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    storage.write_shard(
+        directory, Seal.of(data, rank=0, ticket=1, step=1, home=0, world_size=1), data
+    )
+    assert storage.finish_step(directory, step=1, ticket=1, world_size=1)
+
+
+def weight_is(**facts):
+    """A change of what the state says of its tensor."""
+    return lambda header, metadata: metadata["state"]["model"]["weight"].update(facts)
+
+
+def extra_is(node):
+    """A change that adds a value to the state."""
+    return lambda header, metadata: metadata["state"].update(extra=node)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, metadata: metadata.pop("state"),
+        lambda header, metadata: metadata.update(state=[]),
+        lambda header, metadata: metadata.update(state={"$": "tuple", "items": []}),
+        lambda header, metadata: metadata.update(tensors=[]),
+        lambda header, metadata: metadata["tensors"].update({"model.weight": ["nn", [2], "cpu"]}),
+        lambda header, metadata: metadata["tensors"]["model.weight"].__setitem__(1, [-1, -2]),
+        lambda header, metadata: metadata["tensors"]["model.weight"].__setitem__(1, [2.0]),
+        lambda header, metadata: header["model.weight"].update(data_offsets=[0, 10**30]),
+        lambda header, metadata: header["model.weight"].update(data_offsets=[-8, 0]),
+    ],
+)
+def test_a_header_that_describes_no_tensors_is_refused(change, drained, tmp_path, capsys):
+    """Its checksum is right: somebody has written it so."""
+    crafted(drained, change)
+    capsys.readouterr()
+    assert is_told(capsys, ["inspect", drained], "not a checkpoint of twinckpt")
+    assert is_told(capsys, ["export", drained, tmp_path / "out"], "not a checkpoint of twinckpt")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        weight_is(tensor=["model.weight"]),
+        weight_is(placements=["S(0)"]),
+        weight_is(placements=[], mesh=[1], global_shape=[2]),
+        weight_is(placements=["S(7)"], mesh=[1], global_shape=[2]),
+        weight_is(placements=[3], mesh=[1], global_shape=[2]),
+        weight_is(placements=["R", "R"], mesh=[-1, -1], global_shape=[2]),
+        extra_is({"$": "tensor"}),
+        extra_is({"$": "float", "bits": "00"}),
+        extra_is({"$": "dtype", "name": "load"}),
+        extra_is({"$": "device", "name": "nowhere"}),
+        extra_is({"$": "set", "items": [[1]]}),
+        extra_is({"$": "dict", "items": [1]}),
+        extra_is({"$": "size", "items": None}),
+        extra_is({"$": "ndarray", "tensor": "model.weight", "dtype": "O", "shape": [1]}),
+        extra_is({"$": "ndarray", "tensor": "model.weight", "dtype": "<f4", "shape": [-2]}),
+    ],
+)
+def test_a_state_that_cannot_be_put_together_is_told_in_one_line(change, drained, tmp_path, capsys):
+    """An array of objects would even take its bytes as addresses."""
+    crafted(drained, change)
+    capsys.readouterr()
+    assert is_told(capsys, ["export", drained, tmp_path / "out"], "cannot be put together")
+    assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from twinckpt.checkpointer import layout
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import unflatten
-from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
+from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError, UnsupportedStateError
 from twinckpt.memory.drained import check_length, load_drained, read_manifest
 from twinckpt.memory.seal import Seal
 
@@ -76,9 +76,16 @@ def full_state(directory: Path, step: int) -> FullState:
             made[key] = _whole(node, shards)
         return made[key]
 
-    state = unflatten(shards[0].metadata["state"], whole)
-    differing = [name for name in state if _differs(name, shards)]
-    return FullState(step, len(shards), state, tuple(differing))
+    try:
+        state = unflatten(shards[0].metadata["state"], whole)
+        differing = tuple(name for name in state if _differs(name, shards))
+    except TwinckptError:
+        raise
+    except Exception as error:  # torch and NumPy raise anything, given anything
+        reason = str(error).partition("\n")[0]
+        what = f"step {step} in {directory} cannot be put together"
+        raise DamagedCopyError(f"{what}: {type(error).__name__}: {reason}") from error
+    return FullState(step, len(shards), state, differing)
 
 
 def resharded(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from twinckpt.checkpointer.tree import FlatState, Kind
+from twinckpt.checkpointer.tree import FlatState, Kind, dtype_named
 from twinckpt.errors import DamagedCopyError
 
 _ALIGNMENT_BYTES = 64
@@ -125,10 +125,15 @@ def parse(buffer: memoryview) -> tuple[dict[str, Any], dict[str, Region]]:
         start = header_bytes(buffer)
         header = json.loads(bytes(buffer[_LENGTH.size : start]))
         metadata = json.loads(header["__metadata__"]["twinckpt"])
+        if not isinstance(metadata["state"], dict) or "$" in metadata["state"]:
+            raise ValueError("its state is no mapping of names")
         regions = {}
         for name, (dtype, shape, _) in metadata["tensors"].items():
             first, last = header[name]["data_offsets"]
-            region = Region(start + first, start + last, getattr(torch, dtype), tuple(shape))
+            numbers = first, last, *shape
+            if not all(isinstance(number, int) and number >= 0 for number in numbers):
+                raise ValueError(f"{name} has impossible offsets, or an impossible shape")
+            region = Region(start + first, start + last, dtype_named(dtype), tuple(shape))
             size_bytes = math.prod(shape) * region.dtype.itemsize
             if not start <= region.start <= region.start + size_bytes == region.end <= len(buffer):
                 raise ValueError(f"{name} has impossible offsets")

@@ -75,6 +75,14 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """Return the type of tensors that torch calls so; raises ValueError if that is none."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no type of tensors")
+    return found
+
+
 @torch.no_grad()
 def flatten(
     state: Any, name: str = "", known: FlatState | None = None
@@ -301,9 +309,10 @@ def unflatten(
             case "tensor":
                 return tensor(node, live)
             case "ndarray" | "npscalar":
-                raw = bytearray(tensor(node, None).numpy())
-                order = node.get("order", "C")
-                made = np.ndarray(node["shape"], np.dtype(node["dtype"]), raw, order=order)
+                raw, dtype = bytearray(tensor(node, None).numpy().data), np.dtype(node["dtype"])
+                if dtype.hasobject:
+                    raise ValueError("an array of objects, whose bytes would be taken as addresses")
+                made = np.ndarray(node["shape"], dtype, raw, order=node.get("order", "C"))
                 return array(made, live) if node[_KIND] == "ndarray" else _scalar(made)
             case "float":
                 return FLOAT.unpack(bytes.fromhex(node["bits"]))[0]
@@ -316,7 +325,7 @@ def unflatten(
             case "bytes":
                 return base64.b64decode(node["base64"])
             case "dtype":
-                return getattr(torch, node["name"])
+                return dtype_named(node["name"])
             case "device":
                 return torch.device(node["name"])
             case "size":
