@@ -47,6 +47,14 @@ def test_a_folder_that_is_no_checkpoint_is_not_imported(tmp_path, capsys):
     assert is_told(capsys, arguments, "no DCP checkpoint: there is no .metadata in it")
 
 
+@pytest.mark.parametrize("name", [1, "$", "\ud800\udc00"])
+def test_a_name_that_no_part_of_a_state_can_have_is_not_imported(name, tmp_path, capsys):
+    """Nothing could be made of it again."""
+    torch.save({name: torch.ones(1)}, tmp_path / "odd.pt")
+    arguments = ["import", tmp_path / "odd.pt", tmp_path / "out", "--step", 1]
+    assert is_told(capsys, arguments, "not a mapping of names")
+
+
 def test_pickled_objects_are_not_imported(tmp_path, capsys):
     torch.save({"model": object()}, tmp_path / "odd.pt")
     arguments = ["import", tmp_path / "odd.pt", tmp_path / "out", "--step", 1]

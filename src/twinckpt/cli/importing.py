@@ -64,6 +64,8 @@ def _load(source: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint import CheckpointException
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+    from twinckpt.checkpointer.tree import is_plain_key
+
     if source.is_dir() and not (source / ".metadata").exists():
         raise ValueError("no DCP checkpoint: there is no .metadata in it")
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +78,7 @@ def _load(source: Path) -> dict[str, Any]:
         except (Exception, CheckpointException) as error:  # torch raises anything, given anything
             reason = _reason(error)
             raise ValueError(f"no checkpoint of tensors and plain values: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+    if not isinstance(state, dict) or not all(map(is_plain_key, state)):
         raise ValueError("not a mapping of names, as a Checkpointer's state is")
     if not state:
         raise ValueError("there is nothing in it")
