@@ -51,27 +51,42 @@ def fetch_shard(
     return Fetched(None, "; ".join(reasons), tuple(damaged))
 
 
-def drain_step(
-    work: StartDrain, checkpoints: InMemoryCheckpoint, config: WorkerAgentConfig
-) -> bool:
-    """Copy this machine's shards of a ticket to persistent storage; return whether all are there.
+class StepDrain:
+    """Copies steps of this machine's shards to persistent storage, one at a time.
 
-    The last machine to do so completes the step, and removes those that are too old.
+    A reason for failing is told once, and again only after a step has been copied.
     """
-    directory = drained.location(config.drain_directory)
-    try:
-        for rank in work.ranks:
-            with checkpoints.pinned(rank, work.ticket) as entry:
-                drained.write_shard(directory, entry.seal, entry.data, config.drain_bytes_per_s)
-        what = (work.step, work.ticket, work.world_size, work.digest)
-        if drained.finish_step(directory, *what):
-            drained.keep_newest(directory, config.drain_keep)
-    except Exception as error:  # drivers of remote storage raise their own
-        logger.warning(
-            "step %d was not drained to %s: %s; training and checkpoints in RAM go on",
-            work.step,
-            directory,
-            error,
-        )
-        return False
-    return True
+
+    def __init__(self, checkpoints: InMemoryCheckpoint, config: WorkerAgentConfig) -> None:
+        self._checkpoints = checkpoints
+        self._config = config
+        self._told: set[tuple[type[Exception], int | None]] = set()
+
+    def __call__(self, work: StartDrain) -> bool:
+        """Copy this machine's shards of a ticket; return whether all are there.
+
+        The last machine to do so completes the step, and removes those that are too old.
+        """
+        directory = drained.location(self._config.drain_directory)
+        try:
+            for rank in work.ranks:
+                with self._checkpoints.pinned(rank, work.ticket) as entry:
+                    rate = self._config.drain_bytes_per_s
+                    drained.write_shard(directory, entry.seal, entry.data, rate)
+            what = (work.step, work.ticket, work.world_size, work.digest)
+            if drained.finish_step(directory, *what):
+                drained.keep_newest(directory, self._config.drain_keep)
+        except Exception as error:  # drivers of remote storage raise their own
+            kind = type(error), getattr(error, "errno", None)  # the message names the step
+            if kind not in self._told:
+                self._told.add(kind)
+                logger.warning(
+                    "step %d was not drained to %s: %s; training and checkpoints in RAM go on, "
+                    "and this is told again only after a step was drained",
+                    work.step,
+                    directory,
+                    error,
+                )
+            return False
+        self._told.clear()
+        return True

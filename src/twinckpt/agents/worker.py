@@ -24,7 +24,7 @@ from twinckpt.agents.process import allow_all_descriptors, when_process_ends
 from twinckpt.agents.root_link import RootLink
 from twinckpt.agents.root_watch import follow_root
 from twinckpt.agents.scrub import Scrub
-from twinckpt.agents.transfers import Fetched, drain_step, fetch_shard
+from twinckpt.agents.transfers import Fetched, StepDrain, fetch_shard
 from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
 from twinckpt.core import worker as core
@@ -65,6 +65,7 @@ class WorkerAgent:
         self._allocations = ThreadPoolExecutor(1, thread_name_prefix="allocate")
         self._transfers = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._drains = ThreadPoolExecutor(1, thread_name_prefix="drain")
+        self._drain_step = StepDrain(self._checkpoints, config)
         self._ranks: dict[int, LocalPeer] = {}
         self._launcher: LocalPeer | None = None
         self._warm = WarmParents()
@@ -422,7 +423,7 @@ class WorkerAgent:
         self._in_loop(lambda: self._act(self._core.found_damaged(rank, ticket, reason)))
 
     def _drain(self, work: core.StartDrain) -> Callable[[], None]:
-        ok = drain_step(work, self._checkpoints, self._config)
+        ok = self._drain_step(work)
         return lambda: self._act(self._core.drained(work, ok))
 
 
