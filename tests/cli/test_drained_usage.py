@@ -302,3 +302,24 @@ def test_a_state_that_cannot_be_put_together_is_told_in_one_line(change, drained
     capsys.readouterr()
     assert is_told(capsys, ["export", drained, tmp_path / "out"], "cannot be put together")
     assert not (tmp_path / "out").exists()
+
+
+SEALS_READ = """
+import sys
+from twinckpt.cli import main
+seals = []
+sys.addaudithook(
+    lambda event, what: seals.append(what[0])
+    if event == "open" and str(what[0]).endswith(".seal") else None
+)
+assert main() == 0
+print(len(seals), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("more", [["inspect"], ["export", "out.pt"]])
+def test_a_seal_is_read_once(more, drained, tmp_path):
+    """What says that a shard is intact is also what says how long it is."""
+    command = [sys.executable, "-c", SEALS_READ, more[0], str(drained), *more[1:]]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.stderr == "1\n"

@@ -29,8 +29,9 @@ _REPLICATE = ("R", "Replicate()")
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One rank's part: its metadata, and where its tensors lie."""
+    """One rank's part: its seal, its metadata, and where its tensors lie."""
 
+    seal: Seal
     metadata: dict[str, Any]
     regions: dict[str, layout.Region]
     buffer: memoryview
@@ -54,9 +55,9 @@ class FullState:
 
 def read_shard(directory: Path, step: int, rank: int) -> Shard:
     """Read and verify one rank's shard; raises DamagedCopyError if it is not intact."""
-    _, buffer = load_drained(directory, step, rank)
+    seal, buffer = load_drained(directory, step, rank)
     metadata, regions = layout.parse(buffer)
-    return Shard(metadata, regions, buffer)
+    return Shard(seal, metadata, regions, buffer)
 
 
 def full_state(directory: Path, step: int) -> FullState:
@@ -66,8 +67,8 @@ def full_state(directory: Path, step: int) -> FullState:
     UnsupportedStateError for a sharding that it cannot undo.
     """
     shards = _all_shards(directory, step)
-    for rank in range(len(shards)):
-        check_length(directory, step, rank)
+    for shard in shards:
+        check_length(directory, shard.seal)
     made: dict[tuple[str, bool], torch.Tensor] = {}  # tied weights are one tensor
 
     def whole(node: dict[str, Any], _: Any) -> torch.Tensor:

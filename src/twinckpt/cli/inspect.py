@@ -18,19 +18,18 @@ def run(args: argparse.Namespace) -> int:
     """List one rank's shard; 1 if it is damaged or missing, 2 if there is no checkpoint."""
     from twinckpt.checkpointer.assemble import read_shard
     from twinckpt.errors import DamagedCopyError
-    from twinckpt.memory.drained import check_length, drained_steps, read_seal
+    from twinckpt.memory.drained import check_length, drained_steps
 
     step = drained.chosen_step(args)
     if step is None:
         return 2
     try:
         shard = read_shard(args.directory, step, args.rank)
-        check_length(args.directory, step, args.rank)
+        check_length(args.directory, shard.seal)
     except DamagedCopyError as error:
         print(f"twinckpt: {error}", file=sys.stderr)
         return 1
-    seal = read_seal(args.directory, step, args.rank)
-    assert seal is not None
+    seal = shard.seal
     others = ", ".join(map(str, drained_steps(args.directory)))
     print(f"step {step} (complete: {others}), rank {args.rank} of {seal.world_size}, "
           f"{seal.size_bytes} bytes")  # fmt: skip

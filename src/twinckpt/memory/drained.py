@@ -240,17 +240,16 @@ def load_drained(directory: Path, step: int, rank: int) -> tuple[Seal, memoryvie
     return seal, buffer
 
 
-def check_length(directory: Path, step: int, rank: int) -> None:
+def check_length(directory: Path, seal: Seal) -> None:
     """Raise DamagedCopyError if a shard's file goes on after what was sealed.
 
     A restore does not ask: what was sealed is there, and setting the step aside would lose it.
     """
-    seal = read_seal(directory, step, rank)
-    size_bytes = shard_path(directory, step, rank).stat().st_size
-    if seal is not None and size_bytes > seal.size_bytes:
+    size_bytes = shard_path(directory, seal.step, seal.rank).stat().st_size
+    if size_bytes > seal.size_bytes:
         raise DamagedCopyError(
-            f"shard of rank {rank} at step {step} has {size_bytes} bytes, and {seal.size_bytes} "
-            "were sealed: cut off the rest, which is not of the checkpoint"
+            f"shard of rank {seal.rank} at step {seal.step} has {size_bytes} bytes, and "
+            f"{seal.size_bytes} were sealed: cut off the rest, which is not of the checkpoint"
         )
 
 
