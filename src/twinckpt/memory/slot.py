@@ -15,7 +15,13 @@ from twinckpt.errors import OutOfMemoryError
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _LIBC = ctypes.CDLL(None)
-_CGROUP = Path("/sys/fs/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+# Of each version of control groups: the controller, its folder, what may be taken, and what is.
+_GROUP_FILES = (
+    ("", "", "memory.max", "memory.current"),
+    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 class Slot:
@@ -72,21 +78,24 @@ def _populate(mapping: mmap.mmap) -> None:
         _LIBC.madvise(ctypes.byref(whole), ctypes.c_size_t(len(mapping)), advice)
 
 
-def available_bytes() -> int:
+def available_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
     """Return the memory that this process may still take: the machine's, or its container's."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     machine_bytes = int(fields["MemAvailable"].split()[0]) << 10
-    return max(0, min([machine_bytes, *_free_in_groups()]))
+    return max(0, min([machine_bytes, *_free_in_groups(groups, membership)]))
 
 
-def _free_in_groups() -> Iterator[int]:
-    """Yield what the control groups (v2) leave: the process's own, and all around it."""
-    own = ""
+def _free_in_groups(groups: Path, membership: Path) -> Iterator[int]:
+    """Yield what the control groups leave: the process's own, and all around it."""
+    own: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].strip()
-    for name in (own, *map(str, Path(own).parents)):
-        group = _CGROUP / name
-        with contextlib.suppress(OSError, ValueError):  # none there, or one with the limit "max"
-            limit = int((group / "memory.max").read_text(encoding="ascii"))
-            yield limit - int((group / "memory.current").read_text(encoding="ascii"))
+        for line in membership.read_text(encoding="utf-8").splitlines():
+            _, controllers, name = line.split(":", 2)
+            own.update(dict.fromkeys(controllers.split(","), name.lstrip("/")))
+    for controller, folder, limit_file, used_file in _GROUP_FILES:
+        path = Path(own.get(controller, ""))
+        for group in (groups / folder / around for around in (path, *path.parents)):
+            with contextlib.suppress(OSError, ValueError):  # none there, or the limit is "max"
+                limit = int((group / limit_file).read_text(encoding="ascii"))
+                yield limit - int((group / used_file).read_text(encoding="ascii"))
