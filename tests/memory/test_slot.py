@@ -23,23 +23,27 @@ def machine(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("membership", "folder", "limit", "used", "no_limit"),
+    ("membership", "folder", "limit", "used", "no_limit", "prefix"),
     [
-        ("0::/pod/job\n", "", "memory.max", "memory.current", "max"),
+        ("0::/pod/job\n", "", "memory.max", "memory.current", "max", ""),
         (
             "9:cpu,cpuacct:/other\n4:memory:/pod/job\n1:name=systemd:/other\n0::/other\n",
             "memory/",
             "memory.limit_in_bytes",
             "memory.usage_in_bytes",
             UNLIMITED,
+            "total_",
         ),
     ],
     ids=["v2", "v1"],
 )
 def test_the_tightest_control_group_around_a_process_says_what_is_free(
-    membership, folder, limit, used, no_limit, machine
+    membership, folder, limit, used, no_limit, prefix, machine
 ):
-    """Its own group, one around that, or the only one that a container is shown."""
+    """Its own group, one around that, or the only one that a container is shown.
+
+    What only caches files is free: a job that has read much has none other left.
+    """
     files = {
         f"{folder}pod/job/{limit}": no_limit,
         f"{folder}pod/job/{used}": 3 * MIB,
@@ -56,6 +60,8 @@ def test_the_tightest_control_group_around_a_process_says_what_is_free(
     assert available_bytes(*machine(membership, shown)) == MIB
     full = {f"{folder}pod/{used}": 21 * MIB}
     assert available_bytes(*machine(membership, full)) == 0
+    caches = f"cache 9\n{prefix}active_file {MIB}\n{prefix}inactive_file {MIB // 2}"
+    assert available_bytes(*machine(membership, {f"{folder}pod/memory.stat": caches})) == MIB // 2
 
 
 def test_without_control_groups_the_machine_says_what_is_free(tmp_path):

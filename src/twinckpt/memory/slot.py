@@ -17,10 +17,11 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _LIBC = ctypes.CDLL(None)
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
-# Of each version of control groups: the controller, its folder, what may be taken, and what is.
+# Of each version of control groups: the controller, its folder, what may be taken, what is, and
+# how the statistics name what groups below it have as well.
 _GROUP_FILES = (
-    ("", "", "memory.max", "memory.current"),
-    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("", "", "memory.max", "memory.current", ""),
+    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 
 
@@ -93,9 +94,19 @@ def _free_in_groups(groups: Path, membership: Path) -> Iterator[int]:
         for line in membership.read_text(encoding="utf-8").splitlines():
             _, controllers, name = line.split(":", 2)
             own.update(dict.fromkeys(controllers.split(","), name.lstrip("/")))
-    for controller, folder, limit_file, used_file in _GROUP_FILES:
+    for controller, folder, limit_file, used_file, prefix in _GROUP_FILES:
         path = Path(own.get(controller, ""))
         for group in (groups / folder / around for around in (path, *path.parents)):
             with contextlib.suppress(OSError, ValueError):  # none there, or the limit is "max"
                 limit = int((group / limit_file).read_text(encoding="ascii"))
-                yield limit - int((group / used_file).read_text(encoding="ascii"))
+                used = int((group / used_file).read_text(encoding="ascii"))
+                yield limit - used + _cached_bytes(group / "memory.stat", prefix)
+
+
+def _cached_bytes(statistics: Path, prefix: str) -> int:
+    """Return what of a group's memory only caches files: the kernel gives it to who needs it."""
+    names = [f"{prefix}{kind}_file" for kind in ("active", "inactive")]
+    with contextlib.suppress(OSError):
+        lines = statistics.read_text(encoding="ascii").splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.split()[0] in names)
+    return 0
