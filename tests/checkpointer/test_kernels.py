@@ -38,3 +38,18 @@ def test_the_kernel_gives_the_checksums_that_a_seal_has(program, num_chunks, chu
 
 def test_a_seals_chunks_are_whole_blocks():
     assert CHUNK_BYTES % BLOCK_BYTES == 0
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_the_kernels_are_compiled_where_there_is_no_gpu(capability):
+    pytest.importorskip("cuda.bindings", reason="torch for CUDA brings it")
+    binary = kernels.compiled(kernels._SOURCE.read_bytes(), capability)
+    assert binary.startswith(b"\x7fELF")
+    assert b"xxh3_64" in binary
+    assert b"copy_all" in binary
+
+
+def test_what_cannot_be_compiled_is_an_error():
+    pytest.importorskip("cuda.bindings", reason="torch for CUDA brings it")
+    with pytest.raises(RuntimeError, match="not compiled"):
+        kernels.compiled(b"no CUDA", "90")

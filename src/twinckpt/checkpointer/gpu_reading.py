@@ -124,7 +124,7 @@ class GpuReader:
 def reading(seal: Seal, buffer: memoryview, kernels: Kernels | None) -> Iterator[GpuReader | None]:
     """Give a reader that has begun, or None where the host must verify."""
     reader = None
-    if kernels is not None and kernels.are_ready and seal.chunk_bytes % BLOCK_BYTES == 0:
+    if kernels is not None and seal.chunk_bytes % BLOCK_BYTES == 0 and kernels.are_ready():
         with contextlib.suppress(torch.OutOfMemoryError):
             reader = GpuReader(seal, buffer, kernels)
     try:

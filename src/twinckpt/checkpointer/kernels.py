@@ -1,8 +1,7 @@
 """The two kernels for a GPU (`kernels.cu`): checksums of chunks, and copies of many pieces at once.
 
-Checksums come at 2 TB/s, and no core of the host takes part. Compiling is done in the background,
-since a process that does it first needs up to a second. Until then, and where there is no compiler,
-the host does what they do.
+Checksums come at 2 TB/s, and no core of the host takes part. The kernels are compiled in the
+background. Until then, and where that is impossible, the host does what they do.
 """
 
 import functools
@@ -19,6 +18,8 @@ BLOCK_BYTES = 1024
 _LANES = 8
 _ROW_BLOCKS, _ROW_THREADS = 128, 256
 _SOURCE = Path(__file__).with_name("kernels.cu")
+_NAMES = ("xxh3_64", "copy_all")
+_IMPOSSIBLE = "the host verifies what is restored, as the GPU cannot"
 
 
 class Kernels:
@@ -26,28 +27,36 @@ class Kernels:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._compiled: tuple[Any, Any] | None = None
-        self._compiling = threading.Thread(target=self._compile, name="compiling")
+        self._binary: bytes | None = None
+        self._loaded: dict[str, Any] = {}
+        capability = "".join(map(str, torch.cuda.get_device_capability(device)))
+        self._compiling = threading.Thread(target=self._compile, args=[capability])
         self._compiling.start()
 
-    def _compile(self) -> None:
+    def _compile(self, capability: str) -> None:
+        """Compile without a call to the GPU: that would disturb a loop that captures a graph."""
         try:
-            with torch.cuda.device(self.device):
-                torch.cuda.synchronize()  # or this thread has no context yet
-                source = _SOURCE.read_text()
-                xxh3_64 = torch.cuda._compile_kernel(source, "xxh3_64")
-                self._compiled = xxh3_64, torch.cuda._compile_kernel(source, "copy_all")
+            self._binary = compiled(_SOURCE.read_bytes(), capability)
         except Exception as error:
-            logger.info("the host verifies what is restored, a GPU cannot: %s", error)
-
-    @property
-    def are_ready(self) -> bool:
-        """Whether they can be used; they never will where they cannot be compiled."""
-        return self._compiled is not None
+            logger.info("%s: %s", _IMPOSSIBLE, error)
 
     def wait(self) -> None:
         """Return once it is known whether they can be compiled."""
         self._compiling.join()
+
+    def are_ready(self) -> bool:
+        """Return whether they can be used from now on; the first time, they are loaded."""
+        if self._binary is not None:
+            try:
+                from torch.cuda._utils import _cuda_load_module
+
+                with torch.cuda.device(self.device):
+                    loaded: Any = _cuda_load_module(self._binary, list(_NAMES))
+                self._loaded = loaded
+            except Exception as error:
+                logger.info("%s: %s", _IMPOSSIBLE, error)
+            self._binary = None
+        return bool(self._loaded)
 
     def take_checksums(self, data: torch.Tensor, digests: torch.Tensor, chunk_bytes: int) -> None:
         """Begin to take the checksum of each chunk of `data`.
@@ -57,9 +66,8 @@ class Kernels:
             digests: 64 bits each.
             chunk_bytes: a multiple of `BLOCK_BYTES`.
         """
-        assert self._compiled is not None
         if len(digests):
-            self._compiled[0](
+            self._loaded["xxh3_64"](
                 grid=(len(digests), 1, 1),
                 block=(_LANES, 1, 1),
                 args=[data, digests, chunk_bytes // BLOCK_BYTES],
@@ -67,11 +75,31 @@ class Kernels:
 
     def copy_all(self, pieces: torch.Tensor) -> None:
         """Begin to copy pieces of memory: a row each of target, source (addresses) and bytes."""
-        assert self._compiled is not None
         if len(pieces):
-            self._compiled[1](
+            self._loaded["copy_all"](
                 grid=(_ROW_BLOCKS, len(pieces), 1), block=(_ROW_THREADS, 1, 1), args=[pieces]
             )
+
+
+def compiled(source: bytes, capability: str) -> bytes:
+    """Return what a GPU runs, of a capability like "90".
+
+    Raises ImportError without the bindings that torch for CUDA brings, and RuntimeError.
+    """
+    from cuda.bindings import nvrtc
+
+    def checked(result: Any, value: Any = None) -> Any:
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise RuntimeError(f"{_SOURCE.name} was not compiled: {result}")
+        return value
+
+    program = checked(*nvrtc.nvrtcCreateProgram(source, _SOURCE.name.encode(), 0, None, None))
+    options = [f"--gpu-architecture=sm_{capability}".encode()]
+    checked(*nvrtc.nvrtcCompileProgram(program, len(options), options))
+    binary = bytes(checked(*nvrtc.nvrtcGetCUBINSize(program)))  # and is filled in place
+    checked(*nvrtc.nvrtcGetCUBIN(program, binary))
+    checked(*nvrtc.nvrtcDestroyProgram(program))
+    return binary
 
 
 @functools.cache
