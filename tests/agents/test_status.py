@@ -148,7 +148,9 @@ def test_watching_goes_on_until_ctrl_c_when_the_job_falls_silent(monkeypatch, un
     port = free_port()
     config = RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid())
     shown, said = tmp_path / "shown", tmp_path / "said"
-    program = "import sys; from twinckpt.cli import main; sys.exit(main())"
+    # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heeding}; import sys; from twinckpt.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "status", f"127.0.0.1:{port}", "--watch=0.1"]
     with start_root_agent(config, b"s" * 32) as root, shown.open("w") as out, said.open("w") as err:
         until(lambda: main(["status", f"127.0.0.1:{port}"]) != 2, "root agent")
