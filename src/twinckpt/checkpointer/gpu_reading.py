@@ -24,7 +24,6 @@ class _Piece(NamedTuple):
     """Part of a slot, in whole chunks but for the last one: bytes, buffer, checksums to come."""
 
     start: int
-    end: int
     source: torch.Tensor
     buffer: torch.Tensor
     digests: torch.Tensor
@@ -41,6 +40,7 @@ class GpuReader:
         self._stream = torch.cuda.Stream(self.device)
         self.num_chunks = len(buffer) // seal.chunk_bytes  # a last one may not be whole
         self._digests = torch.empty(self.num_chunks, dtype=torch.int64, device=self.device)
+        self._piece_bytes = max(1, PIECE_BYTES // seal.chunk_bytes) * seal.chunk_bytes
         self._pieces = self._cut(torch.frombuffer(buffer, dtype=torch.uint8))
         self._stream.wait_stream(self._loop)
         self._arrivals: list[torch.cuda.Event] = []
@@ -48,15 +48,14 @@ class GpuReader:
             self._fetch_next()
 
     def _cut(self, slot: torch.Tensor) -> list[_Piece]:
-        chunks = max(1, PIECE_BYTES // self._seal.chunk_bytes)
-        size = chunks * self._seal.chunk_bytes
+        size = self._piece_bytes
+        chunks = size // self._seal.chunk_bytes
         sources = slot.split(size)
         num_buffers = min(NUM_BUFFERS, len(sources))
         buffers = torch.empty(num_buffers, size, dtype=torch.uint8, device=self.device)
         return [
             _Piece(
                 index * size,
-                index * size + len(source),
                 source,
                 buffers[index % num_buffers],
                 self._digests[index * chunks : (index + 1) * chunks],
@@ -99,15 +98,11 @@ class GpuReader:
     ) -> list[list[tuple[int, int, int]]]:
         """Cut what is to be copied at the borders of pieces: target, source, size in bytes."""
         parts: list[list[tuple[int, int, int]]] = [[] for _ in self._pieces]
-        size = self._pieces[0].end
         buffers = [piece.buffer.data_ptr() - piece.start for piece in self._pieces]
         for region, target in targets:
-            to, position = target.data_ptr() - region.start, region.start
-            while position < region.end:
-                index = position // size
-                border = min(region.end, self._pieces[index].end)
-                parts[index].append((to + position, buffers[index] + position, border - position))
-                position = border
+            to = target.data_ptr() - region.start
+            for index, start, end in region.cut(self._piece_bytes):
+                parts[index].append((to + start, buffers[index] + start, end - start))
         return parts
 
     def verify(self) -> None:

@@ -9,6 +9,7 @@ and type of every tensor are in the metadata as well.
 import json
 import math
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,15 @@ class Region(NamedTuple):
     end: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    def cut(self, size_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """Yield its parts, if the slot is cut every `size_bytes`: in which piece, start and end."""
+        position = self.start
+        while position < self.end:
+            index = position // size_bytes
+            border = min(self.end, (index + 1) * size_bytes)
+            yield index, position, border
+            position = border
 
 
 class Layout:

@@ -166,12 +166,9 @@ class SlotReader(SavedTensors):
             [] for _ in range(0, len(self._buffer), self._chunk_bytes)
         ]
         for region, target in self._targets:
-            to, position = target.data_ptr() - region.start, region.start
-            while position < region.end:
-                index = position // self._chunk_bytes
-                border = min(region.end, (index + 1) * self._chunk_bytes)
-                pieces[index].append((to + position, self._base + position, border - position))
-                position = border
+            to = target.data_ptr() - region.start
+            for index, start, end in region.cut(self._chunk_bytes):
+                pieces[index].append((to + start, self._base + start, end - start))
         return pieces
 
     def _take(self, chunks: Iterator[int], pieces: list[list[tuple[int, int, int]]]) -> None:

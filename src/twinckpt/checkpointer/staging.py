@@ -209,11 +209,6 @@ def _pieces(layout: Layout, address: int) -> list[list[_Piece]]:
     """Cut all tensors up at the borders of chunks; return the pieces of each chunk."""
     pieces: list[list[_Piece]] = [[] for _ in range(0, layout.size_bytes, CHUNK_BYTES)]
     for index, region in enumerate(layout.regions.values()):
-        position = region.start
-        while position < region.end:
-            chunk = position // CHUNK_BYTES
-            end = min(region.end, (chunk + 1) * CHUNK_BYTES)
-            piece = _Piece(index, position - region.start, address + position, end - position)
-            pieces[chunk].append(piece)
-            position = end
+        for chunk, start, end in region.cut(CHUNK_BYTES):
+            pieces[chunk].append(_Piece(index, start - region.start, address + start, end - start))
     return pieces
