@@ -72,7 +72,7 @@ def sources(*layers: str) -> list[str]:
         path
         for layer in layers
         for path in (SOURCE / layer).rglob("*")
-        if path.suffix in (".py", ".cu")
+        if path.suffix in (".py", ".c", ".cu")
     ]
     return sorted(str(path) for path in [*modules, *packages])
 

@@ -1,11 +1,10 @@
 """A save that fails: by default counted, training goes on; `strict` raises it."""
 
-import itertools
-
 import pytest
 import torch
 
 from twinckpt import Checkpointer
+from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.staging import TornCopyError
 from twinckpt.errors import ConfigurationError, UnsupportedStateError
 
@@ -21,37 +20,35 @@ def state(optimizer):
     return {"model": torch.nn.ParameterList(parameters), "optimizer": optimizer}
 
 
-@torch.no_grad()
-def torn_save(checkpointer, state):
-    """Save, and write to the parameter again and again while it is copied, before any fence.
-
-    Where this thread was not run in time the copy is whole, and the next one is tried.
-    """
+def torn_save(checkpointer, state, monkeypatch):
+    """Save step 2, whose parameter is written to while it is copied, before any fence."""
     (parameter,) = state["model"].parameters()
-    for step in itertools.count(2):
-        handle = checkpointer.save(step)
-        while handle.status == "staging":
-            parameter[:8].add_(1)
-        if handle.status == "failed":
-            return step
-        handle.wait(timeout_s=30)
+    move = moving.move
+
+    def move_and_write(target, source, size_bytes):
+        move(target, source, size_bytes)
+        parameter[:8].add_(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(moving, "move", move_and_write)
+        assert checkpointer.save(2).wait(timeout_s=30) == "failed"
 
 
-def test_a_torn_copy_is_counted_and_training_goes_on(state):
+def test_a_torn_copy_is_counted_and_training_goes_on(state, monkeypatch):
     with Checkpointer(state) as checkpointer:
         checkpointer.save(1, block=True)
-        step = torn_save(checkpointer, state)
+        torn_save(checkpointer, state, monkeypatch)
         assert checkpointer.num_failed == 1
-        assert checkpointer.save(step + 1, block=True).status == "committed"
+        assert checkpointer.save(3, block=True).status == "committed"
 
 
-def test_strict_raises_at_the_fence_and_the_next_save_works(state):
+def test_strict_raises_at_the_fence_and_the_next_save_works(state, monkeypatch):
     with Checkpointer(state, strict=True) as checkpointer:
         checkpointer.save(1, block=True)
-        step = torn_save(checkpointer, state)
+        torn_save(checkpointer, state, monkeypatch)
         with pytest.raises(TornCopyError, match="changed while it was copied"):
             checkpointer.fence()
-        assert checkpointer.save(step + 1, block=True).status == "committed"
+        assert checkpointer.save(3, block=True).status == "committed"
 
 
 def test_a_state_that_cannot_be_carried_ends_the_job_at_its_first_save():

@@ -11,7 +11,16 @@ def test_a_machine_that_runs_these_tests_can_do_it(capsys):
     assert main(["doctor", "--shard-mib", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert not any(line.startswith("fail") for line in lines)
-    for what in ("kernel", "memory", "open files", "huge pages", "port", "secret", "torchrun"):
+    for what in (
+        "kernel",
+        "memory",
+        "open files",
+        "huge pages",
+        "port",
+        "secret",
+        "torchrun",
+        "copies",
+    ):
         assert any(what in line for line in lines), what
 
 
@@ -49,3 +58,9 @@ def test_an_impossible_port_is_refused(capsys):
     for port in ("0", "65536"):
         assert main(["doctor", "--port", port]) == 2
         assert "--port must be between 1 and 65535" in capsys.readouterr().err
+
+
+def test_slow_copies_are_said(monkeypatch, capsys):
+    monkeypatch.setattr("twinckpt.checkpointer.moving.STREAMS", False)
+    assert main(["doctor"]) == 0
+    assert "warn  copies: by memmove" in capsys.readouterr().out

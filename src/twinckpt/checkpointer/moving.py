@@ -1,8 +1,8 @@
-"""Moving bytes between live tensors and slots as fast as the C library can.
+"""Moving bytes between live tensors and slots as fast as the memory can.
 
-A tensor that lies in CPU memory the way a slot would hold it is moved with `memmove`, which
-beats torch's copy kernel by a third; any other one (strided, conjugated, on a device) is
-left to `Tensor.copy_`.
+A tensor that lies in CPU memory the way a slot would hold it is moved with streaming stores
+(`streaming.c`), which take two thirds of the time of `memmove`, as that does of torch's copy
+kernel. Any other one (strided, conjugated, on a device) is left to `Tensor.copy_`.
 """
 
 import ctypes
@@ -18,9 +18,21 @@ _PIECE_BYTES = 64 << 20
 _address = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value
 assert _address is not None
 _ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_move_large = ctypes.CFUNCTYPE(*_ARGUMENTS)(_address)
+memmove = ctypes.CFUNCTYPE(*_ARGUMENTS)(_address)
 # Giving up the interpreter's lock costs more than a small copy.
 _move_small = ctypes.PYFUNCTYPE(*_ARGUMENTS)(_address)
+
+try:
+    from twinckpt.checkpointer._streaming import copy as _move_large
+except ImportError:  # there was no C compiler when this package was installed
+    _move_large = memmove
+
+STREAMS = _move_large is not memmove
+
+_READ_ONLY = 0x100  # PyBUF_READ
+_view = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
 
 
 def lies_in_order(tensor: torch.Tensor) -> bool:
@@ -34,11 +46,19 @@ def address_of(tensor: torch.Tensor) -> int:
 
 
 def move(destination: int, source: int, size_bytes: int) -> None:
-    """Copy `size_bytes` from one address to another."""
+    """Copy `size_bytes` from one address to another; the cache then holds the source.
+
+    They must not overlap.
+    """
     if size_bytes < _SMALL_BYTES:
         _move_small(destination, source, size_bytes)
     else:
         _move_large(destination, source, size_bytes)
+
+
+def memory(address: int, size_bytes: int) -> memoryview:
+    """Return the bytes at an address; the caller sees to it that they stay there."""
+    return _view(address, size_bytes, _READ_ONLY)
 
 
 def is_writable(address: int) -> bool:

@@ -1,9 +1,9 @@
 """Staging: copying live tensors into a slot, and sealing it.
 
 The copy goes through the slot in order, a chunk at a time, so that the checksum reads bytes
-that are still in the core's cache. Once the training loop waits for the copy, hashing is put off
-until all is copied and the loop can go on. Tensors whose version counter moved during the copy
-were written to by the training loop: the copy is torn and must not be used.
+that are still in the core's cache: those of the tensors, as copies bypass it. Tensors whose
+version counter moved during the copy were written to by the training loop: the copy is torn and
+must not be used.
 
 Tensors on a GPU are copied by the GPU, in the order of its streams (see `device`).
 """
@@ -19,7 +19,7 @@ from twinckpt.checkpointer.device import Copies, DeviceCopies
 from twinckpt.checkpointer.layout import Layout
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import TwinckptError
-from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunk_digests, chunks
+from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunk_digests, chunks, digest_of
 
 MAX_SEALING_THREADS = 4
 
@@ -72,7 +72,6 @@ class SlotWriter:
         self._deciding = threading.Lock()
         self._is_fenced = False
         self._torn: list[str] = []
-        self._is_awaited = False
         self._copied = threading.Event()
 
     @torch.no_grad()
@@ -105,12 +104,8 @@ class SlotWriter:
             copies.fence()
 
     def wait_until_copied(self) -> None:
-        """Return once `copy_rest` reads no tensor any more; from now on it copies before it hashes.
-
-        Where a GPU copies, the host need not wait.
-        """
+        """Return once `copy_rest` reads no tensor any more; where a GPU copies, need not wait."""
         if not self._on_device:
-            self._is_awaited = True
             self._copied.wait()
 
     def fence(self) -> list[str]:
@@ -144,12 +139,9 @@ class SlotWriter:
         Raises TornCopyError if one of them was written to since `copy_now`.
         """
         try:
-            digests = self._copy_chunks()
+            digests = self._hash_from_device() if self._on_device else self._copy_hashed()
         finally:
             self._copied.set()
-        rest = [chunk for _, chunk in self._target.chunks[len(digests) :]]
-        # Training on a CPU needs its cores.
-        digests += chunk_digests(rest, threads(MAX_SEALING_THREADS) if self._on_device else 1)
         with self._deciding:
             if not self._is_fenced:
                 self._torn = self._changed()
@@ -164,10 +156,15 @@ class SlotWriter:
                 "before it"
             )
 
-    def _copy_chunks(self) -> list[bytes]:
-        """Copy all chunks; return the checksums of those that were hashed at once."""
+    def _hash_from_device(self) -> list[bytes]:
+        """Return the checksums of all chunks, once a GPU has copied them."""
         for copies in self._copies:
             copies.wait()
+        written = [chunk for _, chunk in self._target.chunks]
+        return chunk_digests(written, threads(MAX_SEALING_THREADS))
+
+    def _copy_hashed(self) -> list[bytes]:
+        """Copy all chunks; return their checksums."""
         # A tensor may be given other memory (`tensor.data = …`) at any time: its own is kept.
         kept = {n: t.detach() for n, t in self._tensors.items() if n not in self._done}
         moved = [n for n, *_, at in self._watched if n in kept and kept[n].data_ptr() != at]
@@ -176,15 +173,14 @@ class SlotWriter:
         self._raise_if_torn()
         sources = [self._source(kept, name) for name in self._target.layout.regions]
         digests: list[bytes] = []
-        is_hashing = not self._on_device
         for pieces, chunk in self._target.chunks:
+            copied: list[memoryview] = []
             for tensor, skip, address, size in pieces:
-                source = sources[tensor]
-                if source:
-                    moving.move(address, source + skip, size)
-            is_hashing = is_hashing and not self._is_awaited
-            if is_hashing:
-                digests.append(chunk_digest(chunk))
+                if sources[tensor]:
+                    moving.move(address, sources[tensor] + skip, size)
+                    copied.append(moving.memory(sources[tensor] + skip, size))
+            is_all = sum(map(len, copied)) == len(chunk)
+            digests.append(digest_of(copied) if is_all else chunk_digest(chunk))
         return digests
 
     def _changed(self) -> list[str]:

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         _port(args.port),
         _secret(),
         _plugin(),
+        _copies(),
     ]
     for finding in findings:
         print(f"{finding.level:4}  {finding.text}")
@@ -147,6 +148,15 @@ def _plugin() -> Finding:
         advice = "install this package into the environment that torchrun runs in"
         return Finding("fail", f"torchrun: no rendezvous backend twinckpt; {advice}")
     return Finding("ok", f"torchrun: rendezvous backend twinckpt, torch {_version('torch')}")
+
+
+def _copies() -> Finding:
+    from twinckpt.checkpointer import moving
+
+    if moving.STREAMS:
+        return Finding("ok", "copies: streamed past the cache")
+    advice = "for faster ones: apt install gcc (or your system's C compiler), and install this anew"
+    return Finding("warn", f"copies: by memmove, as there was no C compiler; {advice}")
 
 
 def _version(name: str) -> str:

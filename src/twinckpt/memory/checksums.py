@@ -6,7 +6,7 @@ chunks are copied more slowly, larger ones leave the cache before they are hashe
 It finds damage, not forgery: forged bytes are kept out by authenticated connections.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
@@ -18,6 +18,14 @@ DIGEST_BYTES = 8
 def chunk_digest(chunk: memoryview) -> bytes:
     """Return the checksum of one chunk, `DIGEST_BYTES` long."""
     return xxhash.xxh3_64_digest(chunk)
+
+
+def digest_of(parts: Iterable[memoryview]) -> bytes:
+    """Return the checksum of a chunk that lies in parts."""
+    taken = xxhash.xxh3_64()
+    for part in parts:
+        taken.update(part)
+    return taken.digest()
 
 
 def chunk_digests(some: Sequence[memoryview], num_threads: int = 1) -> list[bytes]:

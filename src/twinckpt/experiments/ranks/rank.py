@@ -73,7 +73,7 @@ class Rank:
     def _copy_all(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         for target, source in zip(targets, sources, strict=True):
             if self.device.type == "cpu":
-                moving.copy(target, source)
+                moving.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
             else:
                 target.copy_(source, non_blocking=True)
         self.settle()
