@@ -15,8 +15,10 @@ def copy(tmp_path):
     """A fresh checkout's files in a path with a space, without an environment."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
-    for name in ("reproduce", "pyproject.toml", "constraints.txt"):
-        shutil.copy2(ROOT / name, folder)
+    extension = "src/twinckpt/checkpointer/streaming.c"
+    for name in ("reproduce", "pyproject.toml", "setup.py", extension, "constraints.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
     return folder
 
 
