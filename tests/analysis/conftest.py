@@ -84,6 +84,11 @@ def throughput() -> Iterator[Sample]:
                 experiment="throughput", variant="default", method=method, repeat=repeat,
                 metric="iterations_per_s", value=rate * jitter(repeat), unit="iterations_per_s",
             )  # fmt: skip
+            if method == "ram":
+                yield Sample(
+                    experiment="throughput", variant="default", method=method, repeat=repeat,
+                    metric="stall_share", value=0.004 * jitter(repeat), unit="ratio",
+                )  # fmt: skip
 
 
 def training() -> Iterator[Sample]:

@@ -45,6 +45,16 @@ def test_only_what_was_measured_is_there(results: Path, summary_of) -> None:
     assert not any(name.startswith("throughput") for name in names)
 
 
+def test_what_a_loop_waits_has_its_target_where_a_gpu_trains(results: Path, summary_of) -> None:
+    name = "device_training_stall_percent"
+    assert name not in summary_of(results)
+    for path in results.glob("*/provenance.json"):
+        provenance = read_provenance(path)
+        provenance["hardware"]["gpus"] = ["Test GPU"]
+        write_provenance(path, provenance)
+    assert summary_of(results)[name]["value"] == pytest.approx(0.4, rel=0.1)
+
+
 def test_further_methods_and_metrics_are_tolerated(results: Path, summary_of) -> None:
     """A method or metric that the analysis does not know changes nothing else."""
     path = results / "save_cost" / "samples.csv"

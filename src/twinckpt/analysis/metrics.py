@@ -18,7 +18,7 @@ from twinckpt.analysis import (
     scaling,
     soak,
 )
-from twinckpt.analysis.dataset import Dataset
+from twinckpt.analysis.dataset import Dataset, NotMeasured
 from twinckpt.analysis.metric import Metric, Unit
 from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
 from twinckpt.core.paper_points import paper_points
@@ -55,6 +55,12 @@ def _speedup(
         _s(data, experiment, metric, fast, phase),
         paired=experiment != RECOVERY,  # whose methods run one after the other
     )
+
+
+def _device_stall_percent(data: Dataset) -> Estimate:
+    if not data.hardware().get("gpus"):
+        raise NotMeasured("a training on a GPU (scale=gpu1)")
+    return median([100 * v for v in data.repeats(THROUGHPUT, "stall_share", method="ram")])
 
 
 def _rates(data: Dataset, method: str) -> list[float]:
@@ -170,6 +176,9 @@ METRICS = (
     Metric("training_overhead_percent", "percent", THROUGHPUT,
            "longer iterations of the workflow's training with a checkpoint every step",
            lambda data: _rates_apart(data, "none", "ram")),
+    Metric("device_training_stall_percent", "percent", THROUGHPUT,
+           "training on a GPU: what the loop waits for a checkpoint every step, of a step",
+           _device_stall_percent),
     Metric("staging_vs_memcpy_x", "x", LIMITS,
            "what a loop waits that wants its state copied at once, over a memcpy of the same bytes",
            limits.headline("staging_vs_memcpy_x")),

@@ -54,6 +54,7 @@ TARGETS = (
     Target("device_staging_vs_pcie_x", least=0.85),
     Target("device_restore_vs_pcie_x", least=0.8),
     Target("device_stall_percent", most=1),
+    Target("device_training_stall_percent", most=1),
     Target("training_overhead_percent", most=5),
     Target("committed_steps_percent", least=90),
     Target("rank_loss_to_step_s", most=2),

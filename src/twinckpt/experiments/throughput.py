@@ -26,10 +26,9 @@ def measure(experiment: Experiment) -> None:
                 method = entry["method"]
                 rate = entry["iterations_per_s"]
                 experiment.add(method, "iterations_per_s", rate, "iterations_per_s", **place)
-                experiment.add(method, "stall_s", entry["stall_s"], "s", **place)
-                if entry["committed_share"] is not None:
-                    share = entry["committed_share"]
-                    experiment.add(method, "committed_share", share, "ratio", **place)
+                for name in ("stall_share", "committed_share"):
+                    if entry[name] is not None:
+                        experiment.add(method, name, entry[name], "ratio", **place)
 
 
 if __name__ == "__main__":

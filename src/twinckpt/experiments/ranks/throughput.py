@@ -54,7 +54,7 @@ def main() -> None:
                     method=method,
                     block=block,
                     iterations_per_s=block_steps / took_s,
-                    stall_s=checkpointer.stall_s - stalled_s + disk_s,
+                    stall_share=(checkpointer.stall_s - stalled_s + disk_s) / took_s,
                     committed_share=committed / len(handles) if handles else None,
                 )
     dist.barrier()
