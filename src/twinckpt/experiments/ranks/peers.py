@@ -119,6 +119,7 @@ def measure_restoring(rank: Rank, rivals: Mapping[str, Rival], log: JsonLines, r
             if dist.get_rank() == loser:
                 rank.overwrite()
             took_s, _ = clocked(partial(rival.restore, loser))
+            meet()  # those with nothing to restore would compare theirs meanwhile, on its cores
             if not rank.is_intact():
                 raise RuntimeError(f"{name}: the restored state differs from the saved one")
             if dist.get_rank() == loser:
