@@ -1,7 +1,7 @@
 # %% [markdown]
 # # How far from the limits?
 # Each operation of the library beside the plain memcpy or the plain TCP transfer of the same
-# bytes, which it cannot beat; measured in one run, in alternation.
+# bytes; measured in one run, in alternation.
 #
 # Results: `TWINCKPT_RESULTS`, or `results/default`. `docs/results-schema.md` says what each
 # clock starts and stops on.

@@ -122,7 +122,7 @@ def wasted_time(data: Dataset) -> Figure:
 
 
 def limits(data: Dataset) -> Figure:
-    """How many times each operation takes of the plain copy or transfer it cannot beat."""
+    """How many times each operation takes of the plain copy or transfer of its bytes."""
     figure, axes = _canvas(3.0, 1)
     limiting.draw(axes[0], data)
     axes[0].legend(loc="best", fontsize="small")

@@ -1,4 +1,4 @@
-"""What `limits` shows: each operation over the plain copy or transfer it cannot beat, by case.
+"""What `limits` shows: each operation over the plain copy or transfer of its bytes, by case.
 
 A case is a method of its samples, `ranks<N>_mib<SIZE>`: N ranks at once with so much state each,
 in CPU memory, or on a GPU if that has `cuda_` before it.
@@ -44,7 +44,7 @@ LIMITS = {
         "restore_local_s", "memcpy_in_s", "restore, own RAM / memcpy"
     ),
     "memcpy_hashed_vs_memcpy_x": Limit(
-        "memcpy_hashed_s", "memcpy_in_s", "memcpy with hashes / memcpy"
+        "memcpy_hashed_s", "memcpy_in_s", "streamed copy, hashed / memcpy"
     ),
     "restore_peer_vs_loopback_x": Limit(
         "restore_peer_s", "loopback_one_s", "restore, peer's RAM / plain TCP"

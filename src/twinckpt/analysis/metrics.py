@@ -201,7 +201,7 @@ METRICS = (
            "restore from own RAM, verified, over a memcpy of the same bytes",
            limits.headline("restore_local_vs_memcpy_x")),
     Metric("memcpy_hashed_vs_memcpy_x", "x", LIMITS,
-           "a memcpy that hashes each chunk, without any Python: the bound of that restore",
+           "a streamed copy that hashes each chunk: that restore without its Python",
            limits.headline("memcpy_hashed_vs_memcpy_x")),
     Metric("restore_peer_vs_loopback_x", "x", LIMITS,
            "restore from a peer's RAM, verified, over a plain TCP transfer of the same bytes",

@@ -167,16 +167,15 @@ SECTIONS: dict[str, Section] = {
     ),
     "limits": Section(
         "How far from the limits of the machine",
-        r"Beyond the paper: each operation beside the memory copy or transfer it cannot beat.",
+        r"Beyond the paper: each operation beside a plain memory copy or transfer of its bytes.",
         r"Time of each operation over that of the plain copy or transfer (dotted: as fast as "
         r"that); lines are intervals. With most ranks and the largest state, and over a memcpy: a "
-        r"loop that wants its state copied at once waits \stagingVsMemcpyX{}, and the copy has "
-        r"its checksums after \sealingVsMemcpyX{}. Replication reaches "
+        r"loop that wants its state copied at once waits \stagingVsMemcpyX{}, checksums "
+        r"included: a copy that bypasses the cache is faster than a memcpy. Replication reaches "
         r"\replicationVsLoopbackX{} of plain TCP's rate; restores verify every byte. A worker "
-        r"agent needs \agentOverheadMib{} beyond its slots. A memcpy that hashes each chunk, "
+        r"agent needs \agentOverheadMib{} beyond its slots. Such a copy that hashes each chunk, "
         r"without any Python, takes "
-        r"\memcpyHashedVsMemcpyX{} of the plain one: where the cores are shared, no verified "
-        r"restore can do with less. Drift alone would have shown "
+        r"\memcpyHashedVsMemcpyX{} of a memcpy; what a restore takes beyond that is Python. Drift alone would have shown "
         r"\trainingControlVsFloorX{} of the floor as extra time.",
     ),
 }  # fmt: skip

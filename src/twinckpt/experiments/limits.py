@@ -1,4 +1,4 @@
-"""`limits`: the library beside the plain memcpy and the plain TCP transfer it cannot beat.
+"""`limits`: the library beside the plain memcpy and the plain TCP transfer of its bytes.
 
 Everything that is compared is measured in one run, on the same buffers, in alternation.
 Clocks and their limits are described in docs/results-schema.md.

@@ -1,4 +1,4 @@
-"""One rank of `limits`: each operation of the library beside the plain copy it cannot beat.
+"""One rank of `limits`: each operation of the library beside a plain copy of its bytes.
 
 The state is in CPU memory, where that is a memcpy, or on a GPU: then it is one through PCIe, from
 and to pinned memory.
