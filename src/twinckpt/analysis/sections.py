@@ -175,7 +175,8 @@ SECTIONS: dict[str, Section] = {
         r"\replicationVsLoopbackX{} of plain TCP's rate; restores verify every byte. A worker "
         r"agent needs \agentOverheadMib{} beyond its slots. Such a copy that hashes each chunk, "
         r"without any Python, takes "
-        r"\memcpyHashedVsMemcpyX{} of a memcpy; what a restore takes beyond that is Python. Drift alone would have shown "
+        r"\memcpyHashedVsMemcpyX{} of a memcpy; what a restore takes beyond that is Python. "
+        r"Drift alone would have shown "
         r"\trainingControlVsFloorX{} of the floor as extra time.",
     ),
 }  # fmt: skip
