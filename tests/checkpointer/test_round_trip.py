@@ -11,6 +11,7 @@ from catalogue import assert_same
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout, metadata_of, parse
 from twinckpt.checkpointer.reading import SlotReader
@@ -584,3 +585,23 @@ def test_checksums_are_taken_of_the_tensors_and_fit_the_slot():
     writer.copy_now(frozenset({"weights.3"}))
     assert writer.copy_rest() == checksum(slot)
     assert restore(slot, {"weights": []})["weights"][5].equal(flat.tensors["weights.5"])
+
+
+def test_a_write_that_torch_does_not_count_gets_no_checksum_that_fits(monkeypatch):
+    """Through a NumPy array, between copying a chunk and hashing it: whoever has it refuses it."""
+    weights = torch.zeros(1 << 19)
+    state = TrainingState({"weights": weights})
+    flat = state.capture()
+    layout = Layout(flat)
+    slot = memoryview(bytearray(layout.size_bytes))
+    header = layout.header(metadata_of(flat, layout, step=1))
+    writer = SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies())
+    move, array = moving.move, weights.numpy()
+
+    def move_and_write(target, source, size_bytes):
+        move(target, source, size_bytes)
+        array[:] += 1
+
+    monkeypatch.setattr(moving, "move", move_and_write)
+    writer.copy_now(frozenset())
+    assert writer.copy_rest() != checksum(slot)
