@@ -28,13 +28,19 @@ DTYPES = [
 ]
 
 
-def stage(state):
-    """Write a state into a slot the way `Checkpointer.save` does; return the slot."""
+def slot_and_writer(state):
+    """Make a slot that a state fits into, and what fills it."""
     flat = TrainingState(state).capture()
     layout = Layout(flat)
     metadata = metadata_of(flat, layout, step=1)
     slot = memoryview(bytearray(layout.size_bytes))
-    writer = SlotWriter(SlotTarget(layout, slot), flat, layout.header(metadata), DeviceCopies())
+    target = SlotTarget(layout, slot)
+    return slot, SlotWriter(target, flat, layout.header(metadata), DeviceCopies())
+
+
+def stage(state):
+    """Write a state into a slot the way `Checkpointer.save` does; return the slot."""
+    slot, writer = slot_and_writer(state)
     digests = writer.copy_rest()
     assert digests == checksum(slot)
     return slot
@@ -487,11 +493,7 @@ def test_whether_a_tensor_of_the_loop_is_trained_is_restored(make) -> None:
 def test_a_write_during_the_copy_is_detected():
     """The checkpoint would mix two steps."""
     state = {"t": torch.zeros(10)}
-    flat = TrainingState(state).capture()
-    layout = Layout(flat)
-    metadata = metadata_of(flat, layout)
-    target = SlotTarget(layout, memoryview(bytearray(layout.size_bytes)))
-    writer = SlotWriter(target, flat, layout.header(metadata), DeviceCopies())
+    _, writer = slot_and_writer(state)
     writer.copy_now(frozenset())
     state["t"].add_(1)
     with pytest.raises(TornCopyError, match=r"t .*changed while it was copied"):
@@ -576,26 +578,17 @@ def test_saved_and_live_containers_of_other_forms() -> None:
 def test_checksums_are_taken_of_the_tensors_and_fit_the_slot():
     """Of chunks with one tensor, with parts of several, and with the header."""
     sizes = (1, 1 << 18, 3, 1 << 16, 1000, 1 << 19)
-    state = TrainingState({"weights": [torch.randn(size) for size in sizes]})
-    flat = state.capture()
-    layout = Layout(flat)
-    slot = memoryview(bytearray(layout.size_bytes))
-    header = layout.header(metadata_of(flat, layout, step=1))
-    writer = SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies())
+    weights = [torch.randn(size) for size in sizes]
+    slot, writer = slot_and_writer({"weights": weights})
     writer.copy_now(frozenset({"weights.3"}))
     assert writer.copy_rest() == checksum(slot)
-    assert restore(slot, {"weights": []})["weights"][5].equal(flat.tensors["weights.5"])
+    assert restore(slot, {"weights": []})["weights"][5].equal(weights[5])
 
 
 def test_a_write_that_torch_does_not_count_gets_no_checksum_that_fits(monkeypatch):
     """Through a NumPy array, between copying a chunk and hashing it: whoever has it refuses it."""
     weights = torch.zeros(1 << 19)
-    state = TrainingState({"weights": weights})
-    flat = state.capture()
-    layout = Layout(flat)
-    slot = memoryview(bytearray(layout.size_bytes))
-    header = layout.header(metadata_of(flat, layout, step=1))
-    writer = SlotWriter(SlotTarget(layout, slot), flat, header, DeviceCopies())
+    slot, writer = slot_and_writer({"weights": weights})
     move, array = moving.move, weights.numpy()
 
     def move_and_write(target, source, size_bytes):

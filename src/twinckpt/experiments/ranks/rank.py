@@ -14,6 +14,11 @@ from twinckpt.memory.slot import Slot
 CPU = torch.device("cpu")
 
 
+def memcpy(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy between two tensors in CPU memory as the C library does."""
+    moving.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
+
+
 class Blocks(torch.nn.Module):
     """Parameters of many sizes, as a transformer has them; nothing to compute."""
 
@@ -73,7 +78,7 @@ class Rank:
     def _copy_all(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         for target, source in zip(targets, sources, strict=True):
             if self.device.type == "cpu":
-                moving.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
+                memcpy(target, source)
             else:
                 target.copy_(source, non_blocking=True)
         self.settle()
@@ -107,9 +112,9 @@ class Rank:
         self._copy_all(self.tensors, self.copies)
 
     def copy_in_hashed(self) -> None:
-        """The least that a verified restore can do: each chunk of a slot copied, then hashed.
+        """What a verified restore does besides Python: each chunk of a slot copied, then hashed.
 
-        Everything that takes Python is prepared; `stage` has filled the slot. In CPU memory only.
+        Where everything goes is prepared; `stage` has filled the slot. In CPU memory only.
         """
         for pieces, chunk in self._target.chunks:
             for tensor, skip, address, size_bytes in pieces:

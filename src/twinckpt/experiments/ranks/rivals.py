@@ -17,10 +17,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from twinckpt.checkpointer import Checkpointer, SaveHandle, moving
+from twinckpt.checkpointer import Checkpointer, SaveHandle
 from twinckpt.experiments.ranks.loopback import LoopbackRing
 from twinckpt.experiments.ranks.measuring import lose_and_restore, require_committed
-from twinckpt.experiments.ranks.rank import Rank
+from twinckpt.experiments.ranks.rank import Rank, memcpy
 
 _TIMEOUT = timedelta(seconds=120)
 
@@ -89,7 +89,7 @@ class Plain(Rival):
     def save(self, step: int) -> None:
         self.finish()
         for copy, tensor in zip(self._staged, self._tensors, strict=True):
-            moving.memmove(copy.data_ptr(), tensor.data_ptr(), tensor.nbytes)
+            memcpy(copy, tensor)
         self._transfer = threading.Thread(target=self._ring.transfer)
         self._transfer.start()
 
