@@ -9,8 +9,8 @@ import pytest
 from helpers import agents_of_tests, wait_until
 from twinckpt.agents.emulated_machines import die_with_operator
 from twinckpt.agents.etcd_client import Access, EtcdClient
-from twinckpt.agents.launch import free_port
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
+from twinckpt.net.ports import free_port
 
 
 class EtcdCluster:

@@ -17,11 +17,12 @@ from twinckpt.agents.config import RootAgentConfig
 from twinckpt.agents.control_store import open_store, split_address
 from twinckpt.agents.etcd_client import Access, EtcdClient
 from twinckpt.agents.job_settings import JobSettings
-from twinckpt.agents.launch import RootCandidate, free_port
+from twinckpt.agents.launch import RootCandidate
 from twinckpt.agents.root_watch import follow_root
 from twinckpt.core.adoption import GenerationRecord
 from twinckpt.core.messages import Resume
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
+from twinckpt.net.ports import free_port
 
 HOST = "127.0.0.1"
 RECORD = GenerationRecord(7, ("a", "b"), Resume(30, 6_000_004))

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-from helpers import has_ipv6
 from twinckpt import Checkpointer, JobSettings
 from twinckpt.agents.job_settings import LAUNCHED
-from twinckpt.agents.launch import free_port
 from twinckpt.agents.rendezvous import create_handler
 from twinckpt.checkpointer.connect import job_settings
 from twinckpt.errors import ConfigurationError
@@ -137,12 +135,6 @@ def test_what_is_not_in_utf_8_is_refused(monkeypatch):
     monkeypatch.setenv("TWINCKPT_DRAIN_DIRECTORY", os.fsdecode(b"/shared/\xff"))
     with pytest.raises(ConfigurationError, match=r"drain_directory=.*not in UTF-8"):
         JobSettings.load({})
-
-
-@pytest.mark.skipif(not has_ipv6(), reason="no IPv6")
-def test_any_address_of_this_machine_may_be_its_host():
-    """IPv6, too."""
-    assert free_port("127.0.0.1") != free_port("::1") > 0
 
 
 def test_what_torchrun_has_decided_can_only_be_repeated(monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from helpers import agents_of_tests
-from twinckpt.agents.launch import free_port
 from twinckpt.agents.rendezvous import create_handler
+from twinckpt.net.ports import free_port
 
 
 @pytest.fixture

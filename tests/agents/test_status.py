@@ -17,7 +17,7 @@ import urllib.request
 import pytest
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
-from twinckpt.agents.launch import connect_to_agent, free_port
+from twinckpt.agents.launch import connect_to_agent
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.agents.status import StatusBoard
 from twinckpt.cli import main
@@ -25,6 +25,7 @@ from twinckpt.core.root import Root, RootConfig
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.net.bulk import BulkServer
 from twinckpt.net.local import LauncherBroken, LauncherFormed, LauncherJoin, RootQuestion
+from twinckpt.net.ports import free_port
 
 JOB = """
 import sys, torch

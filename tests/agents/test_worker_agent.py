@@ -1,14 +1,17 @@
 """The worker agent's process, with this one in the place of its launcher and its rank."""
 
 import os
+import socket
 
 import pytest
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
-from twinckpt.agents.launch import connect_to_agent, free_port
+from twinckpt.agents.launch import connect_to_agent
+from twinckpt.agents.local_server import LocalPeer
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
+from twinckpt.net.ports import free_port
 
 SECRET = b"s" * 32
 JOIN = local.LauncherJoin("127.0.0.1:1", None, 1, 1)
@@ -53,3 +56,20 @@ def test_a_rank_that_ends_after_its_generation_does_not_break_the_next(agent):
     os.close(fd)
     assert grant.ticket
     assert launcher.receive(0.0) is None
+
+
+@pytest.mark.parametrize(("unread", "warnings"), [(1, 0), (100_000, 1)])
+def test_who_ended_with_messages_unread_is_no_warning_and_who_never_reads_is_one(
+    unread, warnings, caplog
+):
+    agent, rank = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    agent.setblocking(False)
+    peer = LocalPeer(agent)
+    with agent, rank:
+        for _ in range(unread):
+            peer.send(local.Welcome(1, 0))
+            if caplog.records:
+                break
+        rank.close()
+        peer.send(local.Welcome(1, 0))
+    assert len(caplog.records) == warnings

@@ -14,8 +14,8 @@ import torch
 from torch.distributed.optim import PostLocalSGDOptimizer
 
 from twinckpt import Checkpointer
-from twinckpt.agents.launch import free_port
 from twinckpt.errors import ConfigurationError
+from twinckpt.net.ports import free_port
 
 # In a process of its own: an agent keeps the slots that it has made, and they may be large enough.
 OUTGROWN = """

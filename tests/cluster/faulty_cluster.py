@@ -20,11 +20,12 @@ from relays import BulkRelay, RootRelay
 from helpers import wait_until
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.event_log import EventReader
-from twinckpt.agents.launch import connect_to_agent, free_port
+from twinckpt.agents.launch import connect_to_agent
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.root import RootConfig
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
+from twinckpt.net.ports import free_port
 
 NUM_MACHINES = 3
 HEARTBEAT_TIMEOUT_S = 2.0

@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
-from twinckpt.agents.launch import free_port
 from twinckpt.cli import main
 from twinckpt.memory.drained import drained_steps, shard_path
+from twinckpt.net.ports import free_port
 
 SCRIPT = Path(__file__).parent / "scripts" / "sharded.py"
 pytestmark = pytest.mark.cluster

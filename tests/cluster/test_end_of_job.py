@@ -10,7 +10,7 @@ import pytest
 
 from helpers import wait_until
 from twinckpt.agents.event_log import EventReader
-from twinckpt.agents.launch import free_port
+from twinckpt.net.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 TIMEOUT_S = 120

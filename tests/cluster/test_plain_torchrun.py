@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from twinckpt import Checkpointer
-from twinckpt.agents.launch import free_port
+from twinckpt.net.ports import free_port
 
 SCRIPT = Path(__file__).parent / "scripts" / "plain.py"
 TIMEOUT_S = 180

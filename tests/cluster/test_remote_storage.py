@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from twinckpt.agents.job_settings import JobSettings
-from twinckpt.agents.launch import free_port
 from twinckpt.cli import main
 from twinckpt.errors import ConfigurationError
 from twinckpt.memory.drained import drained_steps, location, set_aside
+from twinckpt.net.ports import free_port
 
 pytest.importorskip("upath", reason="storage by URL needs twinckpt[storage]")
 authorizers = pytest.importorskip("pyftpdlib.authorizers")

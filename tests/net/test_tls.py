@@ -14,7 +14,6 @@ import pytest
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.job_settings import JobSettings
-from twinckpt.agents.launch import free_port
 from twinckpt.agents.process import start_root_agent
 from twinckpt.cli import main
 from twinckpt.cli.status import ask
@@ -24,6 +23,7 @@ from twinckpt.experiments.agent_cluster import AgentCluster, AgentMachine
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net.bulk import BulkClient, BulkServer
+from twinckpt.net.ports import free_port
 from twinckpt.net.tls import TlsFiles, refusal
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from helpers import wait_until
-from twinckpt.agents.launch import free_port
+from twinckpt.net.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 SCRIPT = str(Path(__file__).parent / "scripts" / "behave.py")

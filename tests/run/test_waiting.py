@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from twinckpt.agents.launch import free_port
+from twinckpt.net.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 TRAIN = """

@@ -12,9 +12,8 @@ from twinckpt.agents.control_store import ETCD_SCHEME, ControlStore, open_store
 from twinckpt.agents.job_settings import JobSettings
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.agents.status import ask
-from twinckpt.errors import AgentUnavailableError, ConfigurationError, TwinckptError
+from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.memory.drained import check_readable, location
-from twinckpt.net.bulk import family_of
 from twinckpt.net.local import AgentLink
 from twinckpt.net.secret import load_secret
 
@@ -214,17 +213,3 @@ def _is_local(host: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of this machine that nobody uses now.
-
-    Raises ConfigurationError if `host` is not this machine.
-    """
-    try:
-        with socket.create_server((host, 0), family=family_of(host)) as probe:
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise ConfigurationError(
-            f"host={host}: {error.strerror}; name an address of this machine that its peers reach"
-        ) from error

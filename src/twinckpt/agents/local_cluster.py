@@ -22,9 +22,9 @@ from twinckpt.agents.config import RootAgentConfig
 from twinckpt.agents.emulated_machines import EmulatedMachines
 from twinckpt.agents.event_log import EventReader
 from twinckpt.agents.job_settings import JobSettings
-from twinckpt.agents.launch import free_port
 from twinckpt.agents.process import start_root_agent
 from twinckpt.errors import ConfigurationError, TwinckptError
+from twinckpt.net.ports import free_port
 
 _POLL_S = 0.01
 

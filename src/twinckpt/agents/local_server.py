@@ -47,6 +47,8 @@ class LocalPeer:
         """Send a message, with a descriptor if one is given; a full queue drops the peer."""
         try:
             socket.send_fds(self._socket, [FROM_AGENT.encode(message)], [fd] if fd else [])
+        except (BrokenPipeError, ConnectionResetError):  # it has ended, as reading tells
+            pass
         except OSError as error:
             logger.warning("rank %s does not read its messages: %s", self.rank, error)
             self.close()

@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
 from twinckpt.agents.job_settings import LAUNCHED, JobSettings
-from twinckpt.agents.launch import RootCandidate, connect_to_agent, free_port, start_machine_agent
+from twinckpt.agents.launch import RootCandidate, connect_to_agent, start_machine_agent
 from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.net.local import (
     AgentLink,
@@ -35,6 +35,7 @@ from twinckpt.net.local import (
     LauncherLeave,
     LauncherStandby,
 )
+from twinckpt.net.ports import free_port
 from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger(__name__)

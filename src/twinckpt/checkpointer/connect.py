@@ -16,7 +16,6 @@ import torch.distributed as dist
 from twinckpt.agents.job_settings import JobSettings
 from twinckpt.agents.launch import (
     connect_to_agent,
-    free_port,
     start_machine_agent,
     start_root_if_local,
 )
@@ -32,6 +31,7 @@ from twinckpt.net.local import (
     RootMoved,
     RootQuestion,
 )
+from twinckpt.net.ports import free_port
 from twinckpt.net.secret import load_secret
 
 FORM_TIMEOUT_S = 120.0

@@ -19,12 +19,13 @@ import numpy as np
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.job_settings import JobSettings
-from twinckpt.agents.launch import connect_to_agent, free_port
+from twinckpt.agents.launch import connect_to_agent
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.errors import AgentUnavailableError, DamagedCopyError
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
+from twinckpt.net.ports import free_port
 
 TIMEOUT_S = 60.0
 

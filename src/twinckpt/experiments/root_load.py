@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass
 
 from twinckpt.agents.config import RootAgentConfig
-from twinckpt.agents.launch import free_port
 from twinckpt.agents.process import start_root_agent
 from twinckpt.core import messages as m
 from twinckpt.core.root import Root, RootConfig, Send
 from twinckpt.net import wire
 from twinckpt.net.auth import authenticate, client_exchange
+from twinckpt.net.ports import free_port
 
 TO_ROOT, TO_WORKER = wire.Codec(m.ToRoot), wire.Codec(m.ToWorker)
 _TIMEOUT_S = 60.0
