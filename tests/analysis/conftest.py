@@ -131,7 +131,6 @@ def wasted_time() -> Iterator[Sample]:
 def limits() -> Iterator[Sample]:
     seconds = {
         **{"memcpy_s": 0.03, "staging_s": 0.04, "stall_s": 0.001, "loopback_s": 0.1},
-        "staged_s": 0.05,
         **{"replication_s": 0.12, "extra_s": 0.16, "floor_s": 0.12, "memcpy_in_s": 0.03},
         **{"control_s": 0.01, "memcpy_hashed_s": 0.035},
         **{"restore_local_s": 0.04, "loopback_one_s": 0.05, "restore_peer_s": 0.06},

@@ -33,7 +33,6 @@ class Limit(NamedTuple):
 
 LIMITS = {
     "staging_vs_memcpy_x": Limit("staging_s", "memcpy_s", "blocking staging / memcpy"),
-    "sealing_vs_memcpy_x": Limit("staged_s", "memcpy_s", "the same, hashed / memcpy"),
     "stall_vs_staging_percent": Limit("stall_s", "staging_s", scale=100),
     "training_extra_vs_floor_x": Limit("extra_s", "floor_s", "added to a busy step / memcpy + TCP"),
     "training_control_vs_floor_x": Limit("control_s", "floor_s"),

@@ -86,7 +86,6 @@ class Saving:
         require_committed(handle)
         committed_s = time.monotonic()
         self._log.write("sample", repeat=repeat, metric="staging_s", value=copied_s - started_s)
-        self._log.write("sample", repeat=repeat, metric="staged_s", value=staged_s - started_s)
         self._log.write(
             "sample", repeat=repeat, metric="replication_s", value=committed_s - staged_s
         )
