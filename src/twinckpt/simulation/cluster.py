@@ -30,7 +30,8 @@ class Job:
 
     Machines are in one of `num_racks` failure domains; 0: nobody knows in which. If it
     `elects_root`, a control store elects a root's successor and keeps its record: ranks go on
-    meanwhile. Else the loss of the root ends the generation.
+    meanwhile. Else the loss of the root ends the generation. If it `runs_freely`, no rank waits for
+    another one.
     """
 
     num_machines: int
@@ -39,6 +40,7 @@ class Job:
     ranks_per_machine: int = 1
     num_racks: int = 0
     elects_root: bool = False
+    runs_freely: bool = False
 
 
 class SimulatedCluster:

@@ -1,4 +1,4 @@
-"""The ranks: they restore, train in lockstep, and stage checkpoints where they may."""
+"""The ranks: they restore, train, in lockstep or freely, and stage checkpoints where they may."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ STEP_S, _START_S, _STAGE_S, _JITTER_S = 0.15, 0.1, 0.02, 0.005
 
 
 class SimulatedTraining:
-    """Training processes of all machines; collectives keep them in step.
+    """Training processes of all machines; collectives keep them in step, unless they run freely.
 
     `restores` are (rank, step, what was to be restored), for whoever checks them.
     """
@@ -61,7 +61,10 @@ class SimulatedTraining:
         self.restores.append((rank, process.step, formed.resume))
         self._cluster.is_touched = True
         self._time.note("rank %d on %s restored step %d", rank, machine.name, process.step)
-        if formed.generation not in self._running:
+        if self._cluster.job.runs_freely:
+            pace_s = STEP_S * self._time.random.uniform(0.9, 1.1)
+            self._run_freely(machine, process, formed, pace_s)
+        elif formed.generation not in self._running:
             self._running.add(formed.generation)
             self._train(formed.generation, formed.num_machines)
 
@@ -88,34 +91,50 @@ class SimulatedTraining:
             for machine in members:
                 delay_s = self._time.draw_s(_JITTER_S)
                 self._time.after(
-                    delay_s, machine.do, lambda m=machine: self._end_step(m, generation)
+                    delay_s, machine.do, lambda m=machine: self._end_steps(m, generation)
                 )
         self._time.after(STEP_S, self._train, generation, num_machines)
 
-    def _end_step(self, machine: SimulatedMachine, generation: int) -> None:
+    def _run_freely(
+        self, machine: SimulatedMachine, process: SimulatedRank, formed: m.Formed, pace_s: float
+    ) -> None:
+        """Finish one step after the other while the generation runs, at a pace of its own."""
+
+        def go_on() -> None:
+            if machine.worker.formed is formed and machine.ranks.get(process.rank) is process:
+                self._end_step(machine, process, formed)
+                self._run_freely(machine, process, formed, pace_s)
+
+        self._time.after(self._time.draw_s(pace_s), machine.do, go_on)
+
+    def _end_steps(self, machine: SimulatedMachine, generation: int) -> None:
         formed = machine.worker.formed
-        if formed is None or formed.generation != generation:
-            return
+        if formed is not None and formed.generation == generation:
+            for process in machine.ranks.values():
+                if process.step is not None:
+                    self._end_step(machine, process, formed)
+
+    def _end_step(
+        self, machine: SimulatedMachine, process: SimulatedRank, formed: m.Formed
+    ) -> None:
+        assert process.step is not None
+        process.step += 1
         world_size = formed.num_machines * self._cluster.job.ranks_per_machine
-        for process in machine.ranks.values():
-            if process.step is None:
-                continue
-            process.step += 1
-            if not process.attached:
-                process.attached = True
-                attach = machine.worker.attach(process.rank, world_size, 1)
-                self._cluster.act_worker(machine, attach)
-            elif process.grants and process.grants[0][1] <= process.step and not process.is_staging:
-                process.is_staging = True
-                ticket = process.grants.pop(0)[0]
-                what = (process.rank, ticket, process.step, formed.index, world_size, 1)
-                digest = f"{process.rank}/{ticket}/{process.step}/{generation}"
-                holding = m.Holding(*what, digest)
-                self._time.after(
-                    self._time.draw_s(_STAGE_S),
-                    machine.do,
-                    lambda h=holding, p=process: self._end_staging(machine, p, h),
-                )
+        if not process.attached:
+            process.attached = True
+            attach = machine.worker.attach(process.rank, world_size, 1)
+            self._cluster.act_worker(machine, attach)
+        elif process.grants and process.grants[0][1] <= process.step and not process.is_staging:
+            process.is_staging = True
+            ticket = process.grants.pop(0)[0]
+            what = (process.rank, ticket, process.step, formed.index, world_size, 1)
+            digest = f"{process.rank}/{ticket}/{process.step}/{formed.generation}"
+            holding = m.Holding(*what, digest)
+            self._time.after(
+                self._time.draw_s(_STAGE_S),
+                machine.do,
+                lambda: self._end_staging(machine, process, holding),
+            )
 
     def _end_staging(
         self, machine: SimulatedMachine, process: SimulatedRank, holding: m.Holding
