@@ -1,10 +1,12 @@
 """`./reproduce` says what it does, and what to do where something is missing."""
 
+import importlib.metadata
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
 BASH = shutil.which("bash")
@@ -154,3 +156,17 @@ def test_help_lists_every_command(copy):
     for command in ("test", "quick", "lint", "docs", "shell", "clean"):
         assert f"./reproduce {command}" in result.stdout
     assert not (copy / ".venv").exists()
+
+
+def test_every_locked_version_installs_on_the_oldest_python():
+    """One that asks for a later patch release fails on the Python of Debian 12, say."""
+    oldest = "3.11.0"
+    refused = []
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        try:
+            needed = importlib.metadata.metadata(line.partition("==")[0]).get("Requires-Python")
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of an extra that is not installed here
+        if not SpecifierSet(needed or "").contains(oldest):
+            refused.append(f"{line} needs Python {needed}")
+    assert refused == []
