@@ -9,8 +9,11 @@ import pytest
 from helpers import agents_of_tests, wait_until
 from twinckpt.agents.emulated_machines import die_with_operator
 from twinckpt.agents.etcd_client import Access, EtcdClient
+from twinckpt.agents.process import allow_all_descriptors
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
 from twinckpt.net.ports import free_port
+
+allow_all_descriptors()  # as agents do: some tests open more than the usual thousand
 
 
 class EtcdCluster:
