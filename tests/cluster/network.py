@@ -21,7 +21,7 @@ _NOBODY = "02:00:00:00:ff:ff"
 def why_not():
     """Return why this user can have no network here; an empty string if it can."""
     if shutil.which("ip") is None or shutil.which("tc") is None:
-        return "network namespaces are set up with ip and tc: install iproute2 (or PATH lacks /usr/sbin)"
+        return "network namespaces are set up with ip and tc: install them, or see PATH (/usr/sbin)"
     try:
         os.close(_new_namespace())
         Network(["a", "b"]).close()
