@@ -9,6 +9,7 @@ from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.launch import connect_to_agent
 from twinckpt.agents.local_server import LocalPeer
 from twinckpt.agents.process import start_root_agent, start_worker_agent
+from twinckpt.errors import AgentUnavailableError, AuthenticationError
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
 from twinckpt.net.ports import free_port
@@ -29,6 +30,17 @@ def agent():
         start_worker_agent(worker, SECRET)
         yield name
         root.terminate()
+
+
+def test_a_connection_that_fails_leaves_no_descriptor_behind(agent):
+    """Who waits for an agent tries fifty times a second."""
+    connect_to_agent(agent, SECRET).close()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(AuthenticationError):
+        local.AgentLink(agent, b"x" * 32)
+    with pytest.raises(AgentUnavailableError):
+        local.AgentLink("twinckpt-nobody", SECRET)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def introduced(agent):

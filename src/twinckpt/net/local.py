@@ -346,22 +346,27 @@ class AgentLink:
     """A blocking connection to this machine's worker agent."""
 
     def __init__(self, name: str, secret: bytes) -> None:
-        """Connect and authenticate; raises AgentUnavailableError if nobody listens."""
-        self._spare = _SpareDescriptor()
+        """Connect and authenticate.
+
+        Raises AgentUnavailableError if nobody listens, AuthenticationError if the secrets differ.
+        """
         self._receiving = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
-        try:
-            self._socket.connect("\0" + name)
+        with contextlib.ExitStack() as otherwise:  # who waits for an agent tries again and again
+            otherwise.callback(self._socket.close)
+            self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
+            try:
+                self._socket.connect("\0" + name)
+            except OSError as error:
+                raise AgentUnavailableError(
+                    f"this machine's worker agent ({name}) cannot be reached: {error}; it ends "
+                    "with its launcher: is torchrun still running?"
+                ) from error
             authenticate(self._socket, client_exchange(secret))
-        except OSError as error:
-            self._socket.close()
-            raise AgentUnavailableError(
-                f"this machine's worker agent ({name}) cannot be reached: {error}; it ends with "
-                "its launcher: is torchrun still running?"
-            ) from error
-        self._socket.setblocking(True)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
+            self._socket.setblocking(True)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
+            otherwise.pop_all()
+        self._spare = _SpareDescriptor()
 
     def fileno(self) -> int:
         """Return the descriptor, for select."""
