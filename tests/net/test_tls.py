@@ -125,7 +125,7 @@ def files(authority):
 
 @pytest.fixture(scope="module")
 def expired(authority):
-    return authority.files("expired", days=-1)
+    return authority.files("expired", days=0)
 
 
 @pytest.fixture(scope="module")
