@@ -1,13 +1,17 @@
-"""What a worker agent says of its copies to persistent storage."""
+"""What a worker agent's threads receive from peers, and copy to persistent storage."""
 
 import pytest
 
 from twinckpt.agents.config import WorkerAgentConfig
-from twinckpt.agents.transfers import StepDrain
-from twinckpt.core.worker import StartDrain
+from twinckpt.agents.transfers import StepDrain, fetch_shard
+from twinckpt.core.messages import Address
+from twinckpt.core.worker import StartDrain, StartFetch
 from twinckpt.memory.drained import drained_steps
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
+from twinckpt.net.bulk import BulkClient, BulkServer
+
+SECRET = b"a secret of the job that is long"
 
 
 @pytest.fixture
@@ -55,3 +59,27 @@ def test_storage_that_fails_is_told_once_and_again_only_after_it_worked(
     directory.touch()
     assert not any(is_drained(step) for step in (2, 1))
     assert len(caplog.messages) == 3
+
+
+def test_a_transfer_whose_turn_comes_late_leaves_the_slot_to_what_is_there_now(checkpoints):
+    """Its ticket was abandoned while others were received: the slot holds the next one."""
+    server = BulkServer(checkpoints, SECRET, "127.0.0.1")
+    peer = Address("peer", "127.0.0.1", server.port)
+    entry = checkpoints.entry(0, 1)
+    entry.slot.buffer[:100] = bytes(range(100))
+    checkpoints.drop(0, 1)
+    checkpoints.begin(0, 1)
+    identity = {"rank": 0, "step": 1, "home": 0, "world_size": 1}
+    checkpoints.seal(Seal.of(entry.slot.buffer[:100], ticket=1, **identity))
+
+    here = InMemoryCheckpoint()
+    here.reserve(0, 100)
+    late = StartFetch(1, 0, 1, here.begin(0, 1), (peer,))
+    here.drop(0, 1)
+    assert here.begin(0, 3) == late.slot
+    newer = here.seal(Seal.of(here.slot(0, late.slot).buffer[:100], ticket=3, **identity))
+    fetched = fetch_shard(late, here, BulkClient(SECRET), lambda seal, num_bytes: None)
+    assert fetched.seal is None
+    assert fetched.damaged_sources == ()
+    newer.seal.verify(newer.data)
+    server.close()

@@ -32,7 +32,9 @@ def fetch_shard(
 ) -> Fetched:
     """Receive a shard into its slot, from the first source that has it intact."""
     reasons, damaged = [], []
-    with checkpoints.filling(fetch.rank, fetch.slot) as slot:
+    with checkpoints.filling(fetch.rank, fetch.ticket, fetch.slot) as slot:
+        if slot is None:
+            return Fetched(None, "no longer wanted")
         # A chunk may be damaged on its way: each source gets a second chance.
         for source in sorted(fetch.sources * 2, key=fetch.sources.index):
             try:

@@ -236,17 +236,23 @@ class InMemoryCheckpoint:
             self.on_unpinned()
 
     @contextmanager
-    def filling(self, rank: int, index: int) -> Iterator[Slot]:
-        """Keep a begun slot from reuse while a transfer writes it, even if it is dropped."""
+    def filling(self, rank: int, ticket: int, index: int) -> Iterator[Slot | None]:
+        """Keep a begun slot from reuse while a transfer writes it, even if it is dropped.
+
+        None if it was dropped before, while the transfer waited for its turn: it may hold
+        another version by now.
+        """
+        slot, state = None, None
         with self._lock:
-            state = self._shelves[rank].table.slots[index]
-            state.num_pins += 1
-            slot = self.slot(rank, index)
+            if self.find(rank, ticket) == index:
+                slot, state = self.slot(rank, index), self._shelves[rank].table.slots[index]
+                state.num_pins += 1
         try:
             yield slot
         finally:
-            with self._lock:
-                state.num_pins -= 1
+            if state is not None:
+                with self._lock:
+                    state.num_pins -= 1
 
     def drop(self, rank: int, ticket: int) -> None:
         """Forget one version; its slot becomes free."""
