@@ -1,5 +1,7 @@
 """`InMemoryCheckpoint`: bounded, evicting, verified, thread-safe."""
 
+import os
+import resource
 import threading
 from unittest import mock
 
@@ -96,6 +98,17 @@ def test_more_memory_than_the_machine_has_is_refused():
         InMemoryCheckpoint().reserve(0, 1 << 50)
 
 
+def test_a_process_without_descriptors_is_told_that_there_is_no_slot(store):
+    """As one without memory, to which the same happens: the rank must hear of it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OutOfMemoryError, match="Too many open files"):
+            store.reserve(1, 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_slots_grow_without_losing_what_they_hold(store):
     """Growth touches free slots only; the one in use grows when it is free."""
     put(store, 0, 1, b"kept" * 100)
@@ -166,3 +179,14 @@ def test_readers_never_see_a_mixed_version(store):
     for thread in threads:
         thread.join()
     assert damaged == []
+
+
+def test_memory_that_a_thread_still_looks_at_is_given_back_once_it_has_looked(store):
+    """As scrubbing does, a chunk at a time: it takes no slot out of use."""
+    fd, looked_at = store.slot(0, 0).fd, store.slot(0, 0).buffer[:100]
+    store.begin_generation()
+    store.give_back()
+    assert store.allocated_bytes == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert bytes(looked_at) == bytes(100)

@@ -42,29 +42,32 @@ class Slot:
         Raises OutOfMemoryError, before the kernel has to kill anything, if it does not fit.
         """
         capacity_bytes = max(mmap.PAGESIZE, -(-capacity_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
-        free_bytes = available_bytes()
-        if capacity_bytes > free_bytes:
-            raise OutOfMemoryError(
-                f"a slot of {capacity_bytes >> 20} MiB does not fit into the "
-                f"{free_bytes >> 20} MiB of memory that are free; use fewer replicas or "
-                "slots, shard the state over more ranks, or give the machine more memory"
-            )
-        fd = os.memfd_create("twinckpt-slot", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, capacity_bytes)
-            slot = cls(fd, capacity_bytes)
-            os.posix_fallocate(fd, 0, capacity_bytes)  # what the kernel did not populate
-        except OSError as error:
-            os.close(fd)
-            raise OutOfMemoryError(
-                f"the kernel refused a slot of {capacity_bytes >> 20} MiB: {error.strerror}"
-            ) from error
+        with contextlib.ExitStack() as otherwise:
+            try:
+                free_bytes = available_bytes()
+                if capacity_bytes > free_bytes:
+                    raise OutOfMemoryError(
+                        f"a slot of {capacity_bytes >> 20} MiB does not fit into the "
+                        f"{free_bytes >> 20} MiB of memory that are free; use fewer replicas or "
+                        "slots, shard the state over more ranks, or give the machine more memory"
+                    )
+                fd = os.memfd_create("twinckpt-slot", os.MFD_CLOEXEC)
+                otherwise.callback(os.close, fd)
+                os.ftruncate(fd, capacity_bytes)
+                slot = cls(fd, capacity_bytes)
+                os.posix_fallocate(fd, 0, capacity_bytes)  # what the kernel did not populate
+            except OSError as error:
+                raise OutOfMemoryError(
+                    f"the kernel refused a slot of {capacity_bytes >> 20} MiB: {error.strerror}"
+                ) from error
+            otherwise.pop_all()
         return slot
 
     def close(self) -> None:
-        """Give the memory back; views of `buffer` must be gone."""
+        """Give the memory back; what a thread still looks at goes with its last view."""
         self.buffer.release()
-        self._map.close()
+        with contextlib.suppress(BufferError):
+            self._map.close()
         os.close(self.fd)
 
 
