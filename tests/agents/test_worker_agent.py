@@ -11,6 +11,8 @@ from twinckpt.agents.local_server import LocalPeer
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.errors import AgentUnavailableError, AuthenticationError
 from twinckpt.experiments.agent_cluster import next_message
+from twinckpt.memory import drained
+from twinckpt.memory.seal import Seal
 from twinckpt.net import local
 from twinckpt.net.ports import free_port
 
@@ -19,15 +21,15 @@ JOIN = local.LauncherJoin("127.0.0.1:1", None, 1, 1)
 
 
 @pytest.fixture
-def agent():
+def agent(tmp_path):
     """Name of the socket of a worker agent that has its root agent."""
     port = free_port()
     name = f"twinckpt-test-{port}"
     with start_root_agent(
         RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()), SECRET
     ) as root:
-        worker = WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=root.pid)
-        start_worker_agent(worker, SECRET)
+        here = {"watch_pid": root.pid, "drain_directory": str(tmp_path)}
+        start_worker_agent(WorkerAgentConfig(name, name, "127.0.0.1", port, **here), SECRET)
         yield name
         root.terminate()
 
@@ -85,3 +87,27 @@ def test_who_ended_with_messages_unread_is_no_warning_and_who_never_reads_is_one
         rank.close()
         peer.send(local.Welcome(1, 0))
     assert len(caplog.records) == warnings
+
+
+def test_a_damaged_drained_step_that_cannot_be_set_aside_is_not_resumed_again(agent, tmp_path):
+    """The agent took the storage's refusal for the rank's end, and the job resumed that step."""
+    for step in (1, 2):
+        identity = {"rank": 0, "ticket": step, "step": step, "home": 0, "world_size": 1}
+        drained.write_shard(tmp_path, Seal.of(memoryview(b"state"), **identity), b"state")
+        drained.finish_step(tmp_path, step, ticket=step, world_size=1)
+    (drained.step_directory(tmp_path, 2) / "manifest.damaged.json").mkdir()
+    launcher = connect_to_agent(agent, SECRET)
+    launcher.send(JOIN)
+    next_message(launcher, local.LauncherFormed)
+    rank = introduced(agent)
+    rank.send(local.RestoreRequest())
+    assert next_message(rank, local.RestoreDrained)[0].step == 2
+
+    rank.send(local.DamagedDrained(2, "a flipped bit"))
+    broken, _ = next_message(launcher, local.LauncherBroken)
+    assert "drained step 2 is damaged" in broken.reason
+    launcher.send(JOIN)
+    next_message(launcher, local.LauncherFormed)
+    rank = introduced(agent)
+    rank.send(local.RestoreRequest())
+    assert next_message(rank, local.RestoreDrained)[0].step == 1

@@ -103,11 +103,9 @@ class LocalServer:
                 return
             peer = LocalPeer(sock)
             try:
-                while payload := await loop.sock_recv(sock, MAX_MESSAGE_BYTES):
+                while payload := await _received(loop, sock):
                     peer.heard_at_s = time.monotonic()
                     self._on_message(peer, TO_AGENT.decode(payload))
-            except OSError:  # killed with messages unread; else a killed rank's end is an empty one
-                pass
             except ProtocolError as error:
                 logger.warning("rank %s: %s", peer.rank, error)
             finally:
@@ -127,6 +125,14 @@ class LocalServer:
                     else:
                         await loop.sock_sendall(sock, step)
                         step = next(exchange)
+
+
+async def _received(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:
+    """Return the next message; an empty one once the process has ended."""
+    try:
+        return await loop.sock_recv(sock, MAX_MESSAGE_BYTES)
+    except OSError:  # killed with messages unread
+        return b""
 
 
 def _user_of(sock: socket.socket) -> int:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from twinckpt.agents.config import WorkerAgentConfig, named_settings, worker_config
@@ -300,8 +300,7 @@ class WorkerAgent:
             case local.DamagedDrained(step, reason):
                 directory = drained.location(self._config.drain_directory)
                 logger.warning("step %d in %s is set aside: %s", step, directory, reason)
-                drained.set_aside(directory, step)
-                return self._core.drained_damaged(step, reason, drained.drained_steps(directory))
+                return self._core.drained_damaged(step, reason, drained.set_aside(directory, step))
         return []
 
     def _is_held(self, hello: local.RankHello) -> bool:
@@ -379,7 +378,8 @@ class WorkerAgent:
     def _start(
         self, pool: ThreadPoolExecutor, work: Callable[[_Work], Callable[[], None]], action: _Work
     ) -> None:
-        pool.submit(lambda: self._in_loop(work(action)))
+        done = pool.submit(lambda: self._in_loop(work(action)))
+        done.add_done_callback(Future.result)  # else a defect would be told to nobody
 
     def _in_loop(self, action: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending

@@ -6,7 +6,7 @@ proves the seal). The step counts once `manifest.json` is there: whoever finds a
 in place writes it, atomically; a step without it does not exist.
 """
 
-import contextlib
+import logging
 import os
 import shutil
 import time
@@ -19,6 +19,8 @@ import xxhash
 from twinckpt.core.copies import digest_of
 from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory.seal import Seal
+
+logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _SEAL_FORMAT = b"twinckpt seal 1\n"
@@ -159,11 +161,19 @@ def newest_ticket(directory: Path) -> int:
     return max(tickets)
 
 
-def set_aside(directory: Path, step: int) -> None:
-    """Make a damaged step incomplete: rename its manifest, so that nothing more is lost."""
+def set_aside(directory: Path, step: int) -> list[int]:
+    """Make a damaged step incomplete: rename its manifest, so that nothing more is lost.
+
+    Returns the steps that are left, where it cannot be renamed as well.
+    """
     manifest = step_directory(directory, step) / _MANIFEST
-    with contextlib.suppress(FileNotFoundError):  # another rank found damage as well
+    try:
         manifest.rename(manifest.with_suffix(".damaged.json"))
+    except FileNotFoundError:  # another rank found damage as well
+        pass
+    except OSError as error:
+        logger.warning("step %d stays, for the next job to find it damaged again: %s", step, error)
+    return [left for left in drained_steps(directory) if left != step]
 
 
 def keep_newest(directory: Path, keep: int) -> None:
