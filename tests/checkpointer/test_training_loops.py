@@ -15,6 +15,7 @@ from torch.distributed.optim import PostLocalSGDOptimizer
 
 from twinckpt import Checkpointer
 from twinckpt.errors import ConfigurationError
+from twinckpt.memory import checksums
 from twinckpt.net.ports import free_port
 
 # In a process of its own: an agent keeps the slots that it has made, and they may be large enough.
@@ -82,6 +83,17 @@ def test_a_state_that_grows_with_every_step_is_checkpointed():
     """Slots made to measure would be too small by the time that they are there."""
     run = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True)
     assert int(run.stdout) < 50, run.stderr  # else all but a few of the 60
+
+
+def test_a_state_that_would_have_too_many_chunks_has_larger_ones(state, monkeypatch):
+    """As one of more than 16 GiB a rank; this one has 8 MB."""
+    monkeypatch.setattr(checksums, "MAX_CHUNKS", 3)
+    expected = state["model"].weight.detach().clone()
+    with Checkpointer(state) as checkpointer:
+        assert checkpointer.save(1, block=True).status == "committed"
+        state["model"].weight.data.zero_()
+        assert checkpointer.restore() == 1
+    assert torch.equal(state["model"].weight, expected)
 
 
 def test_a_second_one_beside_the_first_is_refused(state):

@@ -31,6 +31,7 @@ from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import ConfigurationError, OutOfMemoryError, TwinckptError
+from twinckpt.memory.checksums import chunk_bytes_of
 from twinckpt.memory.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -350,6 +351,7 @@ class Checkpointer:
                     world_size=client.world_size,
                     size_bytes=size_bytes,
                     digests=writer.copy_rest(),
+                    chunk_bytes=chunk_bytes_of(size_bytes),
                 )
                 handle.status = "staged"
                 client.staged(seal)

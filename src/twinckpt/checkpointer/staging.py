@@ -19,7 +19,13 @@ from twinckpt.checkpointer.device import Copies, DeviceCopies
 from twinckpt.checkpointer.layout import Layout
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import TwinckptError
-from twinckpt.memory.checksums import CHUNK_BYTES, chunk_digest, chunk_digests, chunks, digest_of
+from twinckpt.memory.checksums import (
+    chunk_bytes_of,
+    chunk_digest,
+    chunk_digests,
+    chunks,
+    digest_of,
+)
 
 MAX_SEALING_THREADS = 4
 
@@ -48,7 +54,9 @@ class SlotTarget:
             name: whole[region.start : region.end].view(region.dtype).view(region.shape)
             for name, region in layout.regions.items()
         }
-        self.chunks = list(zip(_pieces(layout, whole.data_ptr()), chunks(self.buffer), strict=True))
+        chunk_bytes = chunk_bytes_of(layout.size_bytes)
+        pieces = _pieces(layout, whole.data_ptr(), chunk_bytes)
+        self.chunks = list(zip(pieces, chunks(self.buffer, chunk_bytes), strict=True))
 
 
 class SlotWriter:
@@ -201,10 +209,10 @@ class SlotWriter:
         return tensor.data_ptr()
 
 
-def _pieces(layout: Layout, address: int) -> list[list[_Piece]]:
+def _pieces(layout: Layout, address: int, chunk_bytes: int) -> list[list[_Piece]]:
     """Cut all tensors up at the borders of chunks; return the pieces of each chunk."""
-    pieces: list[list[_Piece]] = [[] for _ in range(0, layout.size_bytes, CHUNK_BYTES)]
+    pieces: list[list[_Piece]] = [[] for _ in range(0, layout.size_bytes, chunk_bytes)]
     for index, region in enumerate(layout.regions.values()):
-        for chunk, start, end in region.cut(CHUNK_BYTES):
+        for chunk, start, end in region.cut(chunk_bytes):
             pieces[chunk].append(_Piece(index, start - region.start, address + start, end - start))
     return pieces

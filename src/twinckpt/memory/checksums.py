@@ -1,4 +1,4 @@
-"""Checksums by chunk: XXH3-64 of every half mebibyte of a shard.
+"""Checksums by chunk: XXH3-64 of every half mebibyte of a shard, of more if it is very large.
 
 XXH3 runs at the speed of memory, so it is taken while a chunk is still in the core's cache. Smaller
 chunks are copied more slowly, larger ones leave the cache before they are hashed or sent on
@@ -12,7 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 import xxhash
 
 CHUNK_BYTES = 1 << 19
+MAX_CHUNKS = 1 << 15
 DIGEST_BYTES = 8
+
+
+def chunk_bytes_of(size_bytes: int) -> int:
+    """Return how large the chunks of a shard are: larger ones, if it has more than 16 GiB.
+
+    A rank and its agent tell each other all checksums in one message, and the kernel takes none of
+    more than 416 KiB, as long as nobody has raised `net.core.wmem_max`.
+    """
+    chunk_bytes = CHUNK_BYTES
+    while size_bytes > MAX_CHUNKS * chunk_bytes:
+        chunk_bytes *= 2
+    return chunk_bytes
 
 
 def chunk_digest(chunk: memoryview) -> bytes:

@@ -6,7 +6,13 @@ import xxhash
 
 from twinckpt.core.messages import Holding
 from twinckpt.errors import DamagedCopyError
-from twinckpt.memory.checksums import CHUNK_BYTES, DIGEST_BYTES, checksum, chunk_digest
+from twinckpt.memory.checksums import (
+    CHUNK_BYTES,
+    DIGEST_BYTES,
+    checksum,
+    chunk_bytes_of,
+    chunk_digest,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +101,6 @@ class Seal:
     @classmethod
     def of(cls, buffer: memoryview, **identity: int) -> "Seal":
         """Seal all bytes of `buffer`; `identity` names rank, ticket, step, home, world_size."""
-        return cls(size_bytes=len(buffer), digests=checksum(buffer), **identity)
+        chunk_bytes = chunk_bytes_of(len(buffer))
+        digests = checksum(buffer, chunk_bytes)
+        return cls(size_bytes=len(buffer), digests=digests, chunk_bytes=chunk_bytes, **identity)
