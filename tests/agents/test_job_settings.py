@@ -119,6 +119,18 @@ def test_a_secret_that_cannot_be_made_is_said(monkeypatch):
         load_secret()
 
 
+def test_a_secret_is_made_beside_what_another_process_of_this_number_has_begun(
+    monkeypatch, tmp_path
+):
+    """On another machine that shares the home directory: in containers both may be process 7."""
+    for name in ("TWINCKPT_SECRET", "TWINCKPT_SECRET_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "twinckpt").mkdir()
+    (tmp_path / "twinckpt" / f".secret.{os.getpid()}").touch()
+    assert load_secret() == load_secret()
+
+
 def test_a_secret_is_not_written_where_a_user_without_home_happens_to_be(monkeypatch, tmp_path):
     """Launchers in other directories would have other secrets."""
     for name in ("TWINCKPT_SECRET", "TWINCKPT_SECRET_FILE", "XDG_CONFIG_HOME"):

@@ -1,5 +1,6 @@
 """A drained step exists once all its shards are durable, and opens with plain safetensors."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -184,6 +185,23 @@ def test_shards_of_another_ticket_are_refused(complete):
     manifest.write_text('{"step": 7, "ticket": 2, "world_size": 1}')
     with pytest.raises(DamagedCopyError, match="of another checkpoint"):
         drained.load_drained(complete, 7, 0)
+
+
+def test_two_machines_that_write_a_shard_at_once_leave_it_whole(tmp_path, until):
+    """One was given up and comes back; in containers both may be process 7."""
+    folder = drained.step_directory(tmp_path, 1)
+    identity = {"rank": 0, "step": 1, "home": 0, "world_size": 1}
+    shards = [memoryview(bytes([byte]) * (9 << 20)) for byte in (1, 2)]
+    slow, fast = (Seal.of(data, ticket=index, **identity) for index, data in enumerate(shards, 1))
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(drained.write_shard, tmp_path, slow, shards[0], 3 << 20)
+        until(lambda: any(path.stat().st_size for path in folder.glob(".*")), "half a shard")
+        drained.write_shard(tmp_path, fast, shards[1])
+        writing.result()
+    assert drained.read_seal(tmp_path, 1, 0) in (slow, fast)
+    drained.read_seal(tmp_path, 1, 0).verify(
+        memoryview(drained.shard_path(tmp_path, 1, 0).read_bytes())
+    )
 
 
 def test_a_step_set_aside_is_incomplete_and_all_of_it_is_still_there(complete):

@@ -8,6 +8,7 @@ in place writes it, atomically; a step without it does not exist.
 
 import logging
 import os
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -193,7 +194,8 @@ def _publish(path: Path, data: bytes | memoryview, bytes_per_s: float = 0.0) -> 
         with path.open("wb") as file:
             _write(file, data, bytes_per_s)
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    # Machines share the storage, and may have one and the same process number.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with draft.open("wb") as file:
             _write(file, data, bytes_per_s)
