@@ -347,3 +347,29 @@ def test_an_etcd_with_tls_and_users(guarded_etcd, monkeypatch, until):
     cluster.kill(0)  # tokens are in its memory
     cluster.restart(0)
     assert store.root().port == leadership.listener.getsockname()[1]
+
+
+def test_a_root_and_its_followers_go_on_once_etcd_refuses_them_no_more(
+    guarded_etcd, monkeypatch, until, caplog
+):
+    """As while somebody changes what its users may do."""
+    cluster, cert = guarded_etcd
+    endpoint = f"{cluster.endpoint}/job"
+    for name, value in (("CA", cert), ("USER", "alice"), ("PASSWORD", "wonderland")):
+        monkeypatch.setenv(f"TWINCKPT_ETCD_{name}", value)
+    operator = EtcdClient([(HOST, cluster.ports[0])], Access(cert, "", "", "root", "wonderland"))
+    leadership = open_store(endpoint).campaign(HOST)
+    holding, heard = hold(leadership), []
+    follow = (open_store(endpoint), lambda root: heard.append(root.port))
+    following = threading.Thread(target=follow_root, args=follow, daemon=True)
+    following.start()
+    until(lambda: heard, "root")
+
+    operator.call("auth/user/revoke", {"name": "alice", "role": "twinckpt"})
+    for who in ("this root goes on", "is followed"):
+        until(lambda who=who: any(who in said for said in caplog.messages), "refusal")
+    operator.call("auth/user/grant", {"user": "alice", "role": "twinckpt"})
+    leadership.leave(RECORD)
+    until(lambda: leadership.record == RECORD, "record")
+    assert holding.is_alive()
+    assert following.is_alive()

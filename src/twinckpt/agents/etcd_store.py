@@ -22,7 +22,7 @@ import msgspec
 from twinckpt.agents.control_store import RootEntry, listen_at, split_address
 from twinckpt.agents.etcd_client import DEFAULT_PORT, Access, EtcdClient, Value
 from twinckpt.core.adoption import GenerationRecord
-from twinckpt.errors import AgentUnavailableError, ConfigurationError
+from twinckpt.errors import AgentUnavailableError, ConfigurationError, TwinckptError
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class EtcdLeadership:
                 if not self._renew():
                     return
                 is_reachable = True
-            except AgentUnavailableError as error:
+            except TwinckptError as error:  # it does not answer, or refuses
                 if is_reachable:
                     logger.warning("%s; this root goes on, and so does training", error)
                 is_reachable = False

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from twinckpt.agents.control_store import ControlStore, RootEntry
-from twinckpt.errors import AgentUnavailableError
+from twinckpt.errors import TwinckptError
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ _RETRY_S = 0.5
 def follow_root(store: ControlStore, on_root: Callable[[RootEntry], None]) -> None:
     """Call `on_root` with each new root; blocks for ever, for a thread of its own.
 
-    While the store does not answer the root that was named last is followed.
+    While the store does not answer, or refuses, the root that was named last is followed.
     """
     followed: RootEntry | None = None
     is_reachable = True
@@ -28,7 +28,7 @@ def follow_root(store: ControlStore, on_root: Callable[[RootEntry], None]) -> No
                 followed = entry
                 on_root(entry)
             store.wait_for_change(WATCH_S)
-        except AgentUnavailableError as error:
+        except TwinckptError as error:
             if is_reachable:
                 logger.warning("%s; until then the present root is followed", error)
             is_reachable = False
