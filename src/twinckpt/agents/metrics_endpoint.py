@@ -34,7 +34,7 @@ def as_text(status: JobStatus) -> str:
         if value is not None:
             lines.append(f"# HELP twinckpt_{name} {meaning}")
             lines.append(f"# TYPE twinckpt_{name} {kind}")
-            lines.append(f"twinckpt_{name} {float(value):g}")
+            lines.append(f"twinckpt_{name} {float(value):.15g}")
     return "\n".join(lines) + "\n"
 
 
