@@ -18,6 +18,7 @@ import pytest
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
 from twinckpt.agents.launch import connect_to_agent
+from twinckpt.agents.metrics_endpoint import as_text
 from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.agents.status import StatusBoard
 from twinckpt.cli import main
@@ -95,6 +96,14 @@ def test_of_several_jobs_on_this_machine_one_has_to_be_named(job, capsys):
     assert len(set(endpoints)) == 2
 
 
+@pytest.mark.usefixtures("as_job")
+def test_status_finds_the_job_beside_sockets_of_any_name():
+    """Anybody on the machine may have one that is no text."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"\0{secrets.token_hex(4)}".encode() + b"\xff\xfe")
+        assert main(["status"]) == 0
+
+
 def test_another_jobs_secret_finds_nothing(job, monkeypatch, capsys):
     monkeypatch.setenv("TWINCKPT_SECRET", "x" * 32)
     assert main(["status"]) == 2
@@ -128,6 +137,13 @@ def test_prometheus_can_scrape_the_root_agent(job):
     assert values["twinckpt_failed_saves_total"] == "0"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{address}/other", timeout=10)
+
+
+def test_a_counter_is_scraped_whole():
+    """Rounded to six digits, a million saves would count as none for a while."""
+    board = StatusBoard(Root(RootConfig()))
+    board.note("save_counts", {"rank": 0, "saves": 12_345_678, "skipped": 0, "failed": 0})
+    assert "twinckpt_saves_total 12345678\n" in as_text(board.status())
 
 
 @pytest.mark.parametrize("seconds", ["-1", "0", "nan"])

@@ -170,7 +170,7 @@ def _root_of_this_machine() -> tuple[str, int]:
 def _sockets() -> list[str]:
     """Return the names under which worker agents of this machine listen."""
     try:
-        with open("/proc/net/unix") as table:
+        with open("/proc/net/unix", errors="replace") as table:  # others name theirs as they like
             return sorted({line.split("@")[1].strip() for line in table if "@twinckpt-" in line})
     except OSError:
         return []
