@@ -118,6 +118,9 @@ def test_one_that_is_closed_says_so(state):
     """As after the with block of a loop that ends with a last save."""
     with Checkpointer(state) as checkpointer:
         checkpointer.save(1, block=True)
+        handle = checkpointer.save(2)
+    with pytest.raises(ConfigurationError, match="this Checkpointer is closed"):
+        handle.wait()
     with pytest.raises(ConfigurationError, match="this Checkpointer is closed"):
         checkpointer.save(2)
     with pytest.raises(ConfigurationError, match="this Checkpointer is closed"):

@@ -417,6 +417,7 @@ class Checkpointer:
 
     def _advance(self, timeout_s: float) -> None:
         """Let a handle that is waited for make progress."""
+        self._check_open()
         if self._stager.is_busy:
             self._stager.wait()
         else:
