@@ -125,6 +125,16 @@ def test_garbage_on_the_port_does_not_stop_the_service(sender):
     BulkClient(SECRET).fetch(address, 3, 5, target).verify(target)
 
 
+def test_a_server_that_is_closed_accepts_nobody(sender):
+    """Its thread waits for callers all the while, and would take one more."""
+    store, _ = sender
+    server = BulkServer(store, SECRET, "127.0.0.1")
+    socket.create_connection(("127.0.0.1", server.port)).close()
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port))
+
+
 def test_a_machine_that_is_gone_is_an_error_not_a_wait(sender):
     """Nobody listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:

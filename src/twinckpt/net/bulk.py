@@ -55,11 +55,14 @@ class BulkServer:
         self._tls = tls
         self._listener = socket.create_server((host, 0), family=family_of(host), backlog=64)
         self._strangers = Strangers()
+        self._is_closed = False
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="bulk-accept", daemon=True).start()
 
     def close(self) -> None:
         """Stop accepting; transfers under way end with their connections."""
+        self._is_closed = True
+        self._listener.shutdown(socket.SHUT_RDWR)  # closing does not wake the thread that accepts
         self._listener.close()
 
     def _accept(self) -> None:
@@ -69,7 +72,7 @@ class BulkServer:
                 sock, peer = self._listener.accept()
                 is_told = False
             except OSError as error:
-                if self._listener.fileno() < 0:
+                if self._is_closed:
                     return
                 if not is_told:
                     logger.warning("no connection can be accepted: %s", error)
