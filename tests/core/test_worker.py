@@ -45,6 +45,16 @@ def test_late_news_of_a_decided_ticket_takes_no_slot(worker, committed):
     assert grants(worker.receive(m.Ticket(1, 2, 0))) == [2]
 
 
+def test_an_abandoned_ticket_frees_the_slot_that_a_peers_first_copy_arrives_in():
+    """Of that rank nothing is sealed here yet."""
+    worker = Worker(BookkeptSlots(2))
+    worker.receive(m.Formed(1, 0, 2, "a:1", None))
+    worker.receive(m.Fetch(1, 7, 1, 10, (m.Address("peer", "host", 1),)))
+    assert worker.slots.find(7, 1) is not None
+    worker.receive(m.Resolve(1, 1, 5, committed=False))
+    assert worker.slots.find(7, 1) is None
+
+
 def test_a_peer_without_room_says_so(worker):
     """With the reason, for whoever has to act on it."""
     actions = worker.receive(m.Reserve(1, 7, 10))

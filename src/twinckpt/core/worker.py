@@ -239,7 +239,9 @@ class Worker:
             for key in [key for key in pending if key[1] == resolve.ticket]:
                 del pending[key]
         if not resolve.committed:
-            for rank in {holding.rank for holding in self.slots.holdings()} | set(self._now.ranks):
+            held = {holding.rank for holding in self.slots.holdings()}
+            arriving = {rank for rank, _ in self.fetching}
+            for rank in held | arriving | set(self._now.ranks):
                 self.slots.drop(rank, resolve.ticket)
         self._retry()  # the slot that is free now is granted before a rank hears of the commit
         for rank in self._now.ranks:
