@@ -88,15 +88,14 @@ class AgentClient:
         self._mappings = SlotMappings()
         self.rank = rank
         self.world_size = world_size
-        self._fd: int | None = None
         self.grants: list[Grant] = []
         self.replicated: deque[int] = deque()
         self.resolved: deque[local.Resolved] = deque()
         self.committed_step: int | None = None
-        self._early_answer: local.FromAgent | None = None
+        self._early_answer: tuple[local.FromAgent, int | None] | None = None
         self._verified_bytes = 0
         self._link.send(local.RankHello(rank, world_size, os.getpid()))
-        welcome = self._expect(local.Welcome, timeout_s=30.0)
+        welcome, _ = self._expect(local.Welcome, timeout_s=30.0)
         assert isinstance(welcome, local.Welcome)
         self.launcher: local.AgentLink | None = None
         self.generation = welcome.generation
@@ -138,7 +137,14 @@ class AgentClient:
         return bool(self.grants)
 
     def request_restore(self, timeout_s: float) -> RestoreAnswer:
-        """Ask what to restore from; waits while the agent fetches it from a peer."""
+        """Ask what to restore from; waits while the agent fetches it from a peer.
+
+        What has come for a restore that failed half way is no answer to this one.
+        """
+        if self._early_answer is not None:
+            early, self._early_answer = self._early_answer, None
+            self._take(*early)
+        self.poll()
         self._link.send(local.RestoreRequest())
         return self.next_answer(timeout_s)
 
@@ -163,12 +169,12 @@ class AgentClient:
     def next_answer(self, timeout_s: float) -> RestoreAnswer:
         """Return what to restore from, after the request or after a copy that was arriving."""
         if self._early_answer is not None:
-            message, self._early_answer = self._early_answer, None
+            (message, fd), self._early_answer = self._early_answer, None
         else:
-            message = self._expect(_ANSWERS, timeout_s)
+            message, fd = self._expect(_ANSWERS, timeout_s)
         if isinstance(message, local.RestoreFrom | local.RestoreArriving):
-            assert self._fd is not None
-            slot = self._mappings.map(self._fd, message.capacity_bytes)
+            assert fd is not None
+            slot = self._mappings.map(fd, message.capacity_bytes)
             self._verified_bytes = 0
             if isinstance(message, local.RestoreArriving):
                 return Copy(message.seal, slot, "peer", is_arriving=True)
@@ -179,27 +185,28 @@ class AgentClient:
         """Wait until so much of the arriving copy is verified; raises ArrivalFailed if it fails."""
         while self._verified_bytes < num_bytes:
             if self._early_answer is None:
-                message = self._expect((local.RestoreProgress, *_ANSWERS), timeout_s)
+                message, fd = self._expect((local.RestoreProgress, *_ANSWERS), timeout_s)
                 if isinstance(message, local.RestoreProgress):
                     self._verified_bytes = max(self._verified_bytes, message.verified_bytes)
                     continue
-                self._early_answer = message
-            answer = self._early_answer
+                self._early_answer = message, fd
+            answer, _ = self._early_answer
             if not isinstance(answer, local.RestoreFrom) or answer.seal != seal:
                 raise ArrivalFailed(f"the copy of rank {self.rank} that was arriving is given up")
             self._verified_bytes = seal.size_bytes
 
-    def _expect(self, kinds: type | tuple[type, ...], timeout_s: float) -> local.FromAgent:
+    def _expect(
+        self, kinds: type | tuple[type, ...], timeout_s: float
+    ) -> tuple[local.FromAgent, int | None]:
         """Wait for a message of one of these kinds, taking in the others."""
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             received = self._link.receive(left_s)
             if received is None:
                 continue
-            message, self._fd = received
-            if isinstance(message, kinds):
-                return message
-            self._take(message, self._fd)
+            if isinstance(received[0], kinds):
+                return received
+            self._take(*received)
         raise AgentUnavailableError(
             f"the worker agent did not answer rank {self.rank} within {timeout_s:.0f} s; "
             "its log says whom it waits for"
@@ -222,3 +229,5 @@ class AgentClient:
             case local.Refused():
                 kind = OutOfMemoryError if message.kind == "OutOfMemoryError" else TwinckptError
                 raise kind(message.reason)
+            case _ if fd is not None:  # nobody waits for that copy any more
+                os.close(fd)
