@@ -143,7 +143,7 @@ class WarmParent:
                 if received is not None and isinstance(received[0], LauncherBroken):
                     self._given_up = received[0].is_final
                     if not self._ending_signal:  # else it is given the time that it was told
-                        self._kill_child_group()
+                        os.killpg(self._child, signal.SIGKILL)
                         self._reap_child()
                         return None
         finally:
@@ -156,9 +156,6 @@ class WarmParent:
             with contextlib.suppress(OSError):
                 os.killpg(child, signal.SIGKILL)  # data loaders that it has left behind
         return os.waitstatus_to_exitcode(status)
-
-    def _kill_child_group(self) -> None:
-        os.killpg(self._child, signal.SIGKILL)
 
     def _on_signal(self, number: int, frame: object) -> None:
         """Pass on what torchrun sends; then the child's end is the end."""
@@ -181,9 +178,7 @@ class WarmParent:
 
     def _become_member_of_next_generation(self) -> bool:
         """Join, and wait for the generation; False if this machine may not take part."""
-        host = os.environ["MASTER_ADDR"] if os.environ["RANK"] == "0" else "127.0.0.1"
-        host = os.environ.get("TWINCKPT_HOST", host)
-        self._meeting = MeetingPoint(host)
+        self._meeting = MeetingPoint(os.environ["TWINCKPT_LOCAL_ADDRESS"])
         self._link.send(WarmReady(self._meeting.endpoint))
         while True:
             message, _ = self._link.receive(None) or (None, None)

@@ -196,6 +196,7 @@ class TwinRendezvousHandler(RendezvousHandler):
             )
             self._link = connect_to_agent(name, self._secret)
             os.environ["TWINCKPT_AGENT"] = name
+            os.environ["TWINCKPT_LOCAL_ADDRESS"] = self._local_address
             os.environ[LAUNCHED] = self._settings.to_json()
             os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         return self._link
