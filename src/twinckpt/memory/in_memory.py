@@ -197,13 +197,6 @@ class InMemoryCheckpoint:
                 return None
             return CheckpointEntry(shelf.seals[ticket], self.slot(rank, index))
 
-    def newest(self, rank: int) -> CheckpointEntry | None:
-        """Return the newest sealed version of a rank's shard, or None."""
-        with self._lock:
-            shelf = self._shelves.get(rank)
-            sealed = shelf.table.holdings() if shelf else []
-            return self.entry(rank, sealed[-1].ticket) if sealed else None
-
     def holding(self, rank: int, ticket: int) -> Holding | None:
         """Return the control plane's view of a sealed version."""
         entry = self.entry(rank, ticket)
