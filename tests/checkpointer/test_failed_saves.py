@@ -1,5 +1,8 @@
 """A save that fails: by default counted, training goes on; `strict` raises it."""
 
+from threading import Thread
+from unittest import mock
+
 import pytest
 import torch
 
@@ -49,6 +52,17 @@ def test_strict_raises_at_the_fence_and_the_next_save_works(state, monkeypatch):
         with pytest.raises(TornCopyError, match="changed while it was copied"):
             checkpointer.fence()
         assert checkpointer.save(3, block=True).status == "committed"
+
+
+def test_where_no_thread_is_to_be_had_training_goes_on(state, optimizer):
+    """The fence would wait for it for ever."""
+    with Checkpointer(state) as checkpointer:
+        with mock.patch.object(Thread, "start", side_effect=RuntimeError("can't start new thread")):
+            handle = checkpointer.save(1)
+        assert handle.status == "failed"
+        assert "can't start new thread" in str(handle.error)
+        optimizer.step()
+        assert checkpointer.save(2, block=True).status == "committed"
 
 
 def test_a_state_that_cannot_be_carried_ends_the_job_at_its_first_save():

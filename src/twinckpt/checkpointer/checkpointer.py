@@ -325,8 +325,12 @@ class Checkpointer:
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, "staging", self._advance)
         self._handles[grant.ticket] = handle
+        try:
+            self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
+        except TwinckptError:  # nothing will be copied, so that no fence may wait for it
+            del self._handles[grant.ticket]
+            raise
         self._writer = writer
-        self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
         if not steady or self._is_first:
             self._stager.wait()  # the first fence shows which tensors others write to
             self._is_first = False

@@ -4,6 +4,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from twinckpt.errors import TwinckptError
+
 
 class Stager:
     """Runs copy jobs beside the training loop, in the order in which they were started."""
@@ -20,11 +22,18 @@ class Stager:
         return bool(self._jobs)
 
     def start(self, job: Callable[[], None]) -> None:
-        """Run `job`, which must not raise, in the background, once the previous ones have ended."""
+        """Run `job`, which must not raise, in the background, once the previous ones have ended.
+
+        Raises TwinckptError where the process may have no further thread.
+        """
         with self._changed:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="staging", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="staging", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise TwinckptError(f"no thread to copy with: {error}") from error
+                self._thread = thread
             self._jobs.append(job)
             self._changed.notify_all()
 
