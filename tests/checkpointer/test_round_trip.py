@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from twinckpt.checkpointer import moving
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout, metadata_of, parse
-from twinckpt.checkpointer.reading import SlotReader
+from twinckpt.checkpointer.reading import SavedTensors, SlotReader
 from twinckpt.checkpointer.staging import SlotTarget, SlotWriter, TornCopyError
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.errors import DamagedCopyError, RestoreError, UnsupportedStateError
@@ -344,6 +344,24 @@ def test_what_cannot_be_carried_is_refused_by_name(value):
     """The message says where it is and what to do."""
     with pytest.raises(UnsupportedStateError, match=r"mine.*state_dict"):
         stage({"mine": value})
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"$": "float", "bits": "no number"},
+        {"$": "size", "items": ["one"]},
+        {"$": "device", "name": "abacus"},
+        {"$": "tensor"},
+        {"$": "tensor", "tensor": "nowhere"},
+        {"$": "dict", "items": [[[], 1]]},
+    ],
+    ids=str,
+)
+def test_what_no_checkpoint_holds_is_refused_by_name(node):
+    """Somebody has written it, with checksums that are right."""
+    with pytest.raises(RestoreError, match="what was saved of plain makes no sense"):
+        TrainingState({"plain": {"x": 1}}).restore({"plain": {"x": node}}, SavedTensors({}))
 
 
 def test_tied_weights_are_stored_once_and_stay_tied():

@@ -118,7 +118,8 @@ class TrainingState:
     def restore(self, json: dict[str, Any], saved: SavedTensors) -> None:
         """Write a captured state back into the user's objects.
 
-        Raises RestoreError if the checkpoint is of other parts than these.
+        Raises RestoreError if the checkpoint is of other parts than these, or holds what no
+        checkpoint of this library does.
         """
         parts = dict(self._parts.items())
         missing = sorted(parts.keys() ^ json.keys())
@@ -133,7 +134,14 @@ class TrainingState:
         with torch.no_grad():
             for name, part in sorted(parts.items(), key=lambda item: not _is_of_torch(item[1])):
                 place = _InPlace(name, part, saved, memory, made)
-                values[name] = unflatten(json[name], place.tensor, states[name], place.array)
+                try:
+                    values[name] = unflatten(json[name], place.tensor, states[name], place.array)
+                except TwinckptError:
+                    raise
+                except Exception as error:  # torch and NumPy raise anything, given anything
+                    raise RestoreError(
+                        f"what was saved of {name} makes no sense: {type(error).__name__}: {error}"
+                    ) from error
             saved.finish()
         # A GPU may not have verified its part yet: the others may look at what they are given.
         blind = [name for name, part in parts.items() if _takes_blindly(part)]
