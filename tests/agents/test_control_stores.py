@@ -373,3 +373,8 @@ def test_a_root_and_its_followers_go_on_once_etcd_refuses_them_no_more(
     until(lambda: leadership.record == RECORD, "record")
     assert holding.is_alive()
     assert following.is_alive()
+
+
+def test_a_password_is_in_no_message():
+    """What is printed of an object gets into logs."""
+    assert "wonderland" not in repr(Access(user="alice", password="wonderland"))

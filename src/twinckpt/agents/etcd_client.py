@@ -12,7 +12,7 @@ import os
 import ssl
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
@@ -33,7 +33,7 @@ class Access:
     cert_file: str = ""
     key_file: str = ""
     user: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
 
     @classmethod
     def from_environment(cls) -> "Access":
