@@ -25,7 +25,7 @@ import tokenize
 import types
 from typing import Any, NoReturn
 
-from twinckpt.errors import AgentUnavailableError
+from twinckpt.errors import TwinckptError
 from twinckpt.meeting import MeetingPoint
 from twinckpt.net.local import (
     AgentLink,
@@ -237,7 +237,7 @@ def main() -> int:
     try:
         link = AgentLink(os.environ["TWINCKPT_AGENT"], load_secret())
         exit_code = WarmParent(link, arguments).run()
-    except AgentUnavailableError as error:
+    except TwinckptError as error:
         logger.error("%s", error)
         return 1
     if exit_code < 0:

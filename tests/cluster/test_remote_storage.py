@@ -11,7 +11,7 @@ import pytest
 from twinckpt.agents.job_settings import JobSettings
 from twinckpt.cli import main
 from twinckpt.errors import ConfigurationError
-from twinckpt.memory.drained import drained_steps, location, set_aside
+from twinckpt.memory.drained import drained_steps, known, location, set_aside
 from twinckpt.net.ports import free_port
 
 pytest.importorskip("upath", reason="storage by URL needs twinckpt[storage]")
@@ -45,6 +45,12 @@ def train(folder: Path, url: str, num_ranks: int) -> None:
         [sys.executable, "-m", "torch.distributed.run", *options, str(SCRIPT), str(folder)],
         check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
     )  # fmt: skip
+
+
+def test_storage_that_refuses_for_a_while_is_no_end_of_an_agent(served, caplog):
+    """Its driver raises errors of its own kind."""
+    assert known(location(served.replace("word", "no-word"))) == ((), 0)
+    assert "cannot be read now" in caplog.text
 
 
 @pytest.mark.cluster

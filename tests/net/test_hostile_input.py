@@ -130,7 +130,7 @@ def test_a_caller_that_knows_the_secret_but_talks_nonsense_is_cut_off(job, paylo
 def test_a_message_that_is_nested_without_end_is_refused_as_any_nonsense():
     """The decoder's limit is no error of the agent, which would end with it."""
     nested = b"\x92" + b"\xa9RankHello" + b"\x91" * 1_000_000
-    with pytest.raises(ProtocolError, match="recursion|Stack overflow"):
+    with pytest.raises(ProtocolError, match=r"recursion|Stack overflow"):
         TO_AGENT.decode(nested)
 
 

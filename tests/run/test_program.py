@@ -78,3 +78,17 @@ def test_a_preloaded_module_that_is_not_there(tmp_path, monkeypatch):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "twinckpt.run: --preload json,nowhere: No module named 'nowhere'\n"
+
+
+def test_a_secret_that_no_agent_takes(tmp_path, monkeypatch):
+    """One line, without a traceback of the launcher."""
+    monkeypatch.setenv("TWINCKPT_AGENT", "none")
+    monkeypatch.setenv("TWINCKPT_SECRET", "short")
+    (tmp_path / "prog.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "twinckpt.run", "prog.py"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "TWINCKPT_SECRET" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -33,7 +33,7 @@ def failures_at(*times_s: float, machines: tuple[int, ...], duration_s: float) -
 def test_agrees_with_the_closed_form_where_that_holds(num_machines):
     """No group can be lost with storage alone: a year of failures gives the formula's value."""
     model = FailureModel(0.015)
-    strategy = highfreq(setup.GPT2_100B, setup.STORAGE_BYTES_PER_S)
+    strategy = highfreq(setup.GPT2_100B_JOB, setup.STORAGE_BYTES_PER_S)
     costs = RecoveryCosts(setup.STORAGE_SOFTWARE, setup.STORAGE_HARDWARE)
     failures = draw_failures(model, num_machines, 3650 * DAY_S, np.random.default_rng(1))
     found = simulate(failures, {"software": strategy, "hardware": strategy}, costs, None)
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_year():
 
 def test_memory_beats_storage_on_the_same_failures():
     """The paper's order at 1,000 instances, 1.5 % of them failing a day."""
-    job, rng = setup.GPT2_100B, np.random.default_rng(7)
+    job, rng = setup.GPT2_100B_JOB, np.random.default_rng(7)
     failures = draw_failures(FailureModel(0.015), 1000, 365 * DAY_S, rng)
     peer = gemini(job, setup.P4D_NETWORK_BYTES_PER_S, from_peer=True)
     remote = highfreq(job, setup.STORAGE_BYTES_PER_S)

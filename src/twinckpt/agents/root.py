@@ -87,9 +87,11 @@ class RootAgent:
         return self._is_replaced
 
     def _hold(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._leadership.hold()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending
-            loop.call_soon_threadsafe(self._resign)
+        try:
+            self._leadership.hold()
+        finally:  # whatever ended it: who is not renewed is replaced
+            with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending
+                loop.call_soon_threadsafe(self._resign)
 
     def _resign(self) -> None:
         """Nobody follows this root any more: what it would decide now means nothing."""

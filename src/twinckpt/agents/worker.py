@@ -115,8 +115,7 @@ class WorkerAgent:
         if self._absence is not None:
             self._absence.cancel()
         directory = self._config.drain_directory
-        steps = drained.drained_steps(drained.location(directory)) if directory else ()
-        ticket = drained.newest_ticket(drained.location(directory)) if directory else 0
+        steps, ticket = drained.known(drained.location(directory)) if directory else ((), 0)
         inventory = tuple(self._checkpoints.holdings())
         domain = self._config.failure_domain
         number, fetching = self._core.generation, tuple(self._core.fetching)

@@ -48,7 +48,7 @@ class PaperPoint:
 
 def paper_points() -> tuple[PaperPoint, ...]:
     """Return every point, in the order of the paper."""
-    job, storage = setup.GPT2_100B, setup.STORAGE_BYTES_PER_S
+    job, storage = setup.GPT2_100B_JOB, setup.STORAGE_BYTES_PER_S
     remote, rare = highfreq(job, storage), strawman(job, storage)
     software = gemini(job, setup.P4D_NETWORK_BYTES_PER_S, from_peer=False)
     hardware = gemini(job, setup.P4D_NETWORK_BYTES_PER_S, from_peer=True)
@@ -115,7 +115,7 @@ def end_to_end_ratios() -> tuple[float, float]:
 
     First for a software failure, then for a hardware failure.
     """
-    job, network = setup.GPT2_100B, setup.P4D_NETWORK_BYTES_PER_S
+    job, network = setup.GPT2_100B_JOB, setup.P4D_NETWORK_BYTES_PER_S
     remote = highfreq(job, setup.STORAGE_BYTES_PER_S)
     software, hardware = (
         EndToEnd(remote, around_storage).total_s

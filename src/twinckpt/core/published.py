@@ -17,7 +17,7 @@ P3DN_NETWORK_BYTES_PER_S = 100e9 / BITS_PER_BYTE
 
 # GPT-2 100B on 16 p4d (Fig. 7): 62 s an iteration, 9.4 GB on each of 128 GPUs, read as GiB
 # (docs/deviations.md says why).
-GPT2_100B = Workload(iteration_s=62.0, checkpoint_bytes=128 * 9.4 * 2**30, num_machines=16)
+GPT2_100B_JOB = Workload(iteration_s=62.0, checkpoint_bytes=128 * 9.4 * 2**30, num_machines=16)
 
 # Adam in mixed precision: weights and two moments in 32 bits.
 STATE_BYTES_PER_PARAMETER = 12

@@ -82,7 +82,7 @@ def paper_contenders(detection_s: float) -> dict[str, Contender]:
     serialized before a restart, silence counts as a loss after `detection_s`, and replicas are
     kept out of one rack.
     """
-    job = setup.GPT2_100B
+    job = setup.GPT2_100B_JOB
     remote = highfreq(job, setup.STORAGE_BYTES_PER_S)
     rare = strawman(job, setup.STORAGE_BYTES_PER_S)
     local = gemini(job, setup.P4D_NETWORK_BYTES_PER_S, from_peer=False)

@@ -150,6 +150,18 @@ def drained_steps(directory: Path) -> tuple[int, ...]:
     return tuple(step for step in steps if read_manifest(directory, step))
 
 
+def known(directory: Path) -> tuple[tuple[int, ...], int]:
+    """Return the complete steps in a directory and its newest ticket; nothing if it is not there.
+
+    A job has been refused if it could not be read at the start; later it goes on without it.
+    """
+    try:
+        return drained_steps(directory), newest_ticket(directory)
+    except Exception as error:  # drivers of remote storage raise their own
+        logger.warning("what is drained to %s cannot be read now: %s", directory, error)
+        return (), 0
+
+
 def newest_ticket(directory: Path) -> int:
     """Return the newest ticket of which a shard is in a directory, complete or not; 0 if none.
 
@@ -205,11 +217,12 @@ def _publish(path: Path, data: bytes | memoryview, bytes_per_s: float = 0.0) -> 
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    for folder in (path.parent, path.parent.parent):  # a step's directory may be new as well
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _write(file: BinaryIO, data: bytes | memoryview, bytes_per_s: float) -> None:
