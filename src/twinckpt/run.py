@@ -31,6 +31,7 @@ from twinckpt.net.local import (
     AgentLink,
     ChildLost,
     LauncherBroken,
+    LauncherDismissed,
     LauncherFormed,
     WarmHello,
     WarmReady,
@@ -177,13 +178,18 @@ class WarmParent:
                 return not received[0].is_final
 
     def _become_member_of_next_generation(self) -> bool:
-        """Join, and wait for the generation; False if this machine may not take part."""
+        """Join, and wait for the generation; False if this machine may not take part.
+
+        Ends this process, and well, where the job ends without this machine, a spare.
+        """
         self._meeting = MeetingPoint(os.environ["TWINCKPT_LOCAL_ADDRESS"])
         self._link.send(WarmReady(self._meeting.endpoint))
         while True:
             message, _ = self._link.receive(None) or (None, None)
             if isinstance(message, LauncherBroken) and message.is_final:
                 return False
+            if isinstance(message, LauncherDismissed):
+                sys.exit(0)
             if isinstance(message, LauncherFormed):
                 self._set_environment(message)
                 return True

@@ -636,6 +636,40 @@ def test_a_machine_that_waits_when_another_ends_well_waits_in_vain():
     assert [machine for machine, _ in cluster.messages(m.Refused)] == ["a"]
 
 
+def test_spares_are_not_needed_once_a_machine_has_ended_well():
+    """Be they waiting or about to; alone they would be enough, and begin the job again."""
+    cluster = Cluster(1).form()
+    for spare in "bc":
+        cluster.connect(spare)
+    cluster.join("b")
+    cluster.tell("a", m.Leave())
+    assert [machine for machine, _ in cluster.messages(m.Dismissed)] == ["b"]
+    cluster.join("c")
+    assert [machine for machine, _ in cluster.messages(m.Dismissed)] == ["c"]
+    cluster.wait(60.0)
+    assert not cluster.root.running
+
+
+def test_a_spare_takes_the_place_of_a_machine_that_gave_up_after_a_failure():
+    """That one leaves, too, but the job has not ended by that."""
+    cluster = Cluster(2).form()
+    cluster.connect("c")
+    cluster.join("c")
+    cluster.tell("b", m.RankLost(1, 1, 1))
+    cluster.tell("b", m.Leave())
+    cluster.join("a")
+    assert cluster.root.places == ["a", "c"]
+
+
+def test_a_machine_that_comes_after_the_end_may_begin_the_next_job():
+    """It is no spare of the one that has ended."""
+    cluster = Cluster(1).form()
+    cluster.tell("a", m.Leave())
+    cluster.connect("d")
+    cluster.join("d")
+    assert cluster.root.places == ["d"]
+
+
 def test_a_second_checkpointer_of_a_rank_gets_tickets_of_its_own():
     """Those of the first one have ended with it."""
     cluster = Cluster().form().attach_all()

@@ -30,6 +30,7 @@ from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.net.local import (
     AgentLink,
     LauncherBroken,
+    LauncherDismissed,
     LauncherFormed,
     LauncherJoin,
     LauncherLeave,
@@ -222,6 +223,8 @@ class TwinRendezvousHandler(RendezvousHandler):
                 return message
             if isinstance(message, LauncherBroken) and message.is_final:
                 raise JobEndedError(f"the job has ended: {message.reason}")
+            if isinstance(message, LauncherDismissed):
+                sys.exit(0)  # torch's RendezvousGracefulExitError ends in an AttributeError
 
 
 def _num_ranks_asked() -> int:

@@ -130,6 +130,8 @@ class WorkerAgent:
     def _on_root(self, message: m.ToWorker) -> None:
         if isinstance(message, m.Refused):
             self._on_refused(message.reason)
+        elif isinstance(message, m.Dismissed):
+            self._tell_launcher(local.LauncherDismissed())
         elif isinstance(message, m.Reserve):
             self._with_room(message.rank, message.slot_bytes, lambda: self._receive(message))
         elif isinstance(message, m.Fetch):
@@ -205,7 +207,9 @@ class WorkerAgent:
     def _give_up_root(self) -> None:
         self._act(self._core.root_lost())
 
-    def _tell_launcher(self, message: local.LauncherFormed | local.LauncherBroken) -> None:
+    def _tell_launcher(
+        self, message: local.LauncherFormed | local.LauncherBroken | local.LauncherDismissed
+    ) -> None:
         """Tell those who start this machine's ranks: the warm parents, or else torchrun."""
         launchers = self._warm.parents or ([self._launcher] if self._launcher else [])
         for peer in launchers:

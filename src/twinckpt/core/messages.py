@@ -260,6 +260,13 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismissed:
+    """The job has ended on the machines that trained; this one, a spare, was not needed."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Make slots for replicas of a rank of another machine."""
 
@@ -350,6 +357,7 @@ ToWorker = (
     Formed
     | Broken
     | Refused
+    | Dismissed
     | Reserve
     | CannotReserve
     | Fetch

@@ -82,6 +82,7 @@ class Root:
         self._failed = FailedRanks(config.max_failures_at_a_step)
         self._lacks = ""
         self._ended = 0  # the newest generation of which a machine has ended well
+        self._unneeded: set[str] = set()  # the spares that it had
         if record is not None and record.number >= generation:
             self.generation = record.number
             self.adoption = Adoption(record, now_s)
@@ -219,6 +220,9 @@ class Root:
         is_member = self.record is not None and machine in self.membership.index
         if is_member and join.generation < self.generation:
             return  # sent before the machine was told that the generation has formed
+        if machine in self._unneeded:
+            self._outbox.send(machine, m.Dismissed(self.generation))
+            return
         self.membership.join(machine, join, self._now_s)
         if is_member:
             self._break(f"machine {self.membership.index[machine]} joins again")
@@ -230,10 +234,19 @@ class Root:
     def _on_leave(self, machine: str) -> None:
         self._forget(machine)
         if machine in self.membership.index:
+            if self.record:
+                self._dismiss_spares()
             self.current = self.adoption = None
             self._ended = self.generation
         self._log("machine_left", machine=machine)
         self._refuse_to_wait_in_vain()
+
+    def _dismiss_spares(self) -> None:
+        """The job ends: those that wait would begin it again by themselves, if they are enough."""
+        self._unneeded = self.membership.machines.keys() - self.membership.index.keys()
+        for name in self._unneeded & self.membership.waiting.keys():
+            self.membership.stop_waiting(name)
+            self._outbox.send(name, m.Dismissed(self.generation))
 
     @property
     def _are_too_few_left(self) -> bool:
@@ -257,6 +270,7 @@ class Root:
     def _forget(self, machine: str) -> bool:
         self.copies.remove_machine(machine)
         self._awaited = {copy for copy in self._awaited if copy[0] != machine}
+        self._unneeded.discard(machine)
         if self.adoption:
             self.adoption.forget(machine)
         return self.membership.remove(machine) is not None

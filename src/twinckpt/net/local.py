@@ -269,6 +269,11 @@ class LauncherBroken:
     is_final: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LauncherDismissed:
+    """The job has ended without this machine, a spare: it ends well."""
+
+
 FromAgent = (
     Welcome
     | Granted
@@ -282,6 +287,7 @@ FromAgent = (
     | Refused
     | LauncherFormed
     | LauncherBroken
+    | LauncherDismissed
     | RootAnswer
 )
 ToAgent = (
