@@ -87,3 +87,12 @@ def test_what_is_gone_is_gone(path: tuple[str, ...]) -> None:
     del container[path[-1]]
     again, fresh = capture(state), Capture()(state)
     assert (again.text, again.kinds, again.places) == (fresh.text, fresh.kinds, fresh.places)
+
+
+def test_values_that_move_from_one_container_into_another_are_noticed() -> None:
+    """The same values in the same order: what had been saved before was saved again."""
+    state = {"log": ["s", [{}, "a", {"b": 1}, 2]]}
+    capture = Capture()
+    capture(state)
+    state["log"][1] = [{"a": {}}, "b", 1, 2]
+    assert capture(state).text == Capture()(state).text

@@ -143,7 +143,7 @@ def _identify(value: Any, identity: _Identity) -> bool:
         return True
     if kind is dict or kind is OrderedDict:
         kinds = tuple(map(type, value))
-        marks += (kind, *kinds, *value)
+        marks += (kind, len(kinds), *kinds, *value)
         if not _PLAIN.issuperset(kinds):
             return False
         values = value.values()
