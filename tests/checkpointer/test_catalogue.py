@@ -60,6 +60,14 @@ def test_two_parts_that_end_up_with_one_name_are_refused():
         TrainingState({"a.b": linear(1, 1), "a": {"b": linear(1, 1)}})
 
 
+def test_a_container_of_parts_that_contains_itself_is_refused():
+    """It ended in a RecursionError."""
+    parts = {"model": torch.nn.Linear(1, 1)}
+    parts["all"] = parts
+    with pytest.raises(ConfigurationError, match="contains itself"):
+        TrainingState({"train": parts})
+
+
 def test_a_plain_value_beside_a_part_in_a_tuple_is_refused_before_anything_is_saved():
     """It was saved, and every restore failed."""
     with pytest.raises(ConfigurationError, match=r"train\.1 is a int in a tuple"):

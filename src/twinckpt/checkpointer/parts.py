@@ -34,7 +34,13 @@ class Parts:
         if not self._state:
             raise ConfigurationError("the state is empty: name at least one thing to checkpoint")
         self._homes = {}
-        for name, container, key in self._walk(self._state, ""):
+        try:
+            places = list(self._walk(self._state, ""))
+        except RecursionError:
+            raise ConfigurationError(
+                "a container in the state contains itself, and a part: take it out of itself"
+            ) from None
+        for name, container, key in places:
             if name in self._homes:
                 raise ConfigurationError(f"two parts of the state are called {name}: rename one")
             if isinstance(container, tuple) and not _is_filled(container[key]):
