@@ -563,6 +563,51 @@ def test_arrays_that_were_apart_are_not_filled_as_one() -> None:
     assert (weight.tolist(), into["n"]["w"].tolist()) == ([1.0, 1.0], [5.0, 5.0])
 
 
+@pytest.mark.parametrize("is_live", [True, False])
+def test_an_array_that_occurs_twice_is_stored_once_and_stays_one(is_live: bool) -> None:
+    """As an observation that ends one transition and begins the next; they came back as two."""
+
+    def build(scale: float, is_whole: bool = True) -> dict:
+        frame = np.arange(5000.0) * scale
+        return {"x": {"next": frame, "now": [frame]} if is_whole else {}, "y": {"first": frame}}
+
+    slot = stage(build(2.0))
+    assert len(slot) < 2 * 5000 * 8
+    found = restore(slot, build(3.0, is_live))
+    frame = found["y"]["first"]
+    assert (frame == np.arange(5000.0) * 2).all()
+    assert found["x"]["next"] is found["x"]["now"][0]
+    assert not is_live or found["x"]["next"] is frame
+
+
+def test_an_array_lies_in_memory_as_the_saved_one() -> None:
+    """Its sums are rounded in the order in which it lies: an image with its channels first."""
+    image = np.random.default_rng(0).random((31, 17, 3), np.float32).transpose(2, 0, 1)
+    found = restore(stage({"x": {"image": image}}), {"x": {}})["x"]["image"]
+    assert (found.strides, found.tobytes()) == (image.strides, image.tobytes())
+
+
+def test_a_set_keeps_its_order() -> None:
+    """That depends on how it was made: what is drawn from `list(seen)` would be another."""
+    seen = {16, 0, 8}
+    for into in ({"seen": set()}, {"seen": None}):
+        assert list(restore(stage({"seen": seen}), into)["seen"]) == list(seen)
+
+
+def test_an_expanded_buffer_of_a_module_gets_memory_of_its_own() -> None:
+    """Nothing could be written to it: it was saved, and every restore failed."""
+
+    def build() -> torch.nn.Module:
+        module = torch.nn.Linear(2, 2)
+        module.register_buffer("token", torch.rand(1, 3).expand(4, 3))
+        return module
+
+    saved, live = build(), build()
+    restore(stage({"model": saved}), {"model": live})
+    assert torch.equal(live.token, saved.token)
+    assert torch.equal(live.weight, saved.weight)
+
+
 def test_restore_into_the_meta_device_is_refused() -> None:
     """A module without data cannot take any; silence would leave it without."""
     slot = stage({"model": torch.nn.Linear(2, 2)})

@@ -31,7 +31,7 @@ class LiveMemory:
         self._saved = saved
         self._places: dict[tuple[Any, ...], str] = {}
         self._taken: dict[int, list[_Taken]] = {}
-        self._arrays: set[int] = set()
+        self._arrays: dict[int, str] = {}
 
     def take(self, target: torch.Tensor, name: str, is_of_module: bool) -> bool:
         """Return whether a saved tensor may fill a live one: nothing else fills its memory.
@@ -60,11 +60,9 @@ class LiveMemory:
         others.append(taken)
         return True
 
-    def take_array(self, target: np.ndarray) -> bool:
+    def take_array(self, target: np.ndarray, name: str) -> bool:
         """Return whether a saved array may fill a live one, which owns its memory."""
-        is_new = id(target) not in self._arrays
-        self._arrays.add(id(target))
-        return is_new
+        return self._arrays.setdefault(id(target), name) == name
 
     def _agree(self, first: _Taken, second: _Taken) -> bool:
         """Return whether two saved tensors have the same where the live ones share memory."""

@@ -203,13 +203,14 @@ class TrainingState:
 
 @dataclass
 class _Made:
-    """New tensors of all parts, so that they share what they shared.
+    """New tensors and arrays of all parts, so that they share what they shared.
 
     One memory may occur as a parameter, and detached from it.
     """
 
     tensors: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class _InPlace:
@@ -257,12 +258,16 @@ class _InPlace:
                 if not self._is_of_torch and live.is_leaf:  # those set it by themselves
                     live.requires_grad_(_requires_grad(node))
                 return live
+            if fits and self._is_module and is_dense(target) and live is target:
+                # Expanded: nothing can be written to it, not by `load_state_dict` either.
+                live.data = self._copied(node, name, target.device)
+                return live
         kind = name, node.get("parameter"), node.get("requires_grad")
         if kind not in self._made.tensors:
             self._made.tensors[kind] = self._make(node, name)
         return self._made.tensors[kind]
 
-    def array(self, made: np.ndarray, live: Any) -> np.ndarray:
+    def array(self, name: str, made: np.ndarray, live: Any) -> np.ndarray:
         """Return the live NumPy array, filled, if it fits: others may hold it by a variable."""
         if (
             self._is_of_torch
@@ -270,9 +275,9 @@ class _InPlace:
             or type(live) is not np.ndarray
             or (live.dtype, live.shape) != (made.dtype, made.shape)
             or not (live.flags.writeable and live.flags.owndata)  # it may be a tensor's memory
-            or not self._live.take_array(live)
+            or not self._live.take_array(live, name)
         ):
-            return made
+            return self._made.arrays.setdefault(name, made)
         live[...] = made
         return live
 

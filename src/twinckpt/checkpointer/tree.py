@@ -12,7 +12,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -156,7 +156,7 @@ class _Flattener:
                 return {_KIND: "tuple", "items": self._items(value, path)}
             case set() | frozenset():
                 kind = "set" if isinstance(value, set) else "frozenset"
-                return {_KIND: kind, "items": self._items(sorted(value, key=repr), path)}
+                return {_KIND: kind, "items": self._items(value, path)}
         raise UnsupportedStateError(
             f"{path or 'the state'} is a {type(value).__qualname__}, which could only be carried "
             "by pickling it; give it state_dict() and load_state_dict() that return tensors and "
@@ -209,15 +209,23 @@ class _Flattener:
                 "tensor instead, or a view of it as integers"
             )
         # What is summed in another order is rounded otherwise.
-        order: Literal["C", "F"] = "F" if value.flags.fnc else "C"
-        raw = torch.from_numpy(np.frombuffer(value.tobytes(order), np.uint8).copy())
+        axes = sorted(range(value.ndim), key=lambda axis: -abs(value.strides[axis]))
+        is_array = isinstance(value, np.ndarray)
+        key = (value.__array_interface__["data"][0], dtype, value.shape, value.strides)
+        name = self._listed(key) if is_array and value.size else None
+        if name is None:
+            lying = value.transpose(axes) if is_array else value
+            tensor = torch.from_numpy(np.frombuffer(lying.tobytes(), np.uint8).copy())
+            name = self._store(tensor, path, tensor)
+            if is_array:
+                self.flat.places[key] = name
         node = {
-            _KIND: "ndarray" if isinstance(value, np.ndarray) else "npscalar",
-            "tensor": self._store(raw, path, raw),
+            _KIND: "ndarray" if is_array else "npscalar",
+            "tensor": name,
             "dtype": dtype,
             "shape": list(value.shape),
         }
-        return node if order == "C" else {**node, "order": order}
+        return node if axes == [*range(value.ndim)] else {**node, "axes": axes}
 
     def _tensor(self, value: torch.Tensor, path: str) -> Any:
         local = local_tensor(value)
@@ -252,18 +260,23 @@ class _Flattener:
             node["requires_grad"] = True
         return node
 
+    def _listed(self, key: tuple[Any, ...]) -> str | None:
+        """Return the name by which memory is known already; None if it is not."""
+        if key in self.flat.places:
+            return self.flat.places[key]
+        name = self._known.places.get(key)
+        if name is not None:
+            self.borrowed.add(name)
+        return name
+
     def _store(self, tensor: torch.Tensor, path: str, original: torch.Tensor) -> str:
         # What is asked of a tensor costs a tenth of a microsecond each: it is asked once.
         device, dtype, shape = tensor.device, tensor.dtype, tensor.shape
         is_neg, is_conj = tensor.is_neg(), tensor.is_conj()
         key = (device, tensor.data_ptr(), is_neg, is_conj, dtype, shape, tensor.stride())
-        if tensor.numel():
-            if key in self.flat.places:
-                return self.flat.places[key]
-            if key in self._known.places:
-                name = self._known.places[key]
-                self.borrowed.add(name)
-                return name
+        listed = self._listed(key) if tensor.numel() else None
+        if listed is not None:
+            return listed
         # Names are read by others too, who refuse what is not Unicode.
         name = path.encode(errors="backslashreplace").decode()
         while name in self.flat.tensors or name in self._known.tensors or name == "__metadata__":
@@ -289,13 +302,13 @@ def unflatten(
     tree: Any,
     tensor: Callable[[dict[str, Any], Any], torch.Tensor],
     live: Any = None,
-    array: Callable[[np.ndarray, Any], np.ndarray] = lambda made, live: made,
+    array: Callable[[str, np.ndarray, Any], np.ndarray] = lambda name, made, live: made,
 ) -> Any:
     """Rebuild a state from its JSON.
 
     `tensor(node, counterpart)` gives the tensor of each reference; the counterpart is what a
-    `live` state of the same form has in the same place, or None. `array(made, counterpart)` may
-    give another NumPy array of the same contents.
+    `live` state of the same form has in the same place, or None. `array(name, made, counterpart)`
+    may give another NumPy array of the same contents.
     """
 
     def build(node: Any, live: Any) -> Any:
@@ -312,8 +325,12 @@ def unflatten(
                 raw, dtype = bytearray(tensor(node, None).numpy().data), np.dtype(node["dtype"])
                 if dtype.hasobject:
                     raise ValueError("an array of objects, whose bytes would be taken as addresses")
-                made = np.ndarray(node["shape"], dtype, raw, order=node.get("order", "C"))
-                return array(made, live) if node[_KIND] == "ndarray" else _scalar(made)
+                shape = node["shape"]
+                axes = node.get("axes", range(len(shape)))
+                lying = np.ndarray([shape[axis] for axis in axes], dtype, raw)
+                made = lying.transpose(np.argsort(axes))
+                is_array = node[_KIND] == "ndarray"
+                return array(node["tensor"], made, live) if is_array else _scalar(made)
             case "float":
                 return FLOAT.unpack(bytes.fromhex(node["bits"]))[0]
             case "str":
