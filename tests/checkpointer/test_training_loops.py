@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -316,6 +317,36 @@ def test_a_save_that_is_interrupted_does_not_lose_its_slot():
             with contextlib.suppress(Interrupted):
                 checkpointer.save(checkpointer.num_saves + 1)
         assert checkpointer.save(1000, block=True).status == "committed"
+
+
+class Signalling:
+    """A part that is interrupted by a signal each time that it is saved."""
+
+    def state_dict(self) -> dict:
+        signal.raise_signal(signal.SIGUSR1)
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+def test_a_handler_that_saves_within_a_save_is_kept_out_of_it(state):
+    """It waited for a lock that its own thread held, or its copy was never fenced."""
+    found: list = []
+    with Checkpointer(state) as checkpointer:
+        state["signalling"] = Signalling()
+
+        def handler(*_) -> None:
+            found.append(checkpointer.save(1).status)
+            with pytest.raises(ConfigurationError, match="set a flag"):
+                checkpointer.save(1, block=True)
+
+        former = signal.signal(signal.SIGUSR1, handler)
+        try:
+            assert checkpointer.save(1, block=True).status == "committed"
+        finally:
+            signal.signal(signal.SIGUSR1, former)
+    assert set(found) == {"skipped"}
 
 
 def test_another_thread_may_wait_for_commits(state):

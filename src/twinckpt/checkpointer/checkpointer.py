@@ -42,6 +42,10 @@ DECISION_TIMEOUT_S = 30.0
 _Item = TypeVar("_Item")
 _ALIKE = "do all ranks call save(), for the same steps?"
 _NO_SLOT = f"no slot was granted within {GRANT_TIMEOUT_S:.0f} s: {_ALIKE}"
+_INTERRUPTED = (
+    "save(block=True) within a save(), fence or restore() that a signal's handler interrupts: let "
+    "the handler set a flag, and save where the loop finds it set"
+)
 REPORT_INTERVAL_S = 1.0
 ROOM_TO_GROW = 0.25  # of the state, once it has outgrown its slots twice
 
@@ -114,6 +118,7 @@ class Checkpointer:
         self._is_first = True
         self._is_proven = False
         self._newest_step = 0
+        self._is_busy = False
         self.stall_s = 0.0
         self._restorer = Restorer(self._state, self._client, self._pinned)
         if self._client.generation <= 1:  # a restart need not wait for what has been said
@@ -192,10 +197,30 @@ class Checkpointer:
         OutOfMemoryError, AgentUnavailableError). A later failure is counted. With `block`, on
         all ranks alike, the step is never skipped, and committed on return; raises TimeoutError
         where that takes minutes.
+
+        In a signal's handler that has interrupted this, the fence or `restore` the step is skipped;
+        with `block` that raises ConfigurationError.
         """
         self._check_open()
         step = self._newest_step = checked_step(step, self._newest_step)
         self.num_saves += 1
+        if self._is_busy:
+            if block:
+                raise ConfigurationError(_INTERRUPTED)
+            return self._skip(step)
+        with self._alone():
+            return self._save(step, block)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep what a signal's handler may save out of what is half done, and has locks."""
+        was_busy, self._is_busy = self._is_busy, True
+        try:
+            yield
+        finally:
+            self._is_busy = was_busy
+
+    def _save(self, step: int, block: bool) -> SaveHandle:
         self.fence()
         started_s = time.monotonic()
         if self._layout is None or not self._layout.on_device:
@@ -235,14 +260,15 @@ class Checkpointer:
         graph has no fence: call this before each replay.
         """
         started_s = time.monotonic()
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.wait_until_copied()
-            changed = writer.fence()
-            if not changed and not self._is_proven:  # a torn copy would prove nothing
-                self._is_proven = True
-                changed = writer.differing()
-            self._copy_at_once(changed)
+        with self._alone():
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.wait_until_copied()
+                changed = writer.fence()
+                if not changed and not self._is_proven:  # a torn copy would prove nothing
+                    self._is_proven = True
+                    changed = writer.differing()
+                self._copy_at_once(changed)
         self.stall_s += time.monotonic() - started_s
         self._raise_if_strict()
 
@@ -450,7 +476,8 @@ class Checkpointer:
         for handle in list(self._handles.values()):
             with contextlib.suppress(TimeoutError):  # another rank did not save that step
                 handle.wait(timeout_s=DECISION_TIMEOUT_S)
-        return self._restorer.restore()
+        with self._alone():
+            return self._restorer.restore()
 
 
 def _taken_from(queue: "deque[_Item]") -> Iterator[_Item]:

@@ -397,13 +397,16 @@ class AgentLink:
         poll.register(self._socket, select.POLLIN)
         if not poll.poll(timeout_ms):
             return None
+        if not self._receiving.acquire(blocking=False):
+            return None  # another thread is at it, or what a signal's handler has interrupted
         try:
-            with self._receiving:
-                payload, ancillary, flags = self._receive_now()
+            payload, ancillary, flags = self._receive_now()
         except BlockingIOError:
             return None  # another thread was faster
         except OSError as error:
             raise AgentUnavailableError(f"the worker agent is gone: {error}") from error
+        finally:
+            self._receiving.release()
         if not payload:
             raise AgentUnavailableError("the worker agent is gone: it closed the connection")
         if flags & socket.MSG_CTRUNC:
