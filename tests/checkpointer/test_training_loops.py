@@ -389,3 +389,18 @@ def test_a_forked_child_leaves_the_parents_checkpoints_alone():
         [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_a_forked_child_that_saves_is_refused(state):
+    """It waited, for ever, for a thread that only its parent has."""
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        if not (child := os.fork()):
+            try:
+                checkpointer.save(2)
+            except ConfigurationError as error:
+                os._exit(0 if "was forked" in str(error) else 1)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert checkpointer.save(3, block=True).status == "committed"

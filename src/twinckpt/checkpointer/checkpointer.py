@@ -175,6 +175,10 @@ class Checkpointer:
     def _check_open(self) -> None:
         if Checkpointer._open is not self:
             raise ConfigurationError("this Checkpointer is closed: make another one")
+        if os.getpid() != self._pid:
+            raise ConfigurationError(
+                "this process was forked from the one with the Checkpointer: save and restore there"
+            )
 
     @property
     def shard_bytes(self) -> int:
