@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
@@ -118,7 +119,7 @@ class Checkpointer:
         self._is_first = True
         self._is_proven = False
         self._newest_step = 0
-        self._is_busy = False
+        self._busy_threads: set[int] = set()
         self.stall_s = 0.0
         self._restorer = Restorer(self._state, self._client, self._pinned)
         if self._client.generation <= 1:  # a restart need not wait for what has been said
@@ -208,7 +209,7 @@ class Checkpointer:
         self._check_open()
         step = self._newest_step = checked_step(step, self._newest_step)
         self.num_saves += 1
-        if self._is_busy:
+        if threading.get_ident() in self._busy_threads:
             if block:
                 raise ConfigurationError(_INTERRUPTED)
             return self._skip(step)
@@ -218,11 +219,14 @@ class Checkpointer:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep what a signal's handler may save out of what is half done, and has locks."""
-        was_busy, self._is_busy = self._is_busy, True
+        thread = threading.get_ident()
+        is_outer = thread not in self._busy_threads
+        self._busy_threads.add(thread)
         try:
             yield
         finally:
-            self._is_busy = was_busy
+            if is_outer:
+                self._busy_threads.discard(thread)
 
     def _save(self, step: int, block: bool) -> SaveHandle:
         self.fence()
