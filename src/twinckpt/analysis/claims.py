@@ -116,7 +116,7 @@ CLAIMS = (
           "the seed's own clock, at equal bytes"),
     Claim("save_stall", "seed", "the same, counting only what the training loop waits",
           "save_stall_speedup_x", at_least(13.7, 1.0),
-          "staging runs beside the next step; disk blocks"),
+          "of a loop that goes on at once; beside a step that takes longer, the copy is hidden"),
     Claim("recovery_load", "seed", "loading from RAM is 6.1 times faster than from disk",
           "recovery_speedup_x", at_least(6.1, 1.0),
           "peer's RAM against a cold file, both until live in the model"),

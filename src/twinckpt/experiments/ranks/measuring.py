@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -57,6 +58,33 @@ def require_committed(handle: SaveHandle) -> None:
     """End the measurement if a checkpoint got lost: its time would mean nothing."""
     if not is_committed(handle):
         raise RuntimeError(f"the checkpoint of step {handle.step} is {handle.status}")
+
+
+class Saved(NamedTuple):
+    """Seconds since the call of one `save`, the loop doing nothing else meanwhile.
+
+    `stall_s`: the state may change · `staged_s`: sealed in this machine's RAM · `replicated_s`:
+    sealed on all machines of its replica group · `committed_s`: so is every rank's.
+    """
+
+    stall_s: float
+    staged_s: float
+    replicated_s: float
+    committed_s: float
+
+
+def save_to_memory(checkpointer: Checkpointer, step: int) -> Saved:
+    """Save, and wait for each state in turn; RuntimeError if the checkpoint got lost."""
+    started_s = time.monotonic()
+    handle = checkpointer.save(step)
+    checkpointer.fence()
+    stall_s = time.monotonic() - started_s
+    handle.wait("staged")
+    staged_s = time.monotonic() - started_s
+    handle.wait("replicated")
+    replicated_s = time.monotonic() - started_s
+    require_committed(handle)
+    return Saved(stall_s, staged_s, replicated_s, time.monotonic() - started_s)
 
 
 def lose_and_restore(checkpointer: Checkpointer) -> int | None:

@@ -7,10 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from twinckpt.checkpointer import Checkpointer
-from twinckpt.experiments.ranks.measuring import meet, start
+from twinckpt.experiments.ranks.measuring import meet, save_to_memory, start
 from twinckpt.training.disk import DiskCheckpoint
-
-COMMIT_TIMEOUT_S = 120.0
 
 
 def main() -> None:
@@ -28,29 +26,19 @@ def main() -> None:
             return took_s, took_s, num_bytes
 
         def in_ram(step: int) -> tuple[float, float, int]:
-            started_s = time.monotonic()
-            handle = checkpointer.save(step)
-            handle.wait("staged")
-            took_s = time.monotonic() - started_s
-            handle.wait(timeout_s=COMMIT_TIMEOUT_S)
-            return took_s, took_s, checkpointer.shard_bytes
+            saved = save_to_memory(checkpointer, step)
+            return saved.stall_s, saved.staged_s, checkpointer.shard_bytes
 
         def replicated(step: int) -> tuple[float, float, int]:
-            stalled_s = checkpointer.stall_s
-            started_s = time.monotonic()
-            handle = checkpointer.save(step)
-            if handle.status == "skipped":
-                raise RuntimeError(f"step {step} was skipped: no slot was free")
-            handle.wait(timeout_s=COMMIT_TIMEOUT_S)
-            recoverable_s = time.monotonic() - started_s
-            return checkpointer.stall_s - stalled_s, recoverable_s, checkpointer.shard_bytes
+            saved = save_to_memory(checkpointer, step)
+            return saved.stall_s, saved.committed_s, checkpointer.shard_bytes
 
         methods: dict[str, Callable[[int], tuple[float, float, int]]] = {
             "disk": on_disk,
             "ram": in_ram,
             "ram_replica": replicated,
         }
-        checkpointer.save(0).wait(timeout_s=COMMIT_TIMEOUT_S)  # reserves the slots
+        checkpointer.save(0, block=True)  # reserves the slots
         step = 0
         for repeat in range(training.config.steps):
             for method, measure in methods.items():

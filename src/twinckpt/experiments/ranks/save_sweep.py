@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from twinckpt.checkpointer import Checkpointer
-from twinckpt.experiments.ranks.measuring import meet, require_committed
+from twinckpt.experiments.ranks.measuring import meet, save_to_memory
 from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Dcp, Rival, TorchSave
 from twinckpt.results.jsonl import JsonLines
@@ -24,26 +24,6 @@ def to_files(rival: Rival, step: int) -> dict[str, float]:
     stalled_s = time.monotonic()
     rival.finish()
     return {"sweep_stall_s": stalled_s - started_s, "sweep_done_s": time.monotonic() - started_s}
-
-
-def to_memory(checkpointer: Checkpointer, step: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Save to this machine and its peers; seconds until safe here, and until safe there."""
-    started_s = time.monotonic()
-    handle = checkpointer.save(step)
-    checkpointer.fence()
-    stall_s = time.monotonic() - started_s
-    handle.wait("staged")
-    staged_s = time.monotonic() - started_s
-    handle.wait("replicated")
-    replicated_s = time.monotonic() - started_s
-    require_committed(handle)
-    committed_s = time.monotonic() - started_s
-    own = {"sweep_stall_s": stall_s, "sweep_done_s": staged_s}
-    return own, {
-        "sweep_stall_s": stall_s,
-        "sweep_replicated_s": replicated_s,
-        "sweep_done_s": committed_s,
-    }
 
 
 def main() -> None:
@@ -70,9 +50,14 @@ def main() -> None:
                 meet()
                 found[name] = to_files(rival, repeat + 1)
             meet()
-            own, found[f"ram_{placement}"] = to_memory(checkpointer, repeat + 1)
+            saved = save_to_memory(checkpointer, repeat + 1)
+            found[f"ram_{placement}"] = {
+                "sweep_stall_s": saved.stall_s,
+                "sweep_replicated_s": saved.replicated_s,
+                "sweep_done_s": saved.committed_s,
+            }
             if placement == "ring":
-                found["ram"] = own
+                found["ram"] = {"sweep_stall_s": saved.stall_s, "sweep_done_s": saved.staged_s}
             for method, metrics in found.items():
                 log.write("sample", repeat=repeat, method=method, **metrics)
         for rival in rivals.values():
