@@ -1,11 +1,14 @@
 """The disk baseline carries all state, and only complete steps count."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 
 from twinckpt.checkpointer.rng import RngState
 from twinckpt.training.config import DataConfig, ModelConfig
 from twinckpt.training.corpus import Corpus, DataPosition
-from twinckpt.training.disk import DiskCheckpoint
+from twinckpt.training.disk import DiskCheckpoint, is_cached
 from twinckpt.training.fingerprint import fingerprint
 from twinckpt.training.model import GPT
 
@@ -105,3 +108,25 @@ def test_step_of_which_a_rank_is_missing_does_not_count(tmp_path, monkeypatch):
     disk.save(1)
     monkeypatch.setattr(disk, "_world_size", 2)
     assert disk.newest_common_step() is None
+
+
+def test_whether_the_file_will_be_read_from_storage_is_known(tmp_path):
+    """The file is out of the page cache, or `cool` says that it is not; a restore brings it in."""
+    rank = Rank(seed=1)
+    rank.train(1)
+    disk = DiskCheckpoint(tmp_path, rank.state)
+    assert not disk.cool()
+    disk.save(1)
+    (path,) = tmp_path.iterdir()
+    assert disk.cool() is not is_cached(path)
+    disk.restore()
+    assert is_cached(path)
+
+
+def test_a_file_in_memory_is_never_read_from_storage():
+    """`/dev/shm` has nothing to forget its files for."""
+    rank = Rank(seed=1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        disk = DiskCheckpoint(Path(folder), rank.state)
+        disk.save(1)
+        assert not disk.cool()

@@ -87,6 +87,9 @@ def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
             recovery = run.inject(method.kind, victim)
             _add_samples(experiment, method, repeat, victim, recovery)
             step = recovery.resumed_step
+        logs = [experiment.log_of(cluster, rank) for rank in range(experiment.num_ranks)]
+        if cold := [entry["is_cold"] for log in logs for entry in log if "is_cold" in entry]:
+            experiment.facts["read_cold"] = all(cold)
         checked_step = (step // failure.gap_steps + 1) * failure.gap_steps
         return checked_step, run.fingerprints_at(checked_step)
 

@@ -4,7 +4,9 @@ The same bytes as the RAM checkpoint carries: parameters, both Adam moments, RNG
 "Written" means in persistent storage: file and directory are fsynced.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import re
 from pathlib import Path
@@ -48,15 +50,24 @@ class DiskCheckpoint:
         return path.stat().st_size
 
     def restore(self) -> int | None:
-        """Load the newest step that all ranks have, read cold; return it, or None."""
+        """Load the newest step that all ranks have; return it, or None."""
         step = self.newest_common_step()
         if step is None:
             return None
-        path = self._path(step)
-        drop_from_page_cache(path)
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        saved = torch.load(self._path(step), weights_only=True, map_location="cpu")
         self._state.restore(json.loads(saved["json"]), SavedTensors(saved["tensors"]))
         return step
+
+    def cool(self) -> bool:
+        """Let the next `restore` read from storage; return whether it will, for all that is known.
+
+        A file system in memory has no other storage, and some keep what they are asked to forget.
+        """
+        step = self.newest_common_step()
+        if step is None:
+            return False
+        drop_from_page_cache(self._path(step))
+        return not is_cached(self._path(step))
 
     def newest_common_step(self) -> int | None:
         """Return the newest step of which every rank's file is complete."""
@@ -83,3 +94,13 @@ def drop_from_page_cache(path: Path) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
+
+
+def is_cached(path: Path) -> bool:
+    """Whether any page of a file is in the page cache; looking brings none into it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_ubyte.from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
+        del start  # or the mapping could not be closed
+        return bool(failed) or any(page & 1 for page in pages)

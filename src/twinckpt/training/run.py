@@ -73,13 +73,15 @@ def _train_with_ram(training: Training, log: JsonLines, generation: int) -> None
 
 def _train_with_disk(training: Training, log: JsonLines, generation: int) -> None:
     disk = DiskCheckpoint(Path(training.config.disk_directory), training.state())
+    is_cold = disk.cool()
     started_s = time.monotonic()
     step = disk.restore()
     if step is None:
         training.initialise()
     report: dict[str, Any] = {}
     if step is not None:
-        report = {"source": "disk", "retrieve_s": time.monotonic() - started_s}
+        retrieve_s = time.monotonic() - started_s
+        report = {"source": "disk", "retrieve_s": retrieve_s, "is_cold": is_cold}
     dist.barrier()
     log.write("restored", generation=generation, at_step=step or 0, **report)
 
