@@ -16,7 +16,7 @@ from twinckpt.results.samples import read_samples
 
 SCALES = sorted(path.stem for path in (config_directory() / "scale").glob("*.yaml"))
 IMPOSSIBLE = [
-    ("modle.layers=2", "modle"),
+    ("modle.layers=2", "'modle.layers'. There is no such setting; --help lists them"),
     ("cluster.replica=2", "cluster.replica"),
     ("model=huge", "model/huge"),
     ("scale=enormous", "scale/enormous"),
@@ -25,7 +25,10 @@ IMPOSSIBLE = [
     ("cluster.heartbeat_timeout_s=0.1", "at least three times"),
     ("cluster.heartbeat_interval_s=0", "must be more than 0"),
     ("checkpoint.num_slots=1", "checkpoint.num_slots=1 must be at least 2"),
-    ("measure.steps=many", "measure.steps"),
+    ("+cluster.replica=2", "cluster.replica: settings can be changed, not added"),
+    ("+modle=2", "modle: settings can be changed, not added"),
+    ("~goodput", "goodput: settings can be changed, not added or left out"),
+    ("measure.steps=many", "measure.steps=many: Value 'many' of type 'str' could not be converted"),
     ("measure.repeats=0", "measure.repeats=0 must be at least 1"),
     ("failure.kinds=[flood]", "failure.kinds=flood"),
     ("recovery.methods=[tape]", "recovery.methods=tape"),
@@ -133,6 +136,31 @@ def test_command_refuses_an_unknown_key(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "bogus" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--cfg=job", "days=7"), ("days=7", "--cfg", "job")])
+def test_options_of_hydra_stand_before_or_after_settings(arguments):
+    """Here the one that prints the configuration, and runs nothing."""
+    done = run_experiment("wasted_time", *arguments)
+    assert done.returncode == 0
+    assert "days: 7.0" in done.stdout
+
+
+def test_a_sweep_keeps_the_results_of_each_job(tmp_path):
+    """Those that would go where the job before has put its own are refused."""
+    out = tmp_path / "out"
+    small = (
+        "machines=[16]",
+        "repeats=1",
+        "correlated_percents=[10]",
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    done = run_experiment("wasted_time", "-m", "days=20,30", *small, f"out={out}")
+    assert done.returncode == 1
+    assert f"out={out} holds the job before" in done.stderr
+    own = f"out={out}/${{goodput.days}}"
+    assert run_experiment("wasted_time", "-m", "days=20,30", *small, own).returncode == 0
+    assert {path.parent.name for path in out.glob("*/samples.csv")} == {"20.0", "30.0"}
 
 
 def test_too_little_data_starts_nothing(tmp_path):

@@ -118,11 +118,19 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
     arguments = [_in_full(name, argument) for argument in sys.argv[1:]]
     _refuse_wrong_settings(name, arguments)
     register_schema()
-    sys.argv[1:] = [f"experiment={name}", *arguments]
+    sys.argv[1:] = _with_experiment(name, arguments)
+    done: set[str] = set()
 
     def task(composed: DictConfig) -> None:
         try:
-            _run(validated(composed), OmegaConf.to_yaml(composed, resolve=True), measure)
+            config = validated(composed)
+            if config.out in done:
+                raise ConfigurationError(
+                    f"out={config.out} holds the job before: let it differ from job to job of a "
+                    "sweep, as out='results/sweep/${model.layers}' does"
+                )
+            done.add(config.out)
+            _run(config, OmegaConf.to_yaml(composed, resolve=True), measure)
         except TwinckptError as error:
             sys.exit(f"twinckpt: {name} failed: {error}")
 
@@ -136,12 +144,19 @@ def _in_full(name: str, argument: str) -> str:
     return own_settings(name).get(key, key) + equals + value
 
 
+def _with_experiment(name: str, arguments: Sequence[str]) -> list[str]:
+    """Put the experiment beside the other settings: no option of Hydra's may part them."""
+    settings = [i for i, word in enumerate(arguments) if "=" in word and not word.startswith("-")]
+    at = settings[0] if settings else 0
+    return [*arguments[:at], f"experiment={name}", *arguments[at:]]
+
+
 def _refuse_wrong_settings(name: str, arguments: Sequence[str]) -> None:
-    """Exit with status 2 and one line; a sweep (--multirun) is checked job by job."""
-    if {"-m", "--multirun", "--help", "--hydra-help"} & set(arguments):
+    """Exit with status 2 and one line; with an option of Hydra's it is Hydra that checks."""
+    if any(argument.startswith("-") for argument in arguments):
         return
     try:
-        load(name, [argument for argument in arguments if not argument.startswith("-")])
+        load(name, arguments)
     except ConfigurationError as error:
         print(f"twinckpt: {error}", file=sys.stderr)
         sys.exit(2)

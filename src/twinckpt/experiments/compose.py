@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -48,6 +49,7 @@ def load(experiment: str, overrides: Sequence[str]) -> ExperimentConfig:
 
 def validated(composed: DictConfig) -> ExperimentConfig:
     """Return what Hydra composed as plain dataclasses; raises ConfigurationError."""
+    _refuse_other_keys(composed, "")
     try:
         config = OmegaConf.to_object(composed)
     except ConfigurationError:
@@ -58,6 +60,27 @@ def validated(composed: DictConfig) -> ExperimentConfig:
     return config
 
 
-def _one_line(error: Exception) -> str:
+def _refuse_other_keys(section: DictConfig, name: str) -> None:
+    """Raise for what `+KEY=VALUE` has added or `~KEY` has taken away: nobody would read it."""
+    kind = OmegaConf.get_type(section)
+    if not is_dataclass(kind):
+        return
+    for key in sorted({f.name for f in fields(kind)} ^ set(map(str, section))):
+        raise ConfigurationError(
+            f"{name}{key}: settings can be changed, not added or left out; --help lists them"
+        )
+    for inner, value in section.items_ex(resolve=False):
+        if isinstance(value, DictConfig):
+            _refuse_other_keys(value, f"{name}{inner!s}.")
+
+
+def _one_line(error: BaseException) -> str:
+    """Return what went wrong, and where Hydra says only that, why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(line for line in lines if not line.startswith(("full_key", "object_type")))
+    hints = ("full_key", "object_type", "reference_type", "To append to your config")
+    said = "; ".join(line for line in lines if not line.startswith(hints))
+    if said.startswith("Error merging override") and error.__cause__:
+        return f"{said}: {_one_line(error.__cause__)}"
+    if said.startswith("Could not override"):
+        return f"{said} There is no such setting; --help lists them"
+    return said
