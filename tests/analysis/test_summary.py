@@ -28,6 +28,8 @@ def test_headline_metrics_follow_from_the_samples(results: Path, summary_of) -> 
     # Both sides were disturbed alike in each repeat, which cancels; recoveries have no pairs.
     assert metrics["save_speedup_x"]["low"] == pytest.approx(10)
     assert metrics["save_speedup_x"]["high"] == pytest.approx(10)
+    gain = metrics["goodput_gain_1000_x"]  # the same simulated failures strike both
+    assert gain["low"] == pytest.approx(gain["value"]) == pytest.approx(gain["high"])
     assert metrics["recovery_speedup_x"]["low"] < 3 < metrics["recovery_speedup_x"]["high"]
     assert metrics["save_speedup_x"]["seed_value"] == 13.7
     assert metrics["recovery_speedup_x"]["value"] == pytest.approx(3)

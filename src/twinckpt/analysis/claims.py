@@ -10,8 +10,8 @@ A verdict is one of
   reproduced, and for the median to be in shape). So a wide interval counts against a claim;
 - `not measured`: the metric it needs is not in the summary.
 What the paper measured on its cluster and we only predict from its set-up has the evidence
-`predicted`: reproduced within 10 % of the published number (or on its side of a bound), in shape
-within 30 %.
+`predicted`: reproduced within 10 % of the published number, in shape within 30 %; a bound ("more
+than", "less than") is judged as above.
 The command prints every verdict and exits with 0 whatever they are: a verdict is a result.
 """
 

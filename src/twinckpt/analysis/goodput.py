@@ -42,10 +42,14 @@ def goodput_percent(
 
 
 def goodput_ratio(better: str, worse: str, num_machines: int) -> Callable[[Dataset], Estimate]:
-    """How many times the goodput of one strategy is that of another at the paper's rate."""
+    """How many times the goodput of one strategy is that of another at the paper's rate.
+
+    In a repeat the same failures strike both.
+    """
     return lambda data: ratio(
         _goodput(data, better, num_machines, PAPER_PHASE),
         _goodput(data, worse, num_machines, PAPER_PHASE),
+        paired=True,
     )
 
 
