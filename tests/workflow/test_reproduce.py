@@ -1,8 +1,10 @@
 """`./reproduce` says what it does, and what to do where something is missing."""
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,15 @@ def test_help_lists_every_command(copy):
     for command in ("test", "quick", "lint", "docs", "shell", "clean"):
         assert f"./reproduce {command}" in result.stdout
     assert not (copy / ".venv").exists()
+
+
+def test_docs_are_written_whichever_frameworks_are_installed(tmp_path):
+    """The callbacks' pages need the frameworks, which the set-up leaves out."""
+    text = (ROOT / "reproduce").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^    python - <<'END'\n(.*?)^END$", text, re.DOTALL | re.MULTILINE)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
+    pages = {path.stem for path in (tmp_path / "docs/api/twinckpt").glob("*.html")}
+    assert {"checkpointer", "errors", "integrations"} <= pages
 
 
 def test_every_locked_version_installs_on_the_oldest_python():

@@ -76,7 +76,8 @@ def _refuse_other_keys(section: DictConfig, name: str) -> None:
 
 def _one_line(error: BaseException) -> str:
     """Return what went wrong, and where Hydra says only that, why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told, _, _ = str(error).partition("Config search path")
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     hints = ("full_key", "object_type", "reference_type", "To append to your config")
     said = "; ".join(line for line in lines if not line.startswith(hints))
     if said.startswith("Error merging override") and error.__cause__:
