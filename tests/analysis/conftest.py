@@ -92,7 +92,7 @@ def throughput() -> Iterator[Sample]:
 
 
 def training() -> Iterator[Sample]:
-    for method in ("undisturbed", "rank_loss", "machine_loss", "group_loss"):
+    for method in ("undisturbed", "disk", "rank_loss", "machine_loss", "group_loss"):
         for step in range(1, 30):
             yield Sample(
                 experiment="training", variant="default", method=method, rank=0, step=step,

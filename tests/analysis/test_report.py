@@ -3,9 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 
 from twinckpt.analysis import claims, figures, report, style, summary
+from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.engine import find_engine
 from twinckpt.analysis.format import escape, number, with_unit
 from twinckpt.analysis.html import HtmlError, to_html
@@ -52,6 +56,22 @@ def test_numbers_are_short() -> None:
         "7,012", "13.7", "0.0123", "0", "0",
     ]  # fmt: skip
     assert with_unit(3 * 2**20, "bytes") == r"3\,MiB"
+
+
+def test_of_equal_loss_curves_each_one_shows(results: Path) -> None:
+    """They lie on each other: a method's dashes are where all others have gaps."""
+    figure = figures.draw("training", Dataset(results))
+    canvas = FigureCanvasAgg(figure)
+    (axis,) = figure.axes
+    colours = {line.get_label(): to_rgb(line.get_color()) for line in axis.lines}
+    assert len(set(colours.values())) == len(colours) == 5
+    legend = axis.get_legend()
+    assert legend is not None
+    legend.remove()  # its samples do not count
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
+    shown = {label for label, rgb in colours.items() if (abs(pixels - rgb) < 0.02).all(-1).any()}
+    assert shown >= colours.keys() - {"undisturbed"}  # that one is wide, and below them
 
 
 def test_figures_are_the_same_for_the_same_samples(analysed: Path, tmp_path: Path) -> None:

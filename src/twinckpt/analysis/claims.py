@@ -7,7 +7,8 @@ A verdict is one of
   our 95 % interval, or we do better than it;
 - `in shape`: the same direction, clearly, but a smaller effect;
 - `not reproduced`: neither (a limit, like `< 5 %`, must hold over the whole interval to be
-  reproduced, and for the median to be in shape). So a wide interval counts against a claim;
+  reproduced, and for the median to be in shape). So a wide interval counts against a claim. One
+  sample has none, and is judged by its value alone: look at `n`;
 - `not measured`: the metric it needs is not in the summary.
 What the paper measured on its cluster and we only predict from its set-up has the evidence
 `predicted`: reproduced within 10 % of the published number, in shape within 30 %; a bound ("more

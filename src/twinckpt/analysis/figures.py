@@ -91,13 +91,15 @@ def training(data: Dataset) -> Figure:
     methods = style.ordered(curves.method.unique())
     methods.sort(key=lambda method: method != "undisturbed")
     palette = style.colours(methods)
+    gap = 4 * max(1, len(methods) - 2)
     for index, method in enumerate(methods):
         curve = curves[curves.method == method]
-        # Equal curves cover each other: the undisturbed one is wide, the others thin dashes.
+        # Equal curves cover each other: the undisturbed one is wide, the others are thin dashes,
+        # each where the others have their gaps.
         axes[0].plot(
             curve.step, curve.value, label=style.label(method), color=palette[method],
             linewidth=6.0 if index == 0 else 1.6, alpha=0.4 if index == 0 else 1.0,
-            linestyle="-" if index == 0 else (4 * index, (4, 8)),
+            linestyle="-" if index == 0 else (4 * index, (4, gap)),
         )  # fmt: skip
     axes[0].set(title="Loss with and without failures", xlabel="step", ylabel="bits per byte")
     axes[0].legend(frameon=False, handlelength=4)

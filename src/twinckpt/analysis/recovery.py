@@ -122,7 +122,7 @@ def draw_stacked(axis: Axes, seconds: pd.DataFrame, methods: Sequence[str]) -> N
             f"{total_s:.1f} s", (total_s, row), (3, 0), textcoords="offset points", va="center",
             fontsize="small",
         )  # fmt: skip
-    axis.set_xlim(0, 1.12 * left.max())
+    axis.set_xlim(0, 1.2 * left.max())  # room for what is written at the end of the longest
     axis.invert_yaxis()
     axis.set(xlabel="seconds since the kill")
     sns.despine(ax=axis, left=True)

@@ -17,7 +17,7 @@ METHODS = {
     "none_again": ("no checkpoints, again", _GREY),
     "undisturbed": ("undisturbed", _GREY),
     "disk": ("disk", _RED),
-    "group_loss": ("group lost (disk)", _RED),
+    "group_loss": ("group lost (disk)", _GREEN),
     "ram": ("RAM", _SKY),
     "ram_local": ("own RAM", _SKY),
     "rank_loss": ("rank lost (own RAM)", _SKY),

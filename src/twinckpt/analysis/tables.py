@@ -142,7 +142,7 @@ def targets(summary: dict[str, Any]) -> str:
             )
         )
     header = ("What", "Target", "Here", "Plain", "")
-    return tabular(r"p{0.43\linewidth}lp{0.2\linewidth}ll", header, rows)
+    return tabular(r"p{0.4\linewidth}lp{0.2\linewidth}ll", header, rows)
 
 
 def side_by_side(summary: dict[str, Any], recorded: Mapping[str, dict[str, Any]]) -> str:
