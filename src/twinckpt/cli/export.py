@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from twinckpt.cli import drained
 
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     try:
         full = full_state(args.directory, step)
+        state = without_arrays(full.state)
     except TwinckptError as error:
         print(f"twinckpt: {error}", file=sys.stderr)
         return 1
@@ -45,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         if args.format == "torch":
-            torch.save(full.state, draft)
+            torch.save(state, draft)
         else:
-            dcp.save(full.state, checkpoint_id=draft, no_dist=True)
+            dcp.save(state, checkpoint_id=draft, no_dist=True)
         draft.rename(args.output)
     except (OSError, RuntimeError, CheckpointException) as error:  # a full disk is any of them
         _discard(draft)
@@ -59,6 +61,22 @@ def run(args: argparse.Namespace) -> int:
     for name in full.differing:
         print(f"{name}: the ranks differ in what is not sharded; rank 0's was taken")
     return 0
+
+
+def without_arrays(value: Any) -> Any:
+    """Turn NumPy's arrays into tensors, which `torch.load(weights_only=True)` takes."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, dict):
+        for key, part in value.items():  # in place: some know their order, or a default
+            value[key] = without_arrays(part)
+    if type(value) in (list, tuple):
+        return type(value)(map(without_arrays, value))
+    if isinstance(value, np.ndarray):
+        with contextlib.suppress(TypeError):  # of dates or texts, say: no tensor can be made
+            return torch.from_numpy(value)
+    return value
 
 
 def _discard(draft: Path) -> None:
