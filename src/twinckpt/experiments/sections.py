@@ -195,7 +195,7 @@ class ControlPlaneSection:
     faults: int = 20
     seed: int = 0
     max_machines: int = 16
-    mutant_seeds: int = 60
+    mutant_seeds: int = 100
     root_machines: list[int] = field(default_factory=lambda: [100, 1000, 10000])
     connections: list[int] = field(default_factory=lambda: [10, 100, 400])
     heartbeats: int = 200_000
