@@ -54,22 +54,6 @@ def test_strict_raises_at_the_fence_and_the_next_save_works(state, monkeypatch):
         assert checkpointer.save(3, block=True).status == "committed"
 
 
-def test_another_thread_that_saves_is_not_taken_for_a_signals_handler():
-    """Only what interrupts a save in its own thread has to be kept out of it."""
-    with Checkpointer({"weights": torch.zeros(8)}) as checkpointer:
-        checkpointer.save(0, block=True)
-
-        def save():
-            for step in range(1, 2000):
-                checkpointer.save(step)
-
-        saving = Thread(target=save)
-        saving.start()
-        while saving.is_alive():
-            checkpointer.fence()
-        assert checkpointer.save(2000, block=True).status == "committed"
-
-
 def test_where_no_thread_is_to_be_had_training_goes_on(state, optimizer):
     """The fence would wait for it for ever."""
     with Checkpointer(state) as checkpointer:
