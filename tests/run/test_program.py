@@ -91,4 +91,4 @@ def test_a_secret_that_no_agent_takes(tmp_path, monkeypatch):
     )  # fmt: skip
     assert done.returncode == 1
     assert "TWINCKPT_SECRET" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from twinckpt.errors import ConfigurationError
-from twinckpt.memory.drained import drained_steps, location
+from twinckpt.memory.drained import drained_steps, is_filled, location
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +24,7 @@ def place(directory: str) -> Path:
 
 def chosen_step(args: argparse.Namespace) -> int | None:
     """Return the step that is meant; None, after one line that says why, if there is none."""
-    # Unlike a search for steps, a look inside fails where there is no permission.
-    is_filled = args.directory.is_dir() and any(args.directory.iterdir())
-    steps = drained_steps(args.directory) if is_filled else ()
+    steps = drained_steps(args.directory) if is_filled(args.directory) else ()
     if not steps:
         print(f"twinckpt: {args.directory} holds no complete checkpoint", file=sys.stderr)
         return None

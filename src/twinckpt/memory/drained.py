@@ -129,11 +129,23 @@ def sealed_ranks(directory: Path, step: int) -> list[int]:
     return sorted({int(number) for number in numbers if number.isdecimal()})
 
 
+def is_filled(directory: Path) -> bool:
+    """Return whether there is a directory with anything in it.
+
+    Raises OSError where it may not be looked at, or is a file: a search for steps finds nothing
+    there, and `Path.exists` says no from Python 3.14 on.
+    """
+    try:
+        directory.stat()
+    except FileNotFoundError:
+        return False
+    return any(directory.iterdir())
+
+
 def check_readable(directory: Path) -> None:
     """Raise ConfigurationError where what is drained to a directory would count as nothing."""
     try:
-        if directory.exists():
-            next(iter(directory.iterdir()), None)
+        is_filled(directory)
     except Exception as error:  # drivers of remote storage raise their own
         raise ConfigurationError(
             f"drain_directory={directory} cannot be read, and training would begin at the "

@@ -42,7 +42,9 @@ def expected(step: int) -> float:
 def train(folder: Path) -> int:
     """Return the step at which it was told to stop."""
     weight, progress = torch.zeros(1000), {"epochs": 0}
-    loader = DataLoader(Squares(), 2, num_workers=2, persistent_workers=True)
+    loader = DataLoader(
+        Squares(), 2, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
+    )
     with Checkpointer({"weight": weight, "progress": progress}) as checkpointer:
         step = checkpointer.restore() or 0
         while True:
