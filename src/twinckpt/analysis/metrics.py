@@ -174,6 +174,9 @@ METRICS = (
            lambda data: median(
                [100 * v for v in data.repeats(
                    THROUGHPUT, "committed_share", over_ranks="min", method="ram")])),
+    Metric("training_overhead_percent", "percent", THROUGHPUT,
+           "throughput_overhead_percent, by the name of the library's target",
+           lambda data: _rates_apart(data, "none", "ram")),
     Metric("device_training_stall_percent", "percent", THROUGHPUT,
            "training on a GPU: what the loop waits for a checkpoint every step, of a step",
            _device_stall_percent),
