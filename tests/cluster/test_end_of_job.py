@@ -153,10 +153,13 @@ def test_the_machine_of_the_root_waits_for_those_that_still_work(tmp_path):
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_a_spare_that_was_not_needed_ends_well_with_the_job(tmp_path, monkeypatch, warm):
-    """It trains nothing, though it would be enough to begin the job again."""
+    """It trains nothing, though it would be enough to begin the job again, and waits for that end.
+
+    However long that takes: `join_timeout` is for machines without which nobody trains.
+    """
     script(tmp_path, FIRST_ENDS.replace("second", "first"))
-    events = f"--rdzv-conf=event_log={tmp_path / 'events'}"
-    options = ("--nnodes=1", "--nproc-per-node=1", events, *(("-m", "twinckpt.run") * warm))
+    settings = f"--rdzv-conf=join_timeout=2,event_log={tmp_path / 'events'}"
+    options = ("--nnodes=1", "--nproc-per-node=1", settings, *(("-m", "twinckpt.run") * warm))
     port = free_port()
     first = launch(tmp_path, port, *options, who="first")
     wait_until(lambda: (tmp_path / "begun-first").exists(), "the training")
@@ -164,6 +167,8 @@ def test_a_spare_that_was_not_needed_ends_well_with_the_job(tmp_path, monkeypatc
     spare = launch(tmp_path, port, *options, who="spare")
     log = EventReader(tmp_path / "events" / "root.jsonl")
     wait_until(lambda: any(e["event"] == "machine_waiting" for e in log.events), "the spare")
+    with pytest.raises(subprocess.TimeoutExpired):
+        spare.wait(4.0)
     (tmp_path / "others-have-ended").touch()
     outputs = [output_of(launcher) for launcher in (first, spare)]
     assert [first.returncode, spare.returncode] == [0, 0], outputs

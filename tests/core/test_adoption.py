@@ -31,6 +31,7 @@ class Job:
         self.now_s = 0.0
         self.events = []
         self.told = []
+        self.sent = []
         for name in NAMES:
             self.tell(name, m.Hello(address(name), 0))
             self.tell(name, m.Join(0, f"{name}:1", None, SIZE, SIZE))
@@ -45,6 +46,7 @@ class Job:
             if isinstance(action, Log):
                 self.events.append((action.event, action.fields))
             elif isinstance(action, Send) and action.machine not in self.deaf:
+                self.sent.append((action.machine, action.message))
                 self.act(action.machine, self.workers[action.machine].receive(action.message))
 
     def act(self, name, actions):
@@ -257,7 +259,8 @@ def test_a_record_of_an_older_generation_is_not_taken_over(job):
 
 
 def test_a_spare_that_waits_has_no_part_in_the_generation(job):
-    """It neither ends it nor is waited for."""
+    """It neither ends it nor is waited for, and is told so."""
+    job.workers["z"] = Worker(BookkeptSlots(2))
     job.replace_root()
     job.tell("z", m.Hello(address("z"), 0))
     job.tell("z", m.Join(0, "z:1", None, SIZE, SIZE))
@@ -265,6 +268,7 @@ def test_a_spare_that_waits_has_no_part_in_the_generation(job):
         job.reconnect(name)
     assert job.names() == ["generation_adopted"]
     assert "z" in job.root.membership.waiting
+    assert job.sent[-1] == ("z", m.Spare(1))
 
 
 def test_what_nobody_holds_any_more_ends_the_generation():

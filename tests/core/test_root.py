@@ -650,6 +650,20 @@ def test_spares_are_not_needed_once_a_machine_has_ended_well():
     assert not cluster.root.running
 
 
+def test_who_waits_while_others_train_is_told_that_it_is_a_spare():
+    """Else it would end after `join_timeout`, and take a root agent of its machine along."""
+    cluster = Cluster(2).form()
+    for spare in "cd":
+        cluster.connect(spare)
+        cluster.join(spare)
+        assert cluster.messages(m.Spare) == [(spare, m.Spare(1))]
+    cluster.tell("a", m.RankLost(1, 0, 1))
+    cluster.join("a")
+    cluster.join("b")
+    assert cluster.root.places == ["a", "b"]
+    assert cluster.messages(m.Spare) == [("c", m.Spare(2)), ("d", m.Spare(2))]
+
+
 def test_a_spare_takes_the_place_of_a_machine_that_gave_up_after_a_failure():
     """That one leaves, too, but the job has not ended by that."""
     cluster = Cluster(2).form()

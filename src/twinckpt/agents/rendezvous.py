@@ -9,6 +9,7 @@ the one module of the agents that imports torch, for the types that torchrun exp
 import contextlib
 import functools
 import logging
+import math
 import os
 import sys
 import time
@@ -35,6 +36,7 @@ from twinckpt.net.local import (
     LauncherJoin,
     LauncherLeave,
     LauncherStandby,
+    LauncherWaits,
 )
 from twinckpt.net.ports import free_port
 from twinckpt.net.secret import load_secret
@@ -223,6 +225,9 @@ class TwinRendezvousHandler(RendezvousHandler):
                 return message
             if isinstance(message, LauncherBroken) and message.is_final:
                 raise JobEndedError(f"the job has ended: {message.reason}")
+            if isinstance(message, LauncherWaits):
+                now_s = time.monotonic()
+                deadline_s = math.inf if message.is_spare else now_s + self._join_timeout_s
             if isinstance(message, LauncherDismissed):
                 sys.exit(0)  # torch's RendezvousGracefulExitError ends in an AttributeError
 

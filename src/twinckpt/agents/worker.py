@@ -130,6 +130,8 @@ class WorkerAgent:
     def _on_root(self, message: m.ToWorker) -> None:
         if isinstance(message, m.Refused):
             self._on_refused(message.reason)
+        elif isinstance(message, m.Spare):
+            self._tell_launcher(local.LauncherWaits(is_spare=True))
         elif isinstance(message, m.Dismissed):
             self._tell_launcher(local.LauncherDismissed())
         elif isinstance(message, m.Reserve):
@@ -196,6 +198,8 @@ class WorkerAgent:
 
     def _on_root_lost(self) -> None:
         self._events.write("root_lost")
+        if self._join is not None:
+            self._tell_launcher(local.LauncherWaits(is_spare=False))
         if self._config.store:  # another one takes over; ranks go on meanwhile
             give_up = self._loop.call_later(ROOT_ABSENCE_S, self._give_up_root)
             self._absence = give_up
@@ -207,9 +211,7 @@ class WorkerAgent:
     def _give_up_root(self) -> None:
         self._act(self._core.root_lost())
 
-    def _tell_launcher(
-        self, message: local.LauncherFormed | local.LauncherBroken | local.LauncherDismissed
-    ) -> None:
+    def _tell_launcher(self, message: local.FromAgent) -> None:
         """Tell those who start this machine's ranks: the warm parents, or else torchrun."""
         launchers = self._warm.parents or ([self._launcher] if self._launcher else [])
         for peer in launchers:

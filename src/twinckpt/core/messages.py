@@ -260,6 +260,13 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Spare:
+    """A generation runs without this machine, which waits for a place in the next one."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dismissed:
     """The job has ended on the machines that trained; this one, a spare, was not needed."""
 
@@ -357,6 +364,7 @@ ToWorker = (
     Formed
     | Broken
     | Refused
+    | Spare
     | Dismissed
     | Reserve
     | CannotReserve

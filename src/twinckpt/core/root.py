@@ -228,6 +228,7 @@ class Root:
             self._break(f"machine {self.membership.index[machine]} joins again")
         elif self.current:
             self._log("machine_waiting", machine=machine)
+            self._outbox.send(machine, m.Spare(self.generation))
         self._form_if_complete(self._now_s)
         self._refuse_to_wait_in_vain()
 
@@ -310,6 +311,7 @@ class Root:
         self.current = self._generation(recovery)
         self.current.fetches |= self._awaited
         self._log("generation_adopted", machines=list(record.places))
+        self._tell_spares()
         reason = self.current.adopt(adoption.told, self._now_s)
         if reason is not None:
             self._break(reason)
@@ -387,8 +389,14 @@ class Root:
             drained=bool(recovery and recovery.drained),
             sources={rank: list(names) for rank, names in sources.items()},
         )
+        self._tell_spares()
         if resume:
             self.current.fetch_missing(resume.ticket)
+
+    def _tell_spares(self) -> None:
+        """Who waits without a place need not fear that nobody comes."""
+        for name in self.membership.waiting:
+            self._outbox.send(name, m.Spare(self.generation))
 
     def _generation(self, recovery: Recovery | None) -> Generation:
         places = self.membership.places

@@ -270,6 +270,13 @@ class LauncherBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class LauncherWaits:
+    """This machine waits: as a spare of those that train, or for enough others to come."""
+
+    is_spare: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LauncherDismissed:
     """The job has ended without this machine, a spare: it ends well."""
 
@@ -287,6 +294,7 @@ FromAgent = (
     | Refused
     | LauncherFormed
     | LauncherBroken
+    | LauncherWaits
     | LauncherDismissed
     | RootAnswer
 )
