@@ -650,6 +650,18 @@ def test_spares_are_not_needed_once_a_machine_has_ended_well():
     assert not cluster.root.running
 
 
+def test_a_job_that_waits_for_machines_says_so_after_a_while():
+    """Once; most come within seconds."""
+    cluster = Cluster(3)
+    for machine in "ab":
+        cluster.connect(machine)
+        cluster.join(machine)
+    logged = []
+    for _ in range(30):
+        logged += cluster.wait(0.5).logged
+    assert [fields["reason"] for _, fields in logged] == ["2 of 3 machines are there"]
+
+
 def test_who_waits_while_others_train_is_told_that_it_is_a_spare():
     """Else it would end after `join_timeout`, and take a root agent of its machine along."""
     cluster = Cluster(2).form()

@@ -185,6 +185,8 @@ class RootAgent:
                         writer.write(wire.frame(TO_WORKER.encode(message)))
                 case Log(event, fields):
                     self._board.note(event, fields)
+                    if event == "waiting_for_machines":
+                        logger.warning("the job waits for machines: %s", fields["reason"])
                     if event != "save_counts":  # every second from every rank
                         self._events.write(event, fields)
                     if event in _CHANGE_THE_RECORD:

@@ -13,6 +13,7 @@ from twinckpt.core.membership import Membership
 from twinckpt.core.recovery import newest_recoverable
 
 SURVIVORS_REJOIN_S = 30.0  # stopping ranks takes torchrun's grace period at most
+SAY_SO_AFTER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,11 @@ def size_to_form(
             to resume from depends on it.
     """
     size = membership.size_to_form(now_s, last_call_s)
-    if not size:
-        return Forming()
     waited_s = now_s - membership.last_change_s
+    if not size:
+        num_waiting, needed = len(membership.waiting), membership.needed
+        is_told = waited_s >= SAY_SO_AFTER_S and num_waiting < needed
+        return Forming(lacks=f"{num_waiting} of {needed} machines are there" if is_told else "")
     if waited_s < SURVIVORS_REJOIN_S and membership.are_survivors_missing():
         return Forming()
     holdings = {name: copies.of_machine(name) for name in membership.machines}

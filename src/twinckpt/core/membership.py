@@ -55,7 +55,7 @@ class Membership:
         """
         if not self.waiting:
             return 0
-        smallest = min(low for low, _ in self._limits)
+        smallest = self.needed
         largest = max(high for _, high in self._limits)
         if len(self.waiting) >= largest:
             return largest
@@ -63,6 +63,11 @@ class Membership:
         is_as_before = 0 < len(self.places) <= len(self.waiting)
         is_enough = len(self.waiting) >= smallest and (is_late or is_as_before)
         return len(self.waiting) if is_enough else 0
+
+    @property
+    def needed(self) -> int:
+        """How many machines those that wait need at least; 0 if none waits."""
+        return min((low for low, _ in self._limits), default=0)
 
     def misfits(self) -> list[str]:
         """Return the waiting machines that have other numbers of ranks than the last generation.
