@@ -1,7 +1,8 @@
 """What is saved comes back bit for bit, in place."""
 
 import math
-from collections import OrderedDict
+import random
+from collections import OrderedDict, deque
 
 import numpy as np
 import pytest
@@ -343,6 +344,20 @@ class Opaque:
 def test_what_cannot_be_carried_is_refused_by_name(value):
     """The message says where it is and what to do."""
     with pytest.raises(UnsupportedStateError, match=r"mine.*state_dict"):
+        stage({"mine": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [
+        (deque([1]), "a list of its items"),
+        (random.Random(1), r"its getstate\(\)"),
+        (np.random.default_rng(1), r"its bit_generator\.state"),
+        (np.random.RandomState(1), r"its get_state\(\)"),
+    ],
+)
+def test_a_refusal_says_what_may_be_stored_instead(value, instead):
+    with pytest.raises(UnsupportedStateError, match=f"mine is a .*; store {instead}, or leave"):
         stage({"mine": value})
 
 

@@ -7,9 +7,10 @@ neither is refused by name, because it could only be carried by pickling it.
 
 import base64
 import json
+import random
 import re
 import struct
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,6 +29,13 @@ FLOAT = struct.Struct("<d")
 # What is of a type derived from one of these would come back as the plain one.
 _PLAIN = (str, bytes, int, float, complex, list, set, frozenset)
 _MAPPINGS = {dict: "dict", OrderedDict: "ordered", Counter: "counter"}
+_INSTEAD = {
+    deque: "store a list of its items",
+    random.Random: "store its getstate()",
+    np.random.Generator: "store its bit_generator.state",
+    np.random.RandomState: "store its get_state()",
+    object: "give it state_dict() and load_state_dict() that return tensors and plain values",
+}
 
 
 class Kind(NamedTuple):
@@ -157,10 +165,10 @@ class _Flattener:
             case set() | frozenset():
                 kind = "set" if isinstance(value, set) else "frozenset"
                 return {_KIND: kind, "items": self._items(value, path)}
+        instead = next(what for kind, what in _INSTEAD.items() if isinstance(value, kind))
         raise UnsupportedStateError(
             f"{path or 'the state'} is a {type(value).__qualname__}, which could only be carried "
-            "by pickling it; give it state_dict() and load_state_dict() that return tensors and "
-            "plain values, or leave it out"
+            f"by pickling it; {instead}, or leave it out"
         )
 
     def _items(self, values: Any, path: str) -> list[Any]:
