@@ -113,11 +113,13 @@ CATCH_OUTSIDE = """
 try:
     with Checkpointer({"weight": weight}) as checkpointer:
         checkpointer.save((checkpointer.restore() or 0) + 1, block=True)
-        dist.barrier()
+        first = torch.tensor([os.getpid()])
+        dist.broadcast(first, 0)
         raise RuntimeError("early stop")
 except RuntimeError:
     pass
-time.sleep(2 * dist.get_rank())
+while dist.get_rank() > 0 and Path(f"/proc/{first.item()}").exists():
+    time.sleep(0.05)
 """
 
 

@@ -163,7 +163,7 @@ def drained_steps(directory: Path) -> tuple[int, ...]:
 
 
 def known(directory: Path) -> tuple[tuple[int, ...], int]:
-    """Return the complete steps in a directory and its newest ticket; nothing if it is not there.
+    """Return the complete steps in a directory and its newest ticket; none while unreadable.
 
     A job has been refused if it could not be read at the start; later it goes on without it.
     """

@@ -6,13 +6,7 @@ import xxhash
 
 from twinckpt.core.messages import Holding
 from twinckpt.errors import DamagedCopyError
-from twinckpt.memory.checksums import (
-    CHUNK_BYTES,
-    DIGEST_BYTES,
-    checksum,
-    chunk_bytes_of,
-    chunk_digest,
-)
+from twinckpt.memory.checksums import DIGEST_BYTES, checksum, chunk_bytes_of, chunk_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +23,7 @@ class Seal:
     world_size: int
     size_bytes: int
     digests: bytes
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int
 
     def __post_init__(self) -> None:
         if self.chunk_bytes < 1 or self.size_bytes < 0:
