@@ -7,11 +7,14 @@ import struct
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from twinckpt.checkpointer.reading import SlotReader
+from twinckpt.checkpointer.state import TrainingState
 from twinckpt.cli import main
 from twinckpt.memory import drained as storage
 from twinckpt.memory.drained import drained_steps, load_drained, shard_path, step_directory
@@ -39,6 +42,13 @@ def drained(saved, tmp_path):
     """A drain directory with step 1 of one rank."""
     assert main(["import", str(saved), str(tmp_path / "drained"), "--step", "1"]) == 0
     return tmp_path / "drained"
+
+
+def restore(directory, state):
+    """Put an imported step 1 into a state, as a job of one rank does."""
+    seal, data = load_drained(Path(directory), 1, 0)
+    reader = SlotReader(data, seal.chunk_bytes)
+    TrainingState(state).restore(reader.metadata["state"], reader)
 
 
 def test_a_folder_that_is_no_checkpoint_is_not_imported(tmp_path, capsys):
@@ -323,3 +333,36 @@ def test_a_seal_is_read_once(more, drained, tmp_path):
     command = [sys.executable, "-c", SEALS_READ, more[0], str(drained), *more[1:]]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.stderr == "1\n"
+
+
+@pytest.mark.parametrize("form", ["torch", "dcp"])
+def test_a_tensor_of_the_loop_is_trained_on_after_an_export_and_an_import(form, tmp_path):
+    """Such files say it of few tensors: a learned temperature, say, was frozen in silence."""
+    saved = {
+        "alpha": torch.rand(2, requires_grad=True),
+        "more": {"p": torch.nn.Parameter(torch.rand(2))},
+    }
+    torch.save(saved, tmp_path / "first.pt")
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert main(["import", str(tmp_path / "first.pt"), first, "--step", "1"]) == 0
+    assert main(["export", first, str(tmp_path / "whole"), "--format", form]) == 0
+    assert main(["import", str(tmp_path / "whole"), second, "--step", "1"]) == 0
+    live = {
+        "alpha": torch.zeros(2, requires_grad=True),
+        "more": {"p": torch.nn.Parameter(torch.zeros(2))},
+    }
+    frozen = {"alpha": torch.zeros(2), "more": {"p": torch.nn.Parameter(torch.zeros(2), False)}}
+    for state, is_trained in ((live, True), (frozen, False)):
+        restore(second, state)
+        assert torch.equal(state["alpha"], saved["alpha"])
+        assert state["alpha"].requires_grad == state["more"]["p"].requires_grad == is_trained
+
+
+def test_an_imported_tensor_keeps_its_bits(tmp_path):
+    """Torch's own copy makes ones of all true values."""
+    saved = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)
+    torch.save({"x": saved.view(torch.bool)}, tmp_path / "saved.pt")
+    assert main(["import", str(tmp_path / "saved.pt"), str(tmp_path / "out"), "--step", "1"]) == 0
+    live = torch.zeros(4, dtype=torch.bool)
+    restore(tmp_path / "out", {"x": live})
+    assert torch.equal(live.view(torch.uint8), saved)

@@ -5,6 +5,7 @@ parallelism over the whole job do. A value that is not sharded is taken from ran
 ranks differ (random states, positions in the data) the report says so.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from twinckpt.checkpointer import layout
+from twinckpt.checkpointer import layout, moving
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import unflatten
@@ -119,12 +120,18 @@ def resharded(
     return own.metadata["state"], SavedTensors(tensors)
 
 
+@torch.no_grad()
 def one_shard(state: dict[str, Any], step: int, ticket: int) -> tuple[Seal, memoryview]:
     """Return a whole state as the one shard of a job of one rank: its seal and its bytes.
 
     Raises UnsupportedStateError for what cannot be carried, by name.
     """
     flat = Capture()(state)
+    tree = json.loads(flat.text)
+    for node in _nodes(tree):
+        if "parameter" not in node:
+            node.setdefault("requires_grad", None)  # nobody knows: the live one decides
+    flat.text = json.dumps(tree)
     target = layout.Layout(flat)
     header = target.header(layout.metadata_of(flat, target, step=step))
     assert header is not None, "there is room for the metadata that the layout was made for"
@@ -132,7 +139,7 @@ def one_shard(state: dict[str, Any], step: int, ticket: int) -> tuple[Seal, memo
     data[: len(header)] = header
     for name, tensor in flat.tensors.items():
         if tensor.numel():
-            layout.view(data, target.regions[name]).copy_(tensor)
+            moving.copy(layout.view(data, target.regions[name]), tensor)
     identity = {"rank": 0, "ticket": ticket, "step": step, "home": 0, "world_size": 1}
     return Seal.of(data, **identity), data
 

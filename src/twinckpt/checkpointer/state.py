@@ -256,7 +256,7 @@ class _InPlace:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
                 if not self._is_of_torch and live.is_leaf:  # those set it by themselves
-                    live.requires_grad_(_requires_grad(node))
+                    live.requires_grad_(_requires_grad(node, live.requires_grad))
                 return live
             if fits and self._is_module and is_dense(target) and live is target:
                 # Expanded: nothing can be written to it, not by `load_state_dict` either.
@@ -303,7 +303,7 @@ class _InPlace:
         made = self._made.memory[name].detach()
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
-        return made.requires_grad_(_requires_grad(node))
+        return made.requires_grad_(_requires_grad(node, False))
 
     def _device_of(self, name: str, owner: torch.Tensor | None) -> torch.device:
         """Where a new tensor belongs: where it was, on the GPU of its parameter or this process."""
@@ -324,8 +324,10 @@ class _InPlace:
         return made
 
 
-def _requires_grad(node: dict[str, Any]) -> bool:
-    return bool(node.get("parameter", node.get("requires_grad", False)))
+def _requires_grad(node: dict[str, Any], otherwise: bool) -> bool:
+    """Return whether a tensor was trained; `otherwise` if nobody knows, as of an imported one."""
+    known = node.get("parameter", node.get("requires_grad", False))
+    return otherwise if known is None else bool(known)
 
 
 def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
