@@ -1,8 +1,9 @@
 """Every kind of state comes back bit for bit, or is refused by name."""
 
 import random
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -41,6 +42,12 @@ def test_memory_that_is_shared_is_stored_once_and_stays_shared():
     fresh = {"x": {"a": torch.zeros(1)}, "y": {}}
     restored(slot, fresh)
     assert fresh["x"]["a"] is fresh["y"]["b"] is fresh["y"]["c"][0]
+
+
+def test_numpys_keys_have_short_names():
+    """As those of `Counter(labels)`: each name was longer than the one before, for minutes."""
+    names = TrainingState({"counts": Counter(np.arange(500))}).capture().tensors
+    assert max(map(len, names)) == len("the key 499 of counts")
 
 
 @pytest.mark.parametrize("order", [("p", "data"), ("data", "p")])

@@ -194,7 +194,7 @@ class _Flattener:
     def _key(self, key: Any, path: str) -> Any:
         if isinstance(key, torch.Tensor):
             raise UnsupportedStateError(f"a key of {path} is a tensor; use a name or a number")
-        return self.visit(key, f"a key of {path}")
+        return self.visit(key, f"the key {key} of {path}")  # a name of its own, if it is NumPy's
 
     def _numpy(self, value: Any, path: str) -> Any:
         if value.dtype.hasobject:
