@@ -75,6 +75,11 @@ def keys_of_all_kinds():
 
 
 @carried
+def keys_of_numpy():
+    return {"x": Counter(np.arange(30)), "y": {(np.float32(0.5), np.int8(1)): torch.rand(1)}}
+
+
+@carried
 def containers():
     return {
         "x": ((), (1,), [(2, [3])], {"empty": {}, "list": []}),
@@ -286,6 +291,17 @@ for _kind in ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", 
     CARRIED[f"optim_{_kind}"] = _trained(getattr(optim, _kind))
 for _kind in ("Rprop", "ASGD", "Adafactor", "LBFGS"):
     CARRIED[f"optim_{_kind}"] = _trained(getattr(optim, _kind))
+
+
+@carried
+def optim_own_state():
+    """Of kinds that torch's own `load_state_dict` makes other values of."""
+    state = _trained(optim.Adam, lr=0.1)()
+    half = state["model"].half()
+    state["optimizer"].state[half.weight] |= {"phase": "warm", "pair": (torch.rand(2), ["a"])}
+    return state
+
+
 CARRIED["optim_momentum"] = _trained(optim.SGD, lr=0.1, momentum=0.9)
 CARRIED["optim_tensor_lr"] = _trained(optim.Adam, lr=torch.tensor(0.1))
 CARRIED["optim_fused"] = _trained(optim.Adam, fused=True)

@@ -33,8 +33,10 @@ def _of_saved_type(loaded: Any, saved: Any) -> Any:
     match loaded, saved:
         case torch.Tensor(), torch.Tensor():
             return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
-        case list(), list() if len(loaded) == len(saved):
-            return [_of_saved_type(*pair) for pair in zip(loaded, saved, strict=True)]
+        case str(), str():  # of which torch makes the name of a generator
+            return saved
+        case (list(), list()) | (tuple(), tuple()) if len(loaded) == len(saved):
+            return type(saved)(_of_saved_type(*pair) for pair in zip(loaded, saved, strict=True))
         case dict(), dict() if loaded.keys() == saved.keys():
             return {key: _of_saved_type(loaded[key], value) for key, value in saved.items()}
     return loaded
