@@ -13,11 +13,19 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from twinckpt.checkpointer.assemble import one_shard
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.cli import main
 from twinckpt.memory import drained as storage
-from twinckpt.memory.drained import drained_steps, load_drained, shard_path, step_directory
+from twinckpt.memory.drained import (
+    drained_steps,
+    finish_step,
+    load_drained,
+    shard_path,
+    step_directory,
+    write_shard,
+)
 from twinckpt.memory.seal import Seal
 
 INSPECT = "import sys; from twinckpt.cli import main; sys.exit(main())"
@@ -366,3 +374,20 @@ def test_an_imported_tensor_keeps_its_bits(tmp_path):
     live = torch.zeros(4, dtype=torch.bool)
     restore(tmp_path / "out", {"x": live})
     assert torch.equal(live.view(torch.uint8), saved)
+
+
+def test_an_export_that_takes_trust_to_load_says_so(tmp_path, capsys):
+    """Torch has plain values of its own, fewer than a checkpoint may hold."""
+    place = str(tmp_path / "drained")
+    write_shard(Path(place), *one_shard({"x": frozenset({"a"})}, 1, 1))
+    assert finish_step(Path(place), 1, 1, 1)
+    assert main(["export", place, str(tmp_path / "whole.pt")]) == 0
+    assert "with weights_only=False only: there is a frozenset in it" in capsys.readouterr().out
+
+
+def test_a_type_that_torch_cannot_export_is_told_in_one_line(tmp_path, capsys):
+    place = tmp_path / "drained"
+    write_shard(place, *one_shard({"x": torch.ones(2, dtype=torch.uint8).view(torch.uint4)}, 1, 1))
+    assert finish_step(place, 1, 1, 1)
+    arguments = ["export", place, tmp_path / "whole.pt"]
+    assert is_told(capsys, arguments, "dtype torch.uint4 is not recognized")

@@ -5,12 +5,14 @@ Sharded tensors are put together, so that any number of ranks can load either of
 
 import argparse
 import contextlib
+import pickle
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from twinckpt.cli import drained
+from twinckpt.cli.importing import reason_of
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -51,20 +53,34 @@ def run(args: argparse.Namespace) -> int:
         else:
             dcp.save(state, checkpoint_id=draft, no_dist=True)
         draft.rename(args.output)
-    except (OSError, RuntimeError, CheckpointException) as error:  # a full disk is any of them
+    except (OSError, RuntimeError, KeyError, CheckpointException) as error:  # a full disk, too
         _discard(draft)
         cause = error.failures[0][0] if isinstance(error, CheckpointException) else error
         reason = str(cause).strip().splitlines()[0]
         print(f"twinckpt: {args.output} cannot be written: {reason}", file=sys.stderr)
         return 1
     print(f"step {step} of {full.world_size} ranks → {args.output}")
+    if args.format == "torch" and (reason := refusal(args.output)):
+        print(f"torch.load takes it with weights_only=False only: {reason}")
     for name in full.differing:
         print(f"{name}: the ranks differ in what is not sharded; rank 0's was taken")
     return 0
 
 
+def refusal(path: Path) -> str:
+    """Return why `torch.load(weights_only=True)` does not take a file; "" if it does."""
+    import torch
+
+    try:
+        torch.load(path, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        return reason_of(error)
+    return ""
+
+
 def without_arrays(value: Any) -> Any:
-    """Turn NumPy's arrays into tensors, which `torch.load(weights_only=True)` takes."""
+    """Turn NumPy's arrays into tensors, which `torch.load(weights_only=True)` takes, its numbers
+    into Python's."""
     import numpy as np
     import torch
 
@@ -75,7 +91,10 @@ def without_arrays(value: Any) -> Any:
         return type(value)(map(without_arrays, value))
     if isinstance(value, np.ndarray):
         with contextlib.suppress(TypeError):  # of dates or texts, say: no tensor can be made
-            return torch.from_numpy(value)
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+    if isinstance(value, np.number | np.bool):
+        plain = value.item()
+        return plain if isinstance(plain, int | float | complex) else value
     return value
 
 

@@ -76,7 +76,7 @@ def _load(source: Path) -> dict[str, Any]:
                 dcp_to_torch_save(source, path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (Exception, CheckpointException) as error:  # torch raises anything, given anything
-            reason = _reason(error)
+            reason = reason_of(error)
             raise ValueError(f"no checkpoint of tensors and plain values: {reason}") from error
     if not isinstance(state, dict) or not all(map(is_plain_key, state)):
         raise ValueError("not a mapping of names, as a Checkpointer's state is")
@@ -85,7 +85,7 @@ def _load(source: Path) -> dict[str, Any]:
     return {name: _numbered(part) for name, part in state.items()}
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Say in one line what torch met; what it advises is no option of this command."""
     text = str(error).strip()
     if isinstance(error, pickle.UnpicklingError | EOFError):
