@@ -1,6 +1,7 @@
 """Every kind of state comes back bit for bit, or is refused by name."""
 
 import random
+import re
 from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
@@ -184,3 +185,27 @@ def test_a_part_that_has_become_another_one_is_named(saved, live):
     """A model that was changed between two runs."""
     with pytest.raises(RestoreError, match=r"x does not take what the checkpoint has for it"):
         restored(slot_of({"x": saved}), {"x": live})
+
+
+@pytest.mark.parametrize(
+    ("live", "reason"),
+    [
+        (torch.nn.Conv2d(3, 4, 2), "weight had the shape [4, 3, 1, 1], here it has [4, 3, 2, 2]"),
+        (torch.nn.Conv2d(3, 4, 1, bias=False), "nothing is called bias here"),
+        (torch.nn.utils.weight_norm(torch.nn.Conv2d(3, 4, 1)), "nothing was saved of weight_g"),
+        (_optimizer(2), "it had groups of [4] parameters, here it has [2]"),
+    ],
+)
+def test_where_a_part_has_become_another_one_nothing_is_overwritten(live, reason):
+    """Who begins at the beginning then does not begin with some of the checkpoint."""
+
+    def build():
+        model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 4, 1))
+        return {"a": model.to(memory_format=torch.channels_last), "z": [np.random.rand(2)]}
+
+    saved, fresh = seeded(1, build), seeded(2, build)
+    was_optimizer = isinstance(live, torch.optim.Optimizer)
+    odd = torch.optim.SGD(saved["a"].parameters()) if was_optimizer else saved["a"][1]
+    with pytest.raises(RestoreError, match=rf"x does not .*{re.escape(reason)}.* Nothing is over"):
+        restored(slot_of({**saved, "x": odd}), {**fresh, "x": live})
+    assert_same(seeded(2, build), fresh)

@@ -21,6 +21,7 @@ class SavedTensors:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
+        self._noted: list[tuple[torch.Tensor, str]] = []
 
     def kind(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Return a tensor's type and shape."""
@@ -36,11 +37,14 @@ class SavedTensors:
         return self._tensors[name]
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        """Copy a tensor into a live one of its type and shape, before `finish` returns."""
-        moving.copy(target, self._tensors[name])
+        """Note a live tensor of its type and shape, for `finish` to copy a tensor into."""
+        self._noted.append((target, name))
 
     def finish(self) -> None:
         """Fill the live tensors; a GPU may still be at it. Under `torch.no_grad`."""
+        for target, name in self._noted:
+            moving.copy(target, self._tensors[name])
+        self._noted = []
 
     def settle(self) -> None:
         """Return once a GPU, too, has done its part; raises DamagedCopyError if that is wrong."""
@@ -70,6 +74,7 @@ class SlotReader(SavedTensors):
         num_threads: int = 1,
         on_gpu: GpuReader | None = None,
     ) -> None:
+        super().__init__({})
         self._buffer = buffer
         self._chunk_bytes = chunk_bytes
         self._verify = verify
@@ -102,24 +107,26 @@ class SlotReader(SavedTensors):
         return view(self._buffer, region)
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        """Note a target for `finish`, which goes through the slot once; copy others now."""
+        """Note a target for `finish`, which goes through the slot once."""
         region = self._regions[name]
         if moving.lies_in_order(target):
             self._targets.append((region, target))
         elif target.is_cuda and self._arrive is None:
             self._targets_on_gpu.append((region, target))
         else:
-            moving.copy_by_torch(target, self.tensor(name), non_blocking=True)
-            self._devices.add(target.device)
+            super().copy_into(target, name)
 
     def finish(self) -> None:
         """Copy and verify all chunks, those that nobody wants included; GPUs copy meanwhile."""
         # GPUs first, since threads that hash leave little of the interpreter to others.
         self._start_on_gpus()
+        for target, name in self._noted:
+            moving.copy_by_torch(target, self.tensor(name), non_blocking=True)
+            self._devices.add(target.device)
         self._take_all(self._pieces())
         for _, target in self._targets:
             moving.note_write(target)
-        self._targets, self._targets_on_gpu = [], []
+        self._noted, self._targets, self._targets_on_gpu = [], [], []
 
     def settle(self) -> None:
         """Wait for GPUs; raise DamagedCopyError if one of them found damage."""

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from twinckpt.checkpointer import containers, moving, optimizers
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.live_memory import LiveMemory
+from twinckpt.checkpointer.loading import loads_as_usual, misfit, takes_blindly
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
@@ -142,9 +143,16 @@ class TrainingState:
                     raise RestoreError(
                         f"what was saved of {name} makes no sense: {type(error).__name__}: {error}"
                     ) from error
+                reason = misfit(part, states[name], values[name])
+                if reason:
+                    raise RestoreError(
+                        f"{name} does not take what the checkpoint has for it: {reason}. Nothing "
+                        "is overwritten: make the model, the optimizer and the rest as they were "
+                        "when it was saved"
+                    )
             saved.finish()
         # A GPU may not have verified its part yet: the others may look at what they are given.
-        blind = [name for name, part in parts.items() if _takes_blindly(part)]
+        blind = [name for name, part in parts.items() if takes_blindly(part)]
         others = [name for name in parts if name not in blind]
         self._load_all(blind, parts, states, values)
         saved.settle()
@@ -180,7 +188,7 @@ class TrainingState:
             whole = OrderedDict(value)
             whole._metadata = getattr(live, "_metadata", None)  # type: ignore[attr-defined]
             own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-            if _loads_as_usual(part) and all(id(tensor) in own for tensor in whole.values()):
+            if loads_as_usual(part) and all(id(tensor) in own for tensor in whole.values()):
                 part.load_state_dict(whole, assign=True)
             else:
                 part.load_state_dict(whole)
@@ -349,31 +357,6 @@ def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
 
 def _is_of_torch(part: Any) -> bool:
     return isinstance(part, torch.nn.Module | torch.optim.Optimizer)
-
-
-def _loads_as_usual(module: torch.nn.Module) -> bool:
-    """Return whether only torch's own code handles what is loaded; other code may replace it."""
-    if type(module).load_state_dict is not torch.nn.Module.load_state_dict:
-        return False
-    loaders: list[Any] = []
-    for part in module.modules():
-        loaders.append(type(part)._load_from_state_dict)
-        hooks: Iterable[Any] = part._load_state_dict_pre_hooks.values()
-        loaders += [wrapped.hook for wrapped in hooks]
-    return all(getattr(loader, "__module__", "").startswith("torch.") for loader in loaders)
-
-
-def _takes_blindly(part: Any) -> bool:
-    """Return whether only torch's code handles what is loaded, which looks at no tensor's bytes."""
-    if isinstance(part, torch.nn.Module):
-        own = torch.nn.Module.set_extra_state
-        return _loads_as_usual(part) and all(type(m).set_extra_state is own for m in part.modules())
-    return (
-        isinstance(part, torch.optim.Optimizer)
-        and type(part).load_state_dict is torch.optim.Optimizer.load_state_dict
-        and not part._optimizer_load_state_dict_pre_hooks
-        and not part._optimizer_load_state_dict_post_hooks
-    )
 
 
 def _state_of(part: Any) -> Any:
