@@ -8,6 +8,7 @@ import struct
 import time
 from dataclasses import dataclass
 
+import msgspec
 import psutil
 import pytest
 import torch
@@ -132,6 +133,15 @@ def test_a_message_that_is_nested_without_end_is_refused_as_any_nonsense():
     nested = b"\x92" + b"\xa9RankHello" + b"\x91" * 1_000_000
     with pytest.raises(ProtocolError, match=r"recursion|Stack overflow"):
         TO_AGENT.decode(nested)
+
+
+@pytest.mark.parametrize("chunk_bytes", [-1, 2**62])
+def test_a_seal_that_seals_nothing_is_refused_as_any_nonsense(chunk_bytes):
+    """What a seal says of itself was an error of the agent, in as many lines."""
+    seal = {"rank": 0, "ticket": 1, "step": 1, "home": 0, "world_size": 1, "size_bytes": 10}
+    seal |= {"digests": b"", "chunk_bytes": chunk_bytes}
+    with pytest.raises(ProtocolError, match="seal of rank 0 at step 1 has"):
+        TO_AGENT.decode(msgspec.msgpack.encode(["Staged", {"seal": seal}]))
 
 
 def test_who_has_a_wrong_secret_is_told_so(job):

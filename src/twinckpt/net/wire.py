@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from twinckpt.errors import TwinckptError
+from twinckpt.errors import DamagedCopyError, TwinckptError
 
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct(">I")
@@ -34,7 +34,7 @@ class Codec:
         try:
             name, body = msgspec.msgpack.decode(payload, type=tuple[str, msgspec.Raw])
             return msgspec.msgpack.decode(body, type=self._types[name])
-        except (msgspec.DecodeError, KeyError, ValueError, RecursionError) as error:
+        except (KeyError, ValueError, RecursionError, DamagedCopyError) as error:
             raise ProtocolError(f"not a message of this link: {error}") from error
 
 
