@@ -26,6 +26,10 @@ _KIND = "$"
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 FLOAT = struct.Struct("<d")
 
+# Deeper ones could be saved, but not restored where more functions have called each other: of
+# Python's thousand calls each level takes three.
+_MAX_DEPTH = 200
+
 # What is of a type derived from one of these would come back as the plain one.
 _PLAIN = (str, bytes, int, float, complex, list, set, frozenset)
 _MAPPINGS = {dict: "dict", OrderedDict: "ordered", Counter: "counter"}
@@ -105,7 +109,8 @@ def flatten(
         flattener.flat.text = json.dumps(flattener.visit(state, name), separators=(",", ":"))
     except RecursionError:
         raise UnsupportedStateError(
-            f"{name or 'the state'} contains itself, or is nested too deeply; make it flatter"
+            f"{name or 'the state'} contains itself, or is nested deeper than {_MAX_DEPTH} levels; "
+            "make it flatter"
         ) from None
     return flattener.flat, frozenset(flattener.borrowed)
 
@@ -115,6 +120,7 @@ class _Flattener:
         self.flat = FlatState()
         self.borrowed: set[str] = set()
         self._known = known
+        self._depth = 0
 
     def visit(self, value: Any, path: str) -> Any:
         """Return the JSON of one value, and collect its tensors."""
@@ -172,7 +178,15 @@ class _Flattener:
         )
 
     def _items(self, values: Any, path: str) -> list[Any]:
-        return [self.visit(item, f"{path}.{index}") for index, item in enumerate(values)]
+        self._enter()
+        items = [self.visit(item, f"{path}.{index}") for index, item in enumerate(values)]
+        self._depth -= 1
+        return items
+
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise RecursionError
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
         kind = _MAPPINGS.get(type(value))
@@ -180,10 +194,12 @@ class _Flattener:
             raise UnsupportedStateError(
                 f"{path} is a {type(value).__qualname__}; convert it to a plain dict"
             )
+        self._enter()
         items = {
             key: self.visit(item, f"{path}.{key}" if path else str(key))
             for key, item in value.items()
         }
+        self._depth -= 1
         if kind == "dict" and all(map(is_plain_key, items)):
             return items
         return {
