@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from twinckpt import Checkpointer
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.tree import flatten
+from twinckpt.cli import main
 from twinckpt.core.copies import digest_of
 from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory import drained
@@ -185,6 +186,20 @@ def test_shards_of_another_ticket_are_refused(complete):
     manifest.write_text('{"step": 7, "ticket": 2, "world_size": 1}')
     with pytest.raises(DamagedCopyError, match="of another checkpoint"):
         drained.load_drained(complete, 7, 0)
+
+
+def test_the_files_of_another_job_are_refused(complete, tmp_path, entry, capsys):
+    """Which has the same numbers, and was copied over this one: each file is intact."""
+    data = bytes(entry.data[:-1]) + b"x"
+    identity = {"rank": 0, "ticket": 1, "step": 7, "home": 0, "world_size": 1}
+    other = tmp_path / "other"
+    drained.write_shard(other, Seal.of(memoryview(data), **identity), data)
+    for path in drained.step_directory(other, 7).iterdir():
+        path.rename(drained.step_directory(complete, 7) / path.name)
+    with pytest.raises(DamagedCopyError, match="of another checkpoint"):
+        drained.load_drained(complete, 7, 0)
+    assert main(["verify", str(complete)]) == 1
+    assert "rank 0: the shard is of another checkpoint" in capsys.readouterr().out
 
 
 def test_two_machines_that_write_a_shard_at_once_leave_it_whole(tmp_path, until):

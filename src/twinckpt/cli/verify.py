@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"rank {rank}: its file is missing, or its seal is damaged")
             num_damaged += 1
             continue
-        if (seal.ticket, seal.world_size) != (manifest.ticket, world_size):
+        if not manifest.names(seal):
             print(f"rank {rank}: the shard is of another checkpoint")
             num_damaged += 1
             continue

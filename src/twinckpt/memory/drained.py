@@ -30,11 +30,19 @@ _PIECE_BYTES = 4 << 20
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What makes a step complete: its ticket, and how many ranks wrote it."""
+    """What makes a step complete: its ticket, how many ranks wrote it, and each shard's digest."""
 
     step: int
     ticket: int
     world_size: int
+    digests: tuple[str, ...] = ()
+
+    def names(self, seal: Seal) -> bool:
+        """Return whether a shard is of this checkpoint, not of another one with its numbers."""
+        if (seal.ticket, seal.world_size) != (self.ticket, self.world_size):
+            return False
+        digests = self.digests[seal.rank : seal.rank + 1]
+        return not self.digests or digests == (seal.holding.digest,)
 
 
 def step_directory(directory: Path, step: int) -> Path:
@@ -102,7 +110,8 @@ def finish_step(directory: Path, step: int, ticket: int, world_size: int, digest
     if digest and digest != digest_of(shards):
         (folder / _MANIFEST).unlink(missing_ok=True)
         raise DamagedCopyError("another job drains to this directory too: give each one its own")
-    _publish(folder / _MANIFEST, msgspec.json.encode(Manifest(step, ticket, world_size)))
+    manifest = Manifest(step, ticket, world_size, tuple(shards))
+    _publish(folder / _MANIFEST, msgspec.json.encode(manifest))
     return True
 
 
@@ -261,7 +270,7 @@ def load_drained(directory: Path, step: int, rank: int) -> tuple[Seal, memoryvie
     manifest, seal = read_manifest(directory, step), read_seal(directory, step, rank)
     if manifest is None or seal is None:
         raise DamagedCopyError(f"no complete shard of rank {rank} at step {step} in {directory}")
-    if (seal.ticket, seal.world_size) != (manifest.ticket, manifest.world_size):
+    if not manifest.names(seal):
         raise DamagedCopyError(f"shard of rank {rank} at step {step} is of another checkpoint")
     try:
         path = shard_path(directory, step, rank)
