@@ -174,9 +174,11 @@ def test_a_missing_shard_is_damage(complete):
 def test_a_damaged_manifest_makes_a_step_incomplete(complete):
     """It does not exist then; older ones do. One bit makes 1 rank 0, of which all are intact."""
     manifest = drained.step_directory(complete, 7) / "manifest.json"
-    for damaged in ("{garbage", manifest.read_text().replace('"world_size":1', '"world_size":0')):
-        assert damaged != manifest.read_text()
-        manifest.write_text(damaged)
+    right = manifest.read_bytes()
+    no_ranks = right.replace(b'"world_size":1', b'"world_size":0')
+    for damaged in (b"{garbage", no_ranks, right[:-4] + b"\xb1" + right[-3:]):
+        assert damaged != right
+        manifest.write_bytes(damaged)
         assert drained.drained_steps(complete) == ()
 
 

@@ -120,7 +120,7 @@ def read_manifest(directory: Path, step: int) -> Manifest | None:
     try:
         content = (step_directory(directory, step) / _MANIFEST).read_bytes()
         manifest = msgspec.json.decode(content, type=Manifest)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):  # no JSON, or no text at all
         return None
     return manifest if manifest.step == step and manifest.world_size > 0 else None
 
