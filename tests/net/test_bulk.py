@@ -90,6 +90,20 @@ def test_a_transfer_from_a_machine_that_froze_can_be_ended():
                 fetching.result()
 
 
+def test_a_transfer_whose_connection_is_being_made_can_be_ended_too():
+    """It was forgotten, and kept its slot for as long as the peer took to send."""
+    with socket.create_server(("127.0.0.1", 0)) as slow, ThreadPoolExecutor(1) as pool:
+        address = Address("slow", *slow.getsockname())
+        client = BulkClient(SECRET)
+        fetching = pool.submit(client.fetch, address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
+        sock, _ = slow.accept()
+        with sock:
+            client.cancel(3, 5)
+            authenticate(sock, server_exchange(SECRET))
+            with pytest.raises(TransferCancelled, match="rank 3 at ticket 5"):
+                fetching.result()
+
+
 def test_a_version_that_is_not_there_is_refused(sender):
     """The receiver learns it at once."""
     _, address = sender

@@ -15,7 +15,8 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -121,6 +122,15 @@ class TransferCancelled(OSError):
     """The transfer was ended from this side."""
 
 
+@dataclass(slots=True)
+class _Transfer:
+    """A transfer under way; `sock` is None until its connection is made."""
+
+    address: Address
+    sock: socket.socket | None = None
+    is_cancelled: bool = False
+
+
 class BulkClient:
     """Fetches shards from peers; without TLS keeps idle connections. Thread-safe."""
 
@@ -128,7 +138,7 @@ class BulkClient:
         self._secret = secret
         self._tls = tls
         self._idle: dict[tuple[str, int], list[socket.socket]] = {}
-        self._busy: dict[tuple[int, int], tuple[Address, socket.socket]] = {}
+        self._busy: dict[tuple[int, int], _Transfer] = {}
         self._lock = threading.Lock()
 
     def fetch(
@@ -145,42 +155,39 @@ class BulkClient:
         Raises DamagedCopyError if the peer has no intact copy, ProtocolError if it does not
         fit, TransferCancelled after `cancel`, OSError or EOFError if the connection fails.
         """
-        sock = self._connect(address)
+        transfer = _Transfer(address)
         with self._lock:
-            self._busy[rank, ticket] = (address, sock)
+            self._busy[rank, ticket] = transfer
         try:
-            sock.sendall(_REQUEST.pack(rank, ticket))
-            seal = _receive_seal(sock, address, rank, ticket)
-            if seal.size_bytes > len(buffer):
-                raise wire.ProtocolError(
-                    f"rank {rank}'s shard has {seal.size_bytes} bytes, the slot {len(buffer)}"
-                )
-            _receive_verified(sock, seal, buffer, address, on_progress)
-        except BaseException as error:
-            is_cancelled = self._end(rank, ticket) is None
-            sock.close()
-            if is_cancelled and isinstance(error, OSError | EOFError):
+            with self._connected(transfer) as sock:
+                sock.sendall(_REQUEST.pack(rank, ticket))
+                seal = _receive_seal(sock, address, rank, ticket)
+                if seal.size_bytes > len(buffer):
+                    raise wire.ProtocolError(
+                        f"rank {rank}'s shard has {seal.size_bytes} bytes, the slot {len(buffer)}"
+                    )
+                _receive_verified(sock, seal, buffer, address, on_progress)
+        except (OSError, EOFError, AuthenticationError) as error:
+            if transfer.is_cancelled:
                 raise TransferCancelled(f"rank {rank} at ticket {ticket}: cancelled") from error
             raise
-        self._end(rank, ticket)
-        if self._tls:
-            sock.close()
-        else:
+        finally:
             with self._lock:
-                self._idle.setdefault((address.host, address.bulk_port), []).append(sock)
+                if self._busy.get((rank, ticket)) is transfer:
+                    del self._busy[rank, ticket]
         return seal
 
     def cancel(self, rank: int, ticket: int, unless_from: Sequence[Address] = ()) -> None:
-        """End a transfer that is under way, if there is one, at once: its peer may be frozen."""
-        with self._lock:
-            address, sock = self._busy.get((rank, ticket), (None, None))
-            if sock is not None and address not in unless_from:
-                del self._busy[rank, ticket]
-                _hang_up(sock)
+        """End a transfer that is under way, if there is one: its peer may be frozen.
 
-    def _end(self, rank: int, ticket: int) -> object | None:
+        At once, or when its connection is made.
+        """
         with self._lock:
-            return self._busy.pop((rank, ticket), None)
+            transfer = self._busy.get((rank, ticket))
+            if transfer is not None and transfer.address not in unless_from:
+                transfer.is_cancelled = True
+                if transfer.sock is not None:
+                    _hang_up(transfer.sock)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -190,8 +197,28 @@ class BulkClient:
                     sock.close()
             self._idle = {}
 
-    def _connect(self, address: Address) -> socket.socket:
-        key = (address.host, address.bulk_port)
+    @contextlib.contextmanager
+    def _connected(self, transfer: _Transfer) -> Iterator[socket.socket]:
+        """Give a transfer its connection, which is kept for the next one if all goes well."""
+        key = (transfer.address.host, transfer.address.bulk_port)
+        sock = self._connect(key)
+        with self._lock:
+            transfer.sock = sock
+            if transfer.is_cancelled:
+                _hang_up(sock)
+        try:
+            yield sock
+        except BaseException:
+            sock.close()
+            raise
+        with self._lock:
+            transfer.sock = None  # it may be another transfer's from now on
+            if self._tls:
+                sock.close()
+            else:
+                self._idle.setdefault(key, []).append(sock)
+
+    def _connect(self, key: tuple[str, int]) -> socket.socket:
         with self._lock:
             self._close_dead()
             if key in self._idle:
