@@ -2,6 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -127,6 +130,16 @@ def test_the_newest_ticket_is_known_before_its_step_is_complete(tmp_path, entry)
     assert drained.newest_ticket(tmp_path) == 0
     drained.write_shard(tmp_path, entry.seal, entry.data)
     assert drained.newest_ticket(tmp_path) == 1
+
+
+def test_the_newest_ticket_is_found_by_one_seal_a_step(tmp_path, entry, monkeypatch):
+    """Not by all of a thousand ranks: every machine asks shared storage whenever it connects."""
+    for rank, step in product(range(3), (7, 8)):
+        drained.write_shard(tmp_path, replace(entry.seal, rank=rank, step=step), entry.data)
+    read = mock.Mock(wraps=Path.read_bytes)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path))
+    assert drained.newest_ticket(tmp_path) == 1
+    assert read.call_count == 2
 
 
 @pytest.fixture

@@ -188,11 +188,11 @@ def newest_ticket(directory: Path) -> int:
 
     One shard a step is looked at: those of a step that counts are all of one ticket.
     """
-    tickets = [0]
+    newest = 0
     for folder in directory.glob("step-*"):
         seals = map(_read_seal, folder.glob("rank-*.seal"))
-        tickets += [seal.ticket for seal in seals if seal is not None][:1]
-    return max(tickets)
+        newest = max(newest, next((seal.ticket for seal in seals if seal is not None), 0))
+    return newest
 
 
 def set_aside(directory: Path, step: int) -> list[int]:
