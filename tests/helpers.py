@@ -1,14 +1,20 @@
-"""What tests of all layers use: the one way to wait, and the agents of this process."""
+"""What tests of all layers use: the one way to wait, the agents of this process, one it plays."""
 
 import contextlib
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import psutil
 
+from twinckpt.net import local
+from twinckpt.net.auth import authenticate, server_exchange
+
 _POLL_S = 0.005
+_TIMEOUT_S = 30.0
 
 _Found = TypeVar("_Found")
 
@@ -30,6 +36,25 @@ def agents_of_tests(kind: str = "twinckpt.agents") -> list[psutil.Process]:
     children = psutil.Process().children()
     alive = [process for process in children if process.status() != psutil.STATUS_ZOMBIE]
     return [process for process in alive if kind in " ".join(process.cmdline())]
+
+
+@contextlib.contextmanager
+def played_agent(
+    call: Callable[..., _Found], secret: bytes, *arguments: object
+) -> Iterator[tuple[Future[_Found], socket.socket]]:
+    """Play the agent that `call(name, secret, *arguments)`, in a thread, connects to.
+
+    Gives the call, and the agent's end of its connection, which is authenticated.
+    """
+    name = f"twinckpt-test-{os.getpid()}"
+    with local.listen(name) as listener, ThreadPoolExecutor(1) as pool:
+        listener.setblocking(True)
+        calling = pool.submit(call, name, secret, *arguments)
+        agent, _ = listener.accept()
+        with agent:
+            authenticate(agent, server_exchange(secret))
+            agent.settimeout(_TIMEOUT_S)
+            yield calling, agent
 
 
 def has_ipv6() -> bool:

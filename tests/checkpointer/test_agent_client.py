@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from helpers import played_agent
 from twinckpt.checkpointer.agent_client import AgentClient, ArrivalFailed, Copy
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
-from twinckpt.net.auth import authenticate, server_exchange
 
 SECRET = b"a secret of the job that is long"
 TIMEOUT_S = 30.0
@@ -19,17 +19,10 @@ TIMEOUT_S = 30.0
 @pytest.fixture
 def conversation():
     """A rank's client, and the agent's end of its connection."""
-    name = f"twinckpt-test-{os.getpid()}"
-    with local.listen(name) as listener, ThreadPoolExecutor(1) as pool:
-        listener.setblocking(True)
-        making = pool.submit(AgentClient, name, SECRET, 0, 1)
-        agent, _ = listener.accept()
-        with agent:
-            authenticate(agent, server_exchange(SECRET))
-            agent.settimeout(TIMEOUT_S)
-            assert agent.recv(local.MAX_MESSAGE_BYTES)
-            say(agent, local.Welcome(1, 0))
-            yield making.result(), agent
+    with played_agent(AgentClient, SECRET, 0, 1) as (making, agent):
+        assert agent.recv(local.MAX_MESSAGE_BYTES)
+        say(agent, local.Welcome(1, 0))
+        yield making.result(), agent
 
 
 def say(agent, message, slot=None):

@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from helpers import played_agent
 from twinckpt.agents.rendezvous import TwinRendezvousHandler
 from twinckpt.net import local
-from twinckpt.net.auth import authenticate, server_exchange
 from twinckpt.net.ports import free_port
 from twinckpt.run import WarmParent
 
@@ -33,16 +33,13 @@ def launched():
 @pytest.mark.usefixtures("launched")
 def test_a_machine_that_was_not_the_first_offers_its_own_address_too():
     """It may become the first one: at the loopback address others would look for it at home."""
-    name = f"twinckpt-test-{os.getpid()}"
-    with local.listen(name) as listener, ThreadPoolExecutor(1) as pool:
-        listener.setblocking(True)
-        calling = pool.submit(local.AgentLink, name, SECRET.encode())
-        agent, _ = listener.accept()
-        with agent:
-            authenticate(agent, server_exchange(SECRET.encode()))
-            parent = WarmParent(calling.result(), argparse.Namespace())
-            joining = pool.submit(parent._become_member_of_next_generation)
-            ready = local.TO_AGENT.decode(agent.recv(local.MAX_MESSAGE_BYTES))
-            agent.send(local.FROM_AGENT.encode(local.LauncherBroken("enough", is_final=True)))
-            assert not joining.result()
+    with (
+        played_agent(local.AgentLink, SECRET.encode()) as (calling, agent),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        parent = WarmParent(calling.result(), argparse.Namespace())
+        joining = pool.submit(parent._become_member_of_next_generation)
+        ready = local.TO_AGENT.decode(agent.recv(local.MAX_MESSAGE_BYTES))
+        agent.send(local.FROM_AGENT.encode(local.LauncherBroken("enough", is_final=True)))
+        assert not joining.result()
     assert ready.master_endpoint.startswith("127.0.0.2:")
