@@ -21,6 +21,7 @@ from twinckpt.net.wire import Codec, ProtocolError
 _DESCRIPTOR = struct.Struct("i")
 MAX_MESSAGE_BYTES = 1 << 20
 GOODBYE_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 30  # a frozen agent's queue takes a few messages, and then none
 
 # Rank → agent.
 
@@ -379,6 +380,8 @@ class AgentLink:
             authenticate(self._socket, client_exchange(secret))
             self._socket.setblocking(True)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE_BYTES)
+            limit = struct.pack("ll", SEND_TIMEOUT_S, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             otherwise.pop_all()
         self._spare = _SpareDescriptor()
 
@@ -387,9 +390,16 @@ class AgentLink:
         return self._socket.fileno()
 
     def send(self, message: ToAgent) -> None:
-        """Send one message, from any thread; raises AgentUnavailableError if nobody is there."""
+        """Send one message, from any thread.
+
+        Raises AgentUnavailableError if nobody is there, or reads what was sent.
+        """
         try:
             self._socket.send(TO_AGENT.encode(message))
+        except BlockingIOError as error:
+            raise AgentUnavailableError(
+                f"the worker agent has read nothing for {SEND_TIMEOUT_S} s: is it frozen?"
+            ) from error
         except OSError as error:
             raise AgentUnavailableError(f"the worker agent is gone: {error}") from error
 
