@@ -111,3 +111,20 @@ def test_a_damaged_drained_step_that_cannot_be_set_aside_is_not_resumed_again(ag
     rank = introduced(agent)
     rank.send(local.RestoreRequest())
     assert next_message(rank, local.RestoreDrained)[0].step == 1
+
+
+@pytest.fixture
+def slow_storage(tmp_path):
+    """Whoever reads the manifest of a step there waits until somebody writes to it."""
+    manifest = drained.step_directory(tmp_path, 1) / "manifest.json"
+    manifest.parent.mkdir()
+    os.mkfifo(manifest)
+    return manifest
+
+
+def test_slow_storage_holds_up_no_process_of_the_machine(slow_storage, agent):
+    """The agent lists what is drained whenever it has found a root, which waits for that."""
+    launcher = connect_to_agent(agent, SECRET)
+    launcher.send(JOIN)
+    slow_storage.write_text("now it answers")
+    assert next_message(launcher, local.LauncherFormed)[0].generation == 1

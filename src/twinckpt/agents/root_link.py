@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 
 from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.core import messages as m
@@ -29,7 +29,7 @@ class RootLink:
         config: WorkerAgentConfig,
         secret: bytes,
         tls: Tls | None,
-        hello: Callable[[], Iterable[m.ToRoot]],
+        hello: Callable[[], Awaitable[Sequence[m.ToRoot]]],
         on_message: Callable[[m.ToWorker], None],
         on_lost: Callable[[], None],
         on_refused: Callable[[str], None],
@@ -109,16 +109,19 @@ class RootLink:
     async def _serve(self) -> None:
         if not self.address[1]:
             raise OSError("none is elected yet")
-        reader, self._writer = await call_async(
-            *self.address, self._secret, self._tls, wire.MAX_FRAME_BYTES
-        )
+        address = self.address
+        reader, writer = await call_async(*address, self._secret, self._tls, wire.MAX_FRAME_BYTES)
         # Without it a host that is cut off would count as there for a quarter of an hour.
         timeout_ms = int(1000 * self._config.heartbeat_timeout_s)
-        connection = self._writer.get_extra_info("socket")
+        connection = writer.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._told = ""
         self._is_perhaps_another = False
-        for message in self._hello():
+        hello = await self._hello()
+        self._writer = writer
+        if self.address != address:  # another root was elected meanwhile
+            return
+        for message in hello:
             self.send(message)
         beating = asyncio.create_task(self._beat())
         try:

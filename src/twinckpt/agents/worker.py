@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -46,7 +46,7 @@ _Work = TypeVar("_Work")
 class WorkerAgent:
     """Drives the worker's state machine over sockets; everything runs in one event loop.
 
-    Only the bulk transfers and the drain run in threads; they come back to the loop.
+    Only what may take long runs in threads, and comes back to the loop.
     """
 
     def __init__(self, config: WorkerAgentConfig, secret: bytes) -> None:
@@ -65,6 +65,7 @@ class WorkerAgent:
         self._allocations = ThreadPoolExecutor(1, thread_name_prefix="allocate")
         self._transfers = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._drains = ThreadPoolExecutor(1, thread_name_prefix="drain")
+        self._listings = ThreadPoolExecutor(1, thread_name_prefix="list")
         self._drain_step = StepDrain(self._checkpoints, config)
         self._ranks: dict[int, LocalPeer] = {}
         self._launcher: LocalPeer | None = None
@@ -110,22 +111,26 @@ class WorkerAgent:
 
     # The root agent.
 
-    def _hello(self) -> Iterable[m.ToRoot]:
+    async def _hello(self) -> list[m.ToRoot]:
         """What the root must know first, on each new connection."""
+        steps, ticket = await self._loop.run_in_executor(self._listings, self._find_drained)
         if self._absence is not None:
             self._absence.cancel()
-        directory = self._config.drain_directory
-        steps, ticket = drained.known(drained.location(directory)) if directory else ((), 0)
         inventory = tuple(self._checkpoints.holdings())
         domain = self._config.failure_domain
         number, fetching = self._core.generation, tuple(self._core.fetching)
         self._events.write("root_found", host=self._root.address[0], port=self._root.address[1])
         held = (inventory, steps, ticket, domain, fetching)
         told = named_settings(self._config.job) if self._config.job else {}
-        yield m.Hello(self._address, number, *held, self._core.running(), told, self._config.run_id)
-        yield from self._core.unheard()
-        if self._join is not None:
-            yield self._join
+        hello = m.Hello(
+            self._address, number, *held, self._core.running(), told, self._config.run_id
+        )
+        return [hello, *self._core.unheard(), *([self._join] if self._join is not None else [])]
+
+    def _find_drained(self) -> tuple[tuple[int, ...], int]:
+        """Look at storage, which may be slow, and so in a thread of its own."""
+        directory = self._config.drain_directory
+        return drained.known(drained.location(directory)) if directory else ((), 0)
 
     def _on_root(self, message: m.ToWorker) -> None:
         if isinstance(message, m.Refused):
