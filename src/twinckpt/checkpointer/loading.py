@@ -11,23 +11,40 @@ import torch
 _MAX_TOLD = 3
 
 
-def loads_as_usual(module: torch.nn.Module) -> bool:
+def loads_as_usual(part: Any) -> bool:
     """Return whether only torch's own code handles what is loaded; other code may replace it."""
-    if type(module).load_state_dict is not torch.nn.Module.load_state_dict:
+    if isinstance(part, torch.optim.Optimizer):
+        return (
+            type(part).load_state_dict is torch.optim.Optimizer.load_state_dict
+            and not part._optimizer_load_state_dict_pre_hooks
+            and not part._optimizer_load_state_dict_post_hooks
+        )
+    if (
+        not isinstance(part, torch.nn.Module)
+        or type(part).load_state_dict is not torch.nn.Module.load_state_dict
+    ):
         return False
     loaders: list[Any] = []
-    for part in module.modules():
-        loaders.append(type(part)._load_from_state_dict)
-        hooks: Iterable[Any] = part._load_state_dict_pre_hooks.values()
+    for module in part.modules():
+        loaders.append(type(module)._load_from_state_dict)
+        hooks: Iterable[Any] = module._load_state_dict_pre_hooks.values()
         loaders += [wrapped.hook for wrapped in hooks]
     return all(getattr(loader, "__module__", "").startswith("torch.") for loader in loaders)
 
 
-def misfit(part: Any, live: Any, value: Any) -> str:
-    """Return why torch's own code would refuse a state, before any of it is filled; else ""."""
+def has_extra_state(part: Any) -> bool:
+    """Return whether a module's own code is given values, at which it may look."""
+    own = torch.nn.Module.set_extra_state
+    return isinstance(part, torch.nn.Module) and any(
+        type(module).set_extra_state is not own for module in part.modules()
+    )
+
+
+def misfit(part: torch.nn.Module | torch.optim.Optimizer, live: Any, value: Any) -> str:
+    """Return why a part that loads as usual would refuse a state, before any is filled; else ""."""
     if not isinstance(value, dict):
         return ""
-    if isinstance(part, torch.nn.Module) and loads_as_usual(part):
+    if isinstance(part, torch.nn.Module):
         found = [f"nothing was saved of {name}" for name in live if name not in value]
         found += [f"nothing is called {name} here" for name in value if name not in live]
         found += [
@@ -36,7 +53,7 @@ def misfit(part: Any, live: Any, value: Any) -> str:
             if _is_of_other_shape(tensor, value.get(name))
         ]
         return "; ".join(found[:_MAX_TOLD] + ["…"] * (len(found) > _MAX_TOLD))
-    if _is_usual_optimizer(part) and isinstance(value.get("param_groups"), list):
+    if isinstance(value.get("param_groups"), list):
         here, there = ([len(g["params"]) for g in x["param_groups"]] for x in (live, value))
         if here != there:
             return f"it had groups of {there} parameters, here it has {here}"
@@ -49,20 +66,3 @@ def _is_of_other_shape(live: Any, saved: Any) -> bool:
     if torch.nn.parameter.is_lazy(live):
         return False
     return live.shape != saved.shape and (live.ndim, saved.ndim) != (0, 1)  # torch unpacks that
-
-
-def takes_blindly(part: Any) -> bool:
-    """Return whether only torch's code handles what is loaded, which looks at no tensor's bytes."""
-    if isinstance(part, torch.nn.Module):
-        own = torch.nn.Module.set_extra_state
-        return loads_as_usual(part) and all(type(m).set_extra_state is own for m in part.modules())
-    return _is_usual_optimizer(part) and not part._optimizer_load_state_dict_post_hooks
-
-
-def _is_usual_optimizer(part: Any) -> bool:
-    """Return whether an optimizer is handed to torch's own code as it was saved."""
-    return (
-        isinstance(part, torch.optim.Optimizer)
-        and type(part).load_state_dict is torch.optim.Optimizer.load_state_dict
-        and not part._optimizer_load_state_dict_pre_hooks
-    )

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from twinckpt.checkpointer import containers, moving, optimizers
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.live_memory import LiveMemory
-from twinckpt.checkpointer.loading import loads_as_usual, misfit, takes_blindly
+from twinckpt.checkpointer.loading import has_extra_state, loads_as_usual, misfit
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
@@ -130,6 +130,7 @@ class TrainingState:
                 f"same names ({', '.join(sorted(json))})"
             )
         states = {name: _state_of(part) for name, part in parts.items()}
+        usual = {name for name, part in parts.items() if loads_as_usual(part)}
         values: dict[str, Any] = {}
         memory, made = LiveMemory(saved), _Made()
         with torch.no_grad():
@@ -143,8 +144,7 @@ class TrainingState:
                     raise RestoreError(
                         f"what was saved of {name} makes no sense: {type(error).__name__}: {error}"
                     ) from error
-                reason = misfit(part, states[name], values[name])
-                if reason:
+                if name in usual and (reason := misfit(part, states[name], values[name])):
                     raise RestoreError(
                         f"{name} does not take what the checkpoint has for it: {reason}. Nothing "
                         "is overwritten: make the model, the optimizer and the rest as they were "
@@ -152,34 +152,31 @@ class TrainingState:
                     )
             saved.finish()
         # A GPU may not have verified its part yet: the others may look at what they are given.
-        blind = [name for name, part in parts.items() if takes_blindly(part)]
+        blind = [name for name in parts if name in usual and not has_extra_state(parts[name])]
         others = [name for name in parts if name not in blind]
-        self._load_all(blind, parts, states, values)
+
+        def load(names: Iterable[str]) -> None:
+            for name in names:
+                self._load(name, parts[name], states[name], values[name], name in usual)
+
+        load(blind)
         saved.settle()
-        self._load_all(others, parts, states, values)
+        load(others)
 
-    def _load_all(
-        self,
-        names: Iterable[str],
-        parts: Mapping[str, Any],
-        states: Mapping[str, Any],
-        values: Mapping[str, Any],
-    ) -> None:
-        for name in names:
-            part = parts[name]
-            try:
-                self._load(name, part, states[name], values[name])
-            except TwinckptError:
-                raise
-            except Exception as error:
-                reason = str(error).strip().rstrip(".")
-                raise RestoreError(
-                    f"{name} does not take what the checkpoint has for it: {reason}. The state is "
-                    "partly overwritten, the checkpoint is as it was: make the model, the "
-                    "optimizer and the rest as they were when it was saved"
-                ) from error
+    def _load(self, name: str, part: Any, live: Any, value: Any, is_usual: bool) -> None:
+        try:
+            self._hand_over(name, part, live, value, is_usual)
+        except TwinckptError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().rstrip(".")
+            raise RestoreError(
+                f"{name} does not take what the checkpoint has for it: {reason}. The state is "
+                "partly overwritten, the checkpoint is as it was: make the model, the "
+                "optimizer and the rest as they were when it was saved"
+            ) from error
 
-    def _load(self, name: str, part: Any, live: Any, value: Any) -> None:
+    def _hand_over(self, name: str, part: Any, live: Any, value: Any, is_usual: bool) -> None:
         """Give a part its restored state; what was filled in place is in there as itself."""
         if isinstance(part, torch.nn.Module):
             # Tensors that are filled are passed as themselves: loading them copies nothing. If
@@ -188,7 +185,7 @@ class TrainingState:
             whole = OrderedDict(value)
             whole._metadata = getattr(live, "_metadata", None)  # type: ignore[attr-defined]
             own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-            if loads_as_usual(part) and all(id(tensor) in own for tensor in whole.values()):
+            if is_usual and all(id(tensor) in own for tensor in whole.values()):
                 part.load_state_dict(whole, assign=True)
             else:
                 part.load_state_dict(whole)
