@@ -78,9 +78,7 @@ class RootAgent:
                 await serve_metrics(self._board.status, host, port)
             except OSError as error:
                 logger.warning("no metrics at %s:%d: %s; the job goes on", host, port, error)
-        ticking = asyncio.create_task(self._tick())
-        await self._done.wait()
-        ticking.cancel()
+        await self._tick_until_done()
         server.close()
         for writer in self._writers.values():
             writer.transport.abort()
@@ -100,16 +98,17 @@ class RootAgent:
         self._is_replaced = True
         self._done.set()
 
-    async def _tick(self) -> None:
+    async def _tick_until_done(self) -> None:
         """Look for silent machines, a few times within the heartbeat timeout.
 
         A tick that comes late means that this process was held up, and with it the reading
         of heartbeats: nobody is judged until what has arrived is read.
         """
         interval_s = self._config.job.heartbeat_timeout_s / 5
-        while True:
+        while not self._done.is_set():
             asleep_at_s = time.monotonic()
-            await asyncio.sleep(interval_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._done.wait(), interval_s)
             if time.monotonic() - asleep_at_s < 2 * interval_s:
                 self._act(self._root.tick(time.monotonic()))
 
