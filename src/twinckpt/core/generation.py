@@ -5,7 +5,7 @@
 Messages of other generations never come here (`twinckpt.core.root` refuses them).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
@@ -14,7 +14,7 @@ from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
 from twinckpt.core.outbox import Outbox
-from twinckpt.core.recovery import Recovery
+from twinckpt.core.recovery import Recovery, nearest_first
 from twinckpt.core.reservations import Reservations
 
 
@@ -111,13 +111,8 @@ class Generation:
                     continue
                 if is_resumed:  # it may overwrite what it has of older tickets
                     self._copies.remove_older(target, rank, ticket)
-                self._fetch(target, holding, self._nearest_first(holding.home, copies))
-
-    def _nearest_first(self, home: int, copies: Iterable[str]) -> tuple[str, ...]:
-        home_name = self.places[home]
-        return tuple(
-            sorted(copies, key=lambda name: (name != home_name, name not in self._index, name))
-        )
+                sources = nearest_first(copies, self.places[holding.home], self._index)
+                self._fetch(target, holding, sources)
 
     # Taking over from another root.
 

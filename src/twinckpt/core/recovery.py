@@ -3,7 +3,7 @@
 Pure: a table of who holds what goes in, a plan comes out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from twinckpt.core.messages import Holding, Resume
@@ -46,10 +46,10 @@ def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recove
         if _homes(shards) == set(home_machine):
             first = shards[0][0][1]
             members = set(home_machine.values())
-            sources = {
-                rank: _nearest_first(copies, home_machine, members)
-                for rank, copies in sorted(shards.items())
-            }
+            sources = {}
+            for rank, copies in sorted(shards.items()):
+                home = home_machine[copies[0][1].home]
+                sources[rank] = nearest_first((name for name, _ in copies), home, members)
             return Recovery(step=first.step, ticket=first.ticket, sources=sources)
     return None
 
@@ -99,12 +99,9 @@ def _agree(shards: _Shards, first: Holding) -> bool:
     )
 
 
-def _nearest_first(
-    copies: list[tuple[str, Holding]], home_machine: Mapping[int, str], members: Set[str]
-) -> tuple[str, ...]:
-    home = home_machine.get(copies[0][1].home)
-    machines = (machine for machine, _ in copies)
-    return tuple(sorted(machines, key=lambda m: (m != home, m not in members, m)))
+def nearest_first(machines: Iterable[str], home: str, members: Container[str]) -> tuple[str, ...]:
+    """Return who holds a shard in the order in which to ask: its home, members, all others."""
+    return tuple(sorted(machines, key=lambda name: (name != home, name not in members, name)))
 
 
 def why_lost(recovery: Recovery | None, num_machines: int) -> str:
