@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from twinckpt.core.placement import check_kind
 from twinckpt.core.root import RootConfig
 from twinckpt.errors import ConfigurationError
 from twinckpt.memory.drained import location
@@ -75,12 +74,7 @@ class JobSettings:
     tls_ca: str = ""
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ConfigurationError(f"replicas={self.replicas}: at least 1, the local copy")
-        if self.num_slots < 2:
-            raise ConfigurationError(
-                f"num_slots={self.num_slots}: at least 2, the committed step and the next"
-            )
+        self.root()  # what the root agent would refuse is refused here
         if self.heartbeat_interval_s == 0:
             raise ConfigurationError("heartbeat_interval_s=0: it must be more than 0")
         if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
@@ -88,7 +82,6 @@ class JobSettings:
                 f"heartbeat_timeout_s={self.heartbeat_timeout_s} is too short for "
                 f"heartbeat_interval_s={self.heartbeat_interval_s}: make it at least three times"
             )
-        check_kind(self.placement)
         for name in _NEVER_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: 0 or more, and finite")

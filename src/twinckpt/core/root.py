@@ -44,10 +44,10 @@ class RootConfig:
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
-            raise ConfigurationError(f"replicas={self.replicas}: must be at least 1, the own copy")
+            raise ConfigurationError(f"replicas={self.replicas}: at least 1, the local copy")
         if self.num_slots < 2:
             raise ConfigurationError(
-                f"num_slots={self.num_slots}: must be at least 2, the committed step and the next"
+                f"num_slots={self.num_slots}: at least 2, the committed step and the next"
             )
         check_kind(self.placement)
 
