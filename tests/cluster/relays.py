@@ -18,7 +18,6 @@ from twinckpt.net.auth import NONCE_BYTES, PROOF_BYTES
 
 HOST = "127.0.0.1"
 _RECEIVE_BYTES = 1 << 16
-_TO_ROOT, _TO_WORKER = wire.Codec(m.ToRoot), wire.Codec(m.ToWorker)
 
 
 class Relay:
@@ -111,12 +110,12 @@ class RootRelay(Relay):
 
     def _upwards(self, near: socket.socket, far: socket.socket) -> None:
         far.sendall(_receive(near, NONCE_BYTES + PROOF_BYTES))
-        self._forward(near, far, _TO_ROOT)
+        self._forward(near, far, wire.TO_ROOT)
 
     def _downwards(self, near: socket.socket, far: socket.socket) -> None:
         near.sendall(_receive(far, NONCE_BYTES))
         near.sendall(_receive(far, PROOF_BYTES))
-        self._forward(far, near, _TO_WORKER)
+        self._forward(far, near, wire.TO_WORKER)
 
     def _forward(self, source: socket.socket, sink: socket.socket, codec: wire.Codec) -> None:
         while True:

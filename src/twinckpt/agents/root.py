@@ -25,7 +25,7 @@ from twinckpt.agents.embedded_store import EmbeddedStore
 from twinckpt.agents.event_log import EventLog, file_of
 from twinckpt.agents.metrics_endpoint import serve_metrics
 from twinckpt.agents.process import allow_all_descriptors, when_process_ends
-from twinckpt.agents.status import StatusBoard, StatusQuestion
+from twinckpt.agents.status import FROM_CALLER, StatusBoard, StatusQuestion
 from twinckpt.core import messages as m
 from twinckpt.core.root import Action, Disconnect, Log, Root, Send
 from twinckpt.errors import AuthenticationError
@@ -36,9 +36,6 @@ from twinckpt.net.strangers import Strangers
 
 logger = logging.getLogger(__name__)
 
-FROM_CALLER = wire.Codec(m.ToRoot | StatusQuestion)
-FROM_WORKER = wire.Codec(m.ToRoot)
-TO_WORKER = wire.Codec(m.ToWorker)
 _UNNAMED = {"", "none"}  # what torchrun says where --rdzv-id is left out
 _CHANGE_THE_RECORD = ("generation_formed", "machine_left")
 
@@ -129,7 +126,7 @@ class RootAgent:
                 refusal = m.Refused(
                     0, f"{reason} (--rdzv-id): give it an --rdzv-endpoint of its own"
                 )
-                writer.write(wire.frame(TO_WORKER.encode(refusal)))
+                writer.write(wire.frame(wire.TO_WORKER.encode(refusal)))
                 await writer.drain()
                 return
             machine = hello.address.machine
@@ -140,7 +137,7 @@ class RootAgent:
             self._writers[machine] = writer
             self._act(self._root.receive(machine, hello, time.monotonic()))
             while True:
-                message = FROM_WORKER.decode(await wire.read_frame(reader))
+                message = wire.TO_ROOT.decode(await wire.read_frame(reader))
                 self._act(self._root.receive(machine, message, time.monotonic()))
         except (AuthenticationError, wire.ProtocolError) as error:
             host = (writer.get_extra_info("peername") or ("a caller that has gone",))[0]
@@ -181,7 +178,7 @@ class RootAgent:
                 case Send(machine, message):
                     writer = self._writers.get(machine)
                     if writer is not None:
-                        writer.write(wire.frame(TO_WORKER.encode(message)))
+                        writer.write(wire.frame(wire.TO_WORKER.encode(message)))
                 case Log(event, fields):
                     self._board.note(event, fields)
                     if event == "waiting_for_machines":

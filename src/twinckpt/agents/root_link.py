@@ -14,8 +14,6 @@ from twinckpt.net.tls import Tls
 
 logger = logging.getLogger(__name__)
 
-_TO_ROOT = wire.Codec(m.ToRoot)
-_FROM_ROOT = wire.Codec(m.ToWorker)
 _RETRY_S = 0.1
 # Two seconds of a peer that answers something else, a minute and a half of one that is silent.
 _MAX_REFUSALS = 20
@@ -64,7 +62,7 @@ class RootLink:
     def send(self, message: m.ToRoot) -> None:
         """Send, or drop: what counts is told again by `hello` on the next connection."""
         if self._writer is not None:
-            self._writer.write(wire.frame(_TO_ROOT.encode(message)))
+            self._writer.write(wire.frame(wire.TO_ROOT.encode(message)))
 
     async def flush(self) -> None:
         """Wait until what was sent has left, if the root still listens."""
@@ -126,7 +124,7 @@ class RootLink:
         beating = asyncio.create_task(self._beat())
         try:
             while True:
-                self._on_message(_FROM_ROOT.decode(await wire.read_frame(reader)))
+                self._on_message(wire.TO_WORKER.decode(await wire.read_frame(reader)))
         finally:
             beating.cancel()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from twinckpt.core import messages as m
 from twinckpt.core.root import Root
 from twinckpt.errors import AgentUnavailableError
 from twinckpt.net import wire
@@ -35,6 +36,9 @@ FAILURES = (
 @dataclass(frozen=True, slots=True)
 class StatusQuestion:
     """What does the job do?"""
+
+
+FROM_CALLER = wire.Codec(m.ToRoot | StatusQuestion)  # the first message to a root agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,7 @@ def ask(host: str, port: int, secret: bytes, tls: Tls | None = None) -> JobStatu
         ) from error
     with call(stranger, secret, tls) as sock, sock.makefile("rb") as answer:
         sock.settimeout(_ANSWER_TIMEOUT_S)
-        sock.sendall(wire.frame(wire.Codec(StatusQuestion | None).encode(StatusQuestion())))
+        sock.sendall(wire.frame(FROM_CALLER.encode(StatusQuestion())))
         prefix = answer.read(4)
         if len(prefix) < 4:
             raise AgentUnavailableError(f"the root agent at {host}:{port} broke off")

@@ -15,7 +15,6 @@ from twinckpt.net import wire
 from twinckpt.net.auth import authenticate, client_exchange
 from twinckpt.net.ports import free_port
 
-TO_ROOT, TO_WORKER = wire.Codec(m.ToRoot), wire.Codec(m.ToWorker)
 _TIMEOUT_S = 60.0
 _BEATS_A_SEND = 500
 
@@ -91,10 +90,10 @@ class LargeCluster:
         return m.Join(self._root.generation, "10.0.0.1:29500", None, size, size)
 
     def _tell(self, name: str, message: m.ToRoot) -> int:
-        decoded = TO_ROOT.decode(TO_ROOT.encode(message))
+        decoded = wire.TO_ROOT.decode(wire.TO_ROOT.encode(message))
         actions = self._root.receive(name, decoded, self._now_s)
         sent = (action.message for action in actions if isinstance(action, Send))
-        return sum(len(TO_WORKER.encode(message)) for message in sent)
+        return sum(len(wire.TO_WORKER.encode(message)) for message in sent)
 
 
 def heartbeats_per_s(num_connections: int, num_heartbeats: int) -> float:
@@ -112,8 +111,10 @@ def heartbeats_per_s(num_connections: int, num_heartbeats: int) -> float:
     connections: list[socket.socket] = []
     try:
         connections += [_connect(port, secret, index) for index in range(num_connections)]
-        beat = wire.frame(TO_ROOT.encode(m.Heartbeat()))
-        join = wire.frame(TO_ROOT.encode(m.Join(0, "a:1", None, num_connections, num_connections)))
+        beat = wire.frame(wire.TO_ROOT.encode(m.Heartbeat()))
+        join = wire.frame(
+            wire.TO_ROOT.encode(m.Join(0, "a:1", None, num_connections, num_connections))
+        )
 
         def send() -> None:
             for _ in range(-(-num_heartbeats // _BEATS_A_SEND)):
@@ -150,5 +151,5 @@ def _connect(port: int, secret: bytes, index: int) -> socket.socket:
             time.sleep(0.02)
     authenticate(connection, client_exchange(secret))
     hello = m.Hello(m.Address(f"m{index}", "127.0.0.1", 1), 0)
-    connection.sendall(wire.frame(TO_ROOT.encode(hello)))
+    connection.sendall(wire.frame(wire.TO_ROOT.encode(hello)))
     return connection

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from twinckpt.core import messages as m
 from twinckpt.errors import DamagedCopyError, TwinckptError
 
 MAX_FRAME_BYTES = 64 << 20
@@ -36,6 +37,10 @@ class Codec:
             return msgspec.msgpack.decode(body, type=self._types[name])
         except (KeyError, ValueError, RecursionError, DamagedCopyError) as error:
             raise ProtocolError(f"not a message of this link: {error}") from error
+
+
+TO_ROOT = Codec(m.ToRoot)
+TO_WORKER = Codec(m.ToWorker)
 
 
 def frame(payload: bytes) -> bytes:
