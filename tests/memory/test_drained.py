@@ -14,7 +14,7 @@ from twinckpt import Checkpointer
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.tree import flatten
 from twinckpt.cli import main
-from twinckpt.core.copies import digest_of
+from twinckpt.core.copies import checkpoint_digest
 from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
@@ -72,7 +72,7 @@ def test_shards_of_two_jobs_that_drain_to_one_directory_make_no_step(tmp_path, e
         Seal.of(shard, rank=rank, ticket=1, step=7, home=0, world_size=2)
         for shard, rank in zip(shards, (0, 1, 1), strict=True)
     )
-    digest = digest_of([own.holding.digest, wanted.holding.digest])
+    digest = checkpoint_digest([own.holding.digest, wanted.holding.digest])
     drained.write_shard(tmp_path, own, shards[0])
     drained.write_shard(tmp_path, others, shards[1])
     with pytest.raises(DamagedCopyError, match="another job drains to this directory too"):

@@ -12,7 +12,7 @@ from twinckpt.core.messages import Holding
 Holders = Sequence[Sequence[int]]  # machine indices that hold each machine's shards, itself first
 
 
-def digest_of(shards: Iterable[str]) -> str:
+def checkpoint_digest(shards: Iterable[str]) -> str:
     """Return what tells a checkpoint from any other, from its shards' digests in order of ranks."""
     return hashlib.sha256("".join(shards).encode()).hexdigest()
 
@@ -97,7 +97,9 @@ class Copies:
     def digest(self, ticket: int) -> str:
         """Return the digest of a ticket of which every shard is held."""
         shards = self.of_ticket(ticket)
-        return digest_of(next(iter(shards[rank].values())).digest for rank in sorted(shards))
+        return checkpoint_digest(
+            next(iter(shards[rank].values())).digest for rank in sorted(shards)
+        )
 
     def of_shard(self, rank: int, ticket: int) -> Mapping[str, Holding]:
         """Return the copies of one shard by the machine that holds them."""

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import msgspec
 import xxhash
 
-from twinckpt.core.copies import digest_of
+from twinckpt.core.copies import checkpoint_digest
 from twinckpt.errors import ConfigurationError, DamagedCopyError
 from twinckpt.memory.seal import Seal
 
@@ -107,7 +107,7 @@ def finish_step(directory: Path, step: int, ticket: int, world_size: int, digest
         if seal is None or seal.ticket != ticket:
             return False
         shards.append(seal.holding.digest)
-    if digest and digest != digest_of(shards):
+    if digest and digest != checkpoint_digest(shards):
         (folder / _MANIFEST).unlink(missing_ok=True)
         raise DamagedCopyError("another job drains to this directory too: give each one its own")
     manifest = Manifest(step, ticket, world_size, tuple(shards))
