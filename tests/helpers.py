@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import psutil
 
-from twinckpt.net import local
 from twinckpt.net.auth import authenticate, server_exchange
+from twinckpt.net.local_socket import listen
 
 _POLL_S = 0.005
 _TIMEOUT_S = 30.0
@@ -47,7 +47,7 @@ def played_agent(
     Gives the call, and the agent's end of its connection, which is authenticated.
     """
     name = f"twinckpt-test-{os.getpid()}"
-    with local.listen(name) as listener, ThreadPoolExecutor(1) as pool:
+    with listen(name) as listener, ThreadPoolExecutor(1) as pool:
         listener.setblocking(True)
         calling = pool.submit(call, name, secret, *arguments)
         agent, _ = listener.accept()

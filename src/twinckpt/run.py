@@ -28,7 +28,6 @@ from typing import Any, NoReturn
 from twinckpt.errors import TwinckptError
 from twinckpt.meeting import MeetingPoint
 from twinckpt.net.local import (
-    AgentLink,
     ChildLost,
     LauncherBroken,
     LauncherDismissed,
@@ -36,6 +35,7 @@ from twinckpt.net.local import (
     WarmHello,
     WarmReady,
 )
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger("twinckpt.run")

@@ -14,6 +14,7 @@ from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.memory import drained
 from twinckpt.memory.seal import Seal
 from twinckpt.net import local
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.ports import free_port
 
 SECRET = b"s" * 32
@@ -39,15 +40,15 @@ def test_a_connection_that_fails_leaves_no_descriptor_behind(agent):
     connect_to_agent(agent, SECRET).close()
     before = os.listdir("/proc/self/fd")
     with pytest.raises(AuthenticationError):
-        local.AgentLink(agent, b"x" * 32)
+        AgentLink(agent, b"x" * 32)
     with pytest.raises(AgentUnavailableError):
-        local.AgentLink("twinckpt-nobody", SECRET)
+        AgentLink("twinckpt-nobody", SECRET)
     assert os.listdir("/proc/self/fd") == before
 
 
 def introduced(agent):
     """Return the connection of this process as the machine's rank."""
-    rank = local.AgentLink(agent, SECRET)
+    rank = AgentLink(agent, SECRET)
     rank.send(local.RankHello(0, 1, os.getpid()))
     next_message(rank, local.Welcome)
     return rank

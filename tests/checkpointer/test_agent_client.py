@@ -11,6 +11,7 @@ from twinckpt.checkpointer.agent_client import AgentClient, ArrivalFailed, Copy
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
+from twinckpt.net.local_socket import MAX_MESSAGE_BYTES
 
 SECRET = b"a secret of the job that is long"
 TIMEOUT_S = 30.0
@@ -20,7 +21,7 @@ TIMEOUT_S = 30.0
 def conversation():
     """A rank's client, and the agent's end of its connection."""
     with played_agent(AgentClient, SECRET, 0, 1) as (making, agent):
-        assert agent.recv(local.MAX_MESSAGE_BYTES)
+        assert agent.recv(MAX_MESSAGE_BYTES)
         say(agent, local.Welcome(1, 0))
         yield making.result(), agent
 
@@ -35,7 +36,7 @@ def answer_to_request(conversation, message, slot=None):
     client, agent = conversation
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(client.request_restore, TIMEOUT_S)
-        assert local.TO_AGENT.decode(agent.recv(local.MAX_MESSAGE_BYTES)) == local.RestoreRequest()
+        assert local.TO_AGENT.decode(agent.recv(MAX_MESSAGE_BYTES)) == local.RestoreRequest()
         say(agent, message, slot)
         return asking.result()
 

@@ -25,6 +25,7 @@ from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.core.root import RootConfig
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.ports import free_port
 
 NUM_MACHINES = 3
@@ -41,7 +42,7 @@ class Machine:
         self.root = RootRelay(root_port, self.bulk)
         self._socket_name, self._secret = config.socket_name, secret
         self._agent = start_worker_agent(replace(config, root_port=self.root.port), secret)
-        self._launcher: local.AgentLink | None = None
+        self._launcher: AgentLink | None = None
         self._rank: Puppet | None = None
 
     @property

@@ -18,6 +18,7 @@ from twinckpt.memory.drained import load_drained, location, read_manifest
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
+from twinckpt.net.local_socket import AgentLink
 
 SHARD_BYTES = 1 << 20
 TIMEOUT_S = 60.0
@@ -60,7 +61,9 @@ class Puppet:
 
     def __init__(self, agent: str, secret: bytes, rank: int, num_ranks: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["twinckpt.memory.drained", "twinckpt.net.local", "numpy"])
+        context.set_forkserver_preload(
+            ["twinckpt.memory.drained", "twinckpt.net.local_socket", "numpy"]
+        )
         self._pipe, its_end = context.Pipe()
         arguments = (its_end, agent, secret, rank, num_ranks)
         self._process = context.Process(target=_obey, args=arguments, daemon=True)
@@ -99,7 +102,7 @@ class _Rank:
 
     def __init__(self, agent: str, secret: bytes, rank: int, num_ranks: int) -> None:
         self._rank, self._num_ranks = rank, num_ranks
-        self._link = local.AgentLink(agent, secret)
+        self._link = AgentLink(agent, secret)
         self._link.send(local.RankHello(rank, num_ranks, os.getpid()))
         self._home = self._next(local.Welcome)[0].home
         self._state, self._step = begin(rank), 0

@@ -9,6 +9,7 @@ from twinckpt.errors import DamagedCopyError
 from twinckpt.memory.checksums import DIGEST_BYTES, checksum, chunk_bytes_of
 from twinckpt.memory.seal import Seal
 from twinckpt.net import local
+from twinckpt.net.local_socket import MAX_MESSAGE_BYTES
 
 CHUNK_BYTES = 1024
 WMEM_MAX_BYTES = 212_992  # what Linux allows as long as nobody has said otherwise
@@ -47,5 +48,5 @@ def test_of_a_shard_of_any_size_a_rank_can_tell_its_agent(size_bytes):
     with rank, agent:
         rank.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, WMEM_MAX_BYTES)
         rank.send(message)
-        received = agent.recv(local.MAX_MESSAGE_BYTES)
+        received = agent.recv(MAX_MESSAGE_BYTES)
     assert local.TO_AGENT.decode(received) == local.Staged(seal)

@@ -20,7 +20,8 @@ from twinckpt.errors import AuthenticationError, DamagedCopyError
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.net.auth import authenticate, client_exchange
 from twinckpt.net.bulk import BulkClient, BulkServer
-from twinckpt.net.local import TO_AGENT, AgentLink
+from twinckpt.net.local import TO_AGENT
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.secret import load_secret
 from twinckpt.net.wire import ProtocolError
 

@@ -14,7 +14,7 @@ from twinckpt.agents.process import start_root_agent, start_worker_agent
 from twinckpt.agents.status import ask
 from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.memory.drained import check_readable, location
-from twinckpt.net.local import AgentLink
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.secret import load_secret
 
 START_TIMEOUT_S = 30.0

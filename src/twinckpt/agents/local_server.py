@@ -11,14 +11,8 @@ from collections.abc import Callable
 
 from twinckpt.errors import AuthenticationError
 from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, server_exchange
-from twinckpt.net.local import (
-    FROM_AGENT,
-    MAX_MESSAGE_BYTES,
-    TO_AGENT,
-    FromAgent,
-    ToAgent,
-    listen,
-)
+from twinckpt.net.local import FROM_AGENT, TO_AGENT, FromAgent, ToAgent
+from twinckpt.net.local_socket import MAX_MESSAGE_BYTES, listen
 from twinckpt.net.strangers import ACCEPT_RETRY_S, Strangers
 from twinckpt.net.wire import ProtocolError
 

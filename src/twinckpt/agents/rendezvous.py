@@ -29,7 +29,6 @@ from twinckpt.agents.job_settings import LAUNCHED, JobSettings
 from twinckpt.agents.launch import RootCandidate, connect_to_agent, start_machine_agent
 from twinckpt.errors import AgentUnavailableError, TwinckptError
 from twinckpt.net.local import (
-    AgentLink,
     LauncherBroken,
     LauncherDismissed,
     LauncherFormed,
@@ -38,6 +37,7 @@ from twinckpt.net.local import (
     LauncherStandby,
     LauncherWaits,
 )
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.ports import free_port
 from twinckpt.net.secret import load_secret
 

@@ -9,6 +9,7 @@ from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, TwinckptErr
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
+from twinckpt.net.local_socket import AgentLink
 
 _ANSWERS = (
     local.RestoreFrom,
@@ -84,7 +85,7 @@ class AgentClient:
     """Receives what the agent says and keeps it until the training loop asks."""
 
     def __init__(self, name: str, secret: bytes, rank: int, world_size: int) -> None:
-        self._link = local.AgentLink(name, secret)
+        self._link = AgentLink(name, secret)
         self._mappings = SlotMappings()
         self.rank = rank
         self.world_size = world_size
@@ -97,7 +98,7 @@ class AgentClient:
         self._link.send(local.RankHello(rank, world_size, os.getpid()))
         welcome, _ = self._expect(local.Welcome, timeout_s=30.0)
         assert isinstance(welcome, local.Welcome)
-        self.launcher: local.AgentLink | None = None
+        self.launcher: AgentLink | None = None
         self.generation = welcome.generation
         self.home = welcome.home
 

@@ -23,7 +23,6 @@ from twinckpt.checkpointer.agent_client import AgentClient
 from twinckpt.checkpointer.machines import Machines, address_towards
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
 from twinckpt.net.local import (
-    AgentLink,
     LauncherBroken,
     LauncherFormed,
     LauncherJoin,
@@ -31,6 +30,7 @@ from twinckpt.net.local import (
     RootMoved,
     RootQuestion,
 )
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.ports import free_port
 from twinckpt.net.secret import load_secret
 

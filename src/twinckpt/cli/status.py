@@ -142,7 +142,8 @@ def _root_in_etcd(endpoint: str) -> tuple[str, int]:
 def _root_of_this_machine() -> tuple[str, int]:
     """Ask the worker agents of this machine; those of other jobs may have the same secret."""
     from twinckpt.errors import AgentUnavailableError, AuthenticationError, ConfigurationError
-    from twinckpt.net.local import AgentLink, RootAnswer, RootQuestion
+    from twinckpt.net.local import RootAnswer, RootQuestion
+    from twinckpt.net.local_socket import AgentLink
     from twinckpt.net.secret import load_secret
 
     roots = set()

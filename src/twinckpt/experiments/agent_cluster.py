@@ -25,6 +25,7 @@ from twinckpt.errors import AgentUnavailableError, DamagedCopyError
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
+from twinckpt.net.local_socket import AgentLink
 from twinckpt.net.ports import free_port
 
 TIMEOUT_S = 60.0
@@ -38,8 +39,8 @@ class AgentMachine:
         self._secret = secret
         self._name = config.socket_name
         self._process = start_worker_agent(config, secret)
-        self._launcher: local.AgentLink | None = None
-        self._rank: local.AgentLink | None = None
+        self._launcher: AgentLink | None = None
+        self._rank: AgentLink | None = None
         self._is_attached = False
         self._grant: tuple[local.Granted, int] | None = None
 
@@ -54,7 +55,7 @@ class AgentMachine:
         """Wait for the generation and start the rank in it."""
         assert self._launcher is not None
         self.place = next_message(self._launcher, local.LauncherFormed)[0].index
-        self._rank = local.AgentLink(self._name, self._secret)
+        self._rank = AgentLink(self._name, self._secret)
         self.to_agent(local.RankHello(self.place, num_machines, os.getpid()))
         next_message(self._rank, local.Welcome)
 
@@ -325,7 +326,7 @@ class AgentCluster:
             root.wait()
 
 
-def next_message(link: local.AgentLink, *kinds: type) -> tuple[Any, int | None]:
+def next_message(link: AgentLink, *kinds: type) -> tuple[Any, int | None]:
     """Wait for a message of these kinds; the others are passed over."""
     deadline_s = time.monotonic() + TIMEOUT_S
     while (received := link.receive(max(0.0, deadline_s - time.monotonic()))) is not None:
