@@ -62,7 +62,8 @@ def test_a_frozen_root_is_replaced_and_resigns_when_it_is_thawed(watched):
     watched.wait_for("generation_adopted", 1)
     committed = watched.cluster.checkpoint()
     os.kill(frozen, signal.SIGCONT)
-    assert watched.wait_for("root_replaced", 1)["pid"] == frozen
+    replaced = watched.wait_for("root_replaced", 1)
+    assert (replaced["pid"], replaced["generation"]) == (frozen, 1)
     assert watched.cluster.checkpoint() == committed + 1
     assert len(watched.events("generation_formed")) == 1
     os.kill(watched.root_pid, signal.SIGKILL)  # the thawed one stands by again

@@ -91,7 +91,8 @@ class RootAgent:
     def _resign(self) -> None:
         """Nobody follows this root any more: what it would decide now means nothing."""
         logger.warning("another root agent is elected; this one stands by")
-        self._events.write("root_replaced", {"pid": os.getpid(), "machine": self._config.machine})
+        whose = {"pid": os.getpid(), "machine": self._config.machine}
+        self._events.write("root_replaced", {"generation": self._root.generation, **whose})
         self._is_replaced = True
         self._done.set()
 

@@ -67,10 +67,11 @@ class JobStatus:
     """State of a job.
 
     `num_members` are the connected machines of the newest generation.
-    state: forming (waits for machines), recovering (copies of the step resumed from are made
-    redundant), or running. `committed_ago_s` is the time since the last new commit; `undecided`
-    are steps on their way. `num_skipped` and `num_failed` add up all ranks' saves that were not
-    checkpointed, of `num_saves`.
+    state: forming (waits for machines), adopting (waits for those of a generation that another
+    root has left), recovering (copies of the step resumed from are made redundant), or running.
+    `committed_ago_s` is the time since the last new commit; `undecided` are steps on their way.
+    `num_skipped` and `num_failed` add up all ranks' saves that were not checkpointed, of
+    `num_saves`.
     """
 
     state: str
