@@ -88,7 +88,7 @@ class CommitLogModel(RuleBasedStateMachine):
             recovery = Recovery(step=self.newest_step, ticket=resumable)
             self.open = {resumable: self.newest_step}
         else:
-            recovery = Recovery(step=self.newest_step, drained=True) if is_known else None
+            recovery = Recovery(step=self.newest_step) if is_known else None
             self.open = {}
         self.resumed = recovery.ticket if recovery else 0
         self.newest_step = recovery.step if recovery else 0

@@ -187,7 +187,7 @@ def test_when_a_replica_group_is_gone_the_newest_drained_step_is_resumed():
     assert cluster.messages(m.Formed) == []  # one that was cut off could come back
     cluster.wait(1.1)
     recoveries = [f.resume for _, f in cluster.messages(m.Formed)]
-    assert {(r.step, r.drained) for r in recoveries} == {(3, True)}
+    assert {(r.step, r.ticket) for r in recoveries} == {(3, 0)}
 
 
 def test_messages_of_a_former_generation_change_nothing():
@@ -295,7 +295,7 @@ def test_a_spare_that_waited_since_before_the_drain_resumes_from_it():
         cluster.act(cluster.root.connection_lost(machine, 0.5))
     cluster.wait(1.6)
     recoveries = [formed.resume for _, formed in cluster.messages(m.Formed)]
-    assert recoveries == [m.Resume(5, drained=True)] * 3
+    assert recoveries == [m.Resume(5)] * 3
 
 
 def test_a_drain_that_failed_on_one_machine_is_not_resumed_from():
@@ -365,7 +365,7 @@ def test_fewer_machines_resume_from_the_newest_drained_step():
     connect_elastic(cluster, "b")
     cluster.wait(2.0)
     assert cluster.root.running
-    assert cluster.root.current.recovery == Recovery(4, drained=True)
+    assert cluster.root.current.recovery == Recovery(4)
 
 
 FIRST_TICKET = 1
@@ -405,7 +405,7 @@ def test_a_job_grows_once_its_newest_commit_is_drained():
     drained_by_all(cluster, FIRST_TICKET + 1)
     assert {name for name, _ in cluster.messages(m.Broken)} == {"a", "b"}
     formed = rejoin(cluster, "ab")
-    assert {(f.num_machines, f.resume.step, f.resume.drained) for f in formed} == {(3, 5, True)}
+    assert {(f.num_machines, f.resume.step, f.resume.ticket) for f in formed} == {(3, 5, 0)}
     assert "steps_lost" not in cluster.events
 
 

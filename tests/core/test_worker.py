@@ -83,7 +83,7 @@ def test_damage_found_while_generations_change_is_reported_to_the_next(worker):
     worker.receive(m.Broken(1, "lost"))
     worker.damaged(0, 3, "checksum")
     dropped = ToRootAgent(m.Dropped(2, 0, 3, "checksum"))
-    assert dropped in worker.receive(m.Formed(2, 0, 1, "a:1", m.Resume(9, 3, drained=False)))
+    assert dropped in worker.receive(m.Formed(2, 0, 1, "a:1", m.Resume(9, 3)))
 
 
 def test_slots_of_a_former_place_are_given_back_with_the_first_commit_in_the_new_one():

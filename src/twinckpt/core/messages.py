@@ -222,7 +222,6 @@ class Resume:
 
     step: int
     ticket: int = 0
-    drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

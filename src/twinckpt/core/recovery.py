@@ -16,18 +16,22 @@ _Shards = dict[int, list[tuple[str, Holding]]]  # copies of each rank's shard: m
 class Recovery:
     """What to resume: `sources[rank]` names the machines that hold the rank's shard, best first.
 
-    `ticket` is 0 and `sources` empty where only persistent storage (`drained`) is left.
+    `ticket` is 0 and `sources` empty where only persistent storage is left.
     """
 
     step: int
     ticket: int = 0
     sources: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    drained: bool = False
+
+    @property
+    def is_drained(self) -> bool:
+        """Return whether only persistent storage is left."""
+        return not self.ticket
 
     @property
     def resume(self) -> Resume:
         """Return what every machine is told of it."""
-        return Resume(self.step, self.ticket, self.drained)
+        return Resume(self.step, self.ticket)
 
 
 def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recovery | None:
@@ -108,6 +112,6 @@ def why_lost(recovery: Recovery | None, num_machines: int) -> str:
     """Return why a committed step is not what `num_machines` machines resume."""
     if recovery is None:
         return "not every shard is left in memory, and nothing is drained"
-    if recovery.drained:
+    if recovery.is_drained:
         return f"memory has no step for {num_machines} machines; drained is {recovery.step}"
     return "not every shard is left in memory"

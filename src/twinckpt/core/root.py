@@ -306,7 +306,7 @@ class Root:
     def _adopt(self, adoption: Adoption) -> None:
         """All machines of the generation are back: it goes on."""
         record, resume = adoption.record, adoption.record.resume
-        recovery = Recovery(resume.step, resume.ticket, {}, resume.drained) if resume else None
+        recovery = Recovery(resume.step, resume.ticket) if resume else None
         self.adoption = None
         self.current = self._generation(recovery)
         self.current.fetches |= self._awaited
@@ -386,7 +386,7 @@ class Root:
             "generation_formed",
             machines=list(places),
             recover_step=recovery.step if recovery else None,
-            drained=bool(recovery and recovery.drained),
+            drained=bool(recovery and recovery.is_drained),
             sources={rank: list(names) for rank, names in sources.items()},
         )
         self._tell_spares()
@@ -416,7 +416,7 @@ class Root:
         plan = plan_recovery(holdings, dict(enumerate(self.membership.places)))
         is_newest = plan is not None and plan.ticket == newest_recoverable(holdings).ticket
         if not is_newest and self.drains.newest_step is not None:
-            plan = Recovery(step=self.drains.newest_step, drained=True)
+            plan = Recovery(step=self.drains.newest_step)
         return plan
 
     def _report_lost_steps(self, recovery: Recovery | None) -> None:

@@ -395,9 +395,7 @@ class Worker:
     def _ticket_to_restore(self) -> int:
         """Return the newest recoverable version that machines hold; 0 if there is none."""
         resume = self.formed.resume if self.formed else None
-        if self._now.committed_ticket or resume is None or resume.drained:
-            return self._now.committed_ticket
-        return resume.ticket
+        return self._now.committed_ticket or (resume.ticket if resume else 0)
 
     def _tell_verdict(self, message: m.RankLost | m.DamagedDrained) -> None:
         self._now.verdicts.append(message)
