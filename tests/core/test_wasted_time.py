@@ -14,7 +14,6 @@ from twinckpt.core.wasted_time import (
     gemini,
     goodput,
     highfreq,
-    ours,
     smallest_interval_s,
     strawman,
 )
@@ -90,14 +89,6 @@ def test_interval_respects_both_bounds(checkpoint_s, iteration_s):
     assert interval_s >= iteration_s
     assert interval_s >= checkpoint_s * (1 - 1e-12)
     assert interval_s <= max(checkpoint_s + iteration_s, iteration_s) * (1 + 1e-12)
-
-
-def test_ours_lowers_its_frequency_when_replication_is_slow():
-    """A checkpoint of 2.5 iterations cannot be taken every iteration."""
-    workload = Workload(iteration_s=2, checkpoint_bytes=1, num_machines=2)
-    slow = ours(workload, recoverable_s=5, retrieval_s=1, stall_s=0.1)
-    fast = ours(workload, recoverable_s=1, retrieval_s=1, stall_s=0.1)
-    assert (slow.interval_s, fast.interval_s) == (6, 2)
 
 
 def test_goodput_without_failures_is_what_the_stall_leaves():

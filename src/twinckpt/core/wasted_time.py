@@ -134,68 +134,32 @@ def smallest_interval_s(checkpoint_s: float, iteration_s: float) -> float:
     return max(1, math.ceil(checkpoint_s / iteration_s)) * iteration_s
 
 
-def strawman(
-    workload: Workload,
-    storage_bytes_per_s: float,
-    interval_s: float = STRAWMAN_INTERVAL_S,
-    stall_s: float = 0.0,
-) -> Strategy:
-    """Remote storage at a fixed interval (3 h); `storage_bytes_per_s` is of all machines."""
+def strawman(workload: Workload, storage_bytes_per_s: float) -> Strategy:
+    """Remote storage every three hours; `storage_bytes_per_s` is of all machines."""
     _check_positive(storage_bytes_per_s=storage_bytes_per_s)
     transfer_s = workload.checkpoint_bytes / storage_bytes_per_s
-    return Strategy("strawman", transfer_s, max(interval_s, transfer_s), transfer_s, stall_s)
+    return Strategy("strawman", transfer_s, max(STRAWMAN_INTERVAL_S, transfer_s), transfer_s)
 
 
-def highfreq(workload: Workload, storage_bytes_per_s: float, stall_s: float = 0.0) -> Strategy:
+def highfreq(workload: Workload, storage_bytes_per_s: float) -> Strategy:
     """Remote storage as often as its bandwidth allows, in whole iterations."""
     _check_positive(storage_bytes_per_s=storage_bytes_per_s)
     transfer_s = workload.checkpoint_bytes / storage_bytes_per_s
     interval_s = smallest_interval_s(transfer_s, workload.iteration_s)
-    return Strategy("highfreq", transfer_s, interval_s, transfer_s, stall_s)
+    return Strategy("highfreq", transfer_s, interval_s, transfer_s)
 
 
-def gemini(
-    workload: Workload,
-    network_bytes_per_s: float,
-    *,
-    from_peer: bool,
-    interval_iterations: int = 1,
-    stall_s: float = 0.0,
-) -> Strategy:
-    """Peers' memory, with the traffic spread over each interval's idle spans.
+def gemini(workload: Workload, network_bytes_per_s: float, *, from_peer: bool) -> Strategy:
+    """Peers' memory in every iteration, with the traffic spread over its idle spans.
 
-    t_ckpt is one interval, because the last span of it carries the last bytes; retrieval is
+    t_ckpt is one iteration, because the last span of it carries the last bytes; retrieval is
     one machine's part at `network_bytes_per_s` (of one machine) after a hardware failure
     (`from_peer`), and nothing after a software failure, as in the paper.
     """
-    _check_positive(
-        network_bytes_per_s=network_bytes_per_s, interval_iterations=interval_iterations
-    )
-    interval_s = interval_iterations * workload.iteration_s
+    _check_positive(network_bytes_per_s=network_bytes_per_s)
     machine_bytes = workload.checkpoint_bytes / workload.num_machines
     retrieval_s = machine_bytes / network_bytes_per_s if from_peer else 0.0
-    return Strategy("gemini", interval_s, interval_s, retrieval_s, stall_s)
-
-
-def ours(
-    workload: Workload,
-    *,
-    recoverable_s: float,
-    retrieval_s: float,
-    stall_s: float,
-    interval_iterations: int = 1,
-) -> Strategy:
-    """twinckpt from measured durations: save until sealed on all replicas, and restore.
-
-    The interval is raised to whole iterations where a checkpoint takes longer than asked
-    for, since a save without a free slot is skipped.
-    """
-    _check_positive(interval_iterations=interval_iterations)
-    interval_s = max(
-        interval_iterations * workload.iteration_s,
-        smallest_interval_s(max(recoverable_s, stall_s), workload.iteration_s),
-    )
-    return Strategy("twinckpt", recoverable_s, interval_s, retrieval_s, stall_s)
+    return Strategy("gemini", workload.iteration_s, workload.iteration_s, retrieval_s)
 
 
 def goodput(strategy: Strategy, rate_per_s: float, restart: Restart | None = None) -> float:
