@@ -36,7 +36,7 @@ def test_storage_that_fails_is_told_once_and_again_only_after_it_worked(
     )
 
     def is_drained(step):
-        return drain(StartDrain(1, step, step, 1, (0,)))
+        return drain(StartDrain(1, step, step, 1, (0,), digest=""))
 
     directory.touch()
     assert not any(is_drained(step) for step in (1, 2, 1, 2))

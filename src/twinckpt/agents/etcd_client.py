@@ -100,7 +100,7 @@ class EtcdClient:
         revision: int,
         puts: dict[str, bytes],
         lease: int,
-        deletes: Sequence[str] = (),
+        deletes: Sequence[str],
     ) -> int:
         """Write `puts` and delete `deletes` if `key` is still of this revision (0: absent).
 

@@ -107,7 +107,7 @@ def start_root_if_local(
     """
     if _listens(host, port) or not _is_local(host):
         return None
-    config = _root_agent(settings, host, port, watch_pid or os.getpid(), run_id=run_id)
+    config = _root_agent(settings, host, port, watch_pid or os.getpid(), "", run_id)
     process = start_root_agent(config)
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not _listens(host, port):
@@ -122,7 +122,7 @@ def start_root_if_local(
 
 
 def _root_agent(
-    settings: JobSettings, host: str, port: int, watch_pid: int, store: str = "", run_id: str = ""
+    settings: JobSettings, host: str, port: int, watch_pid: int, store: str, run_id: str
 ) -> RootAgentConfig:
     return RootAgentConfig(
         host,

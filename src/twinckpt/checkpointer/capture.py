@@ -40,7 +40,7 @@ class _Fragment:
 
     identity: _Identity
     flat: FlatState
-    borrowed: frozenset[str] = field(default_factory=frozenset)
+    borrowed: frozenset[str]
 
 
 class Capture:

@@ -13,7 +13,7 @@ class Machine:
 
     address: m.Address
     last_heard_s: float
-    domain: str = ""
+    domain: str
 
 
 class Membership:

@@ -340,7 +340,7 @@ class Drain:
     ticket: int
     step: int
     world_size: int
-    digest: str = ""
+    digest: str
 
 
 ToRoot = (

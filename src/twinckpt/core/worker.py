@@ -103,7 +103,7 @@ class StartDrain:
     step: int
     world_size: int
     ranks: tuple[int, ...]
-    digest: str = ""
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

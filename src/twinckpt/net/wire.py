@@ -56,7 +56,7 @@ def frame_length(prefix: bytes, max_bytes: int = MAX_FRAME_BYTES) -> int:
     return int(length)
 
 
-async def read_frame(reader: asyncio.StreamReader, max_bytes: int = MAX_FRAME_BYTES) -> bytes:
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
     """Return the next payload; raises IncompleteReadError at the end of the connection."""
-    length = frame_length(await reader.readexactly(_LENGTH.size), max_bytes)
+    length = frame_length(await reader.readexactly(_LENGTH.size))
     return await reader.readexactly(length)
