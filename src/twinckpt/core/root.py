@@ -78,7 +78,7 @@ class Root:
         self.drains = Drains(config.drain_every_commits, config.drain_every_s)
         self._outbox = Outbox()
         self._awaited: set[tuple[str, int, int]] = set()
-        self._now_s = 0.0
+        self._now_s = now_s
         self._failed = FailedRanks(config.max_failures_at_a_step)
         self._lacks = ""
         self._ended = 0  # the newest generation of which a machine has ended well
@@ -134,7 +134,7 @@ class Root:
         self._now_s = now_s
         known = self.membership.machines.get(machine)
         if isinstance(message, m.Hello):
-            self._on_hello(machine, message, now_s)
+            self._on_hello(machine, message)
         elif known is not None:
             known.last_heard_s = now_s
             self._on_message(machine, message)
@@ -167,7 +167,7 @@ class Root:
         """The kernel says that a machine's connection ended: it died, or was cut off."""
         self._now_s = now_s
         self._lose(machine, "connection closed")
-        self._form_if_complete(now_s)
+        self._form_if_complete()
         return self._outbox.take()
 
     def tick(self, now_s: float) -> list[Action]:
@@ -179,12 +179,12 @@ class Root:
             self._outbox.disconnect(machine)
         if self.adoption and self.adoption.is_late(now_s, timeout_s):
             self._give_up_on_the_missing(self.adoption)
-        self._form_if_complete(now_s)
+        self._form_if_complete()
         return self._outbox.take()
 
     # Membership.
 
-    def _on_hello(self, machine: str, hello: m.Hello, now_s: float) -> None:
+    def _on_hello(self, machine: str, hello: m.Hello) -> None:
         if machine in self.membership.machines:
             self._lose(machine, "connected again")
         generation = max(hello.generation, generation_of(hello.drained_ticket))
@@ -192,21 +192,21 @@ class Root:
             # Another root went further. Whoever is of that generation would ignore this one.
             self._break(f"{machine} comes from a later generation, {generation}")
             self.generation = generation
-        self.membership.add(machine, Machine(hello.address, now_s, hello.domain))
+        self.membership.add(machine, Machine(hello.address, self._now_s, hello.domain))
         self.copies.add_machine(machine, hello.inventory)
         self._awaited |= {(machine, *copy) for copy in hello.fetching}
         self.drains.found(hello.drained_steps)
         for ticket in (hello.drained_ticket, *(holding.ticket for holding in hello.inventory)):
             self.commits.skip_past(ticket)
         self._log("machine_joined", machine=machine, host=hello.address.host)
-        self._reconcile(machine, hello, now_s)
+        self._reconcile(machine, hello)
 
-    def _reconcile(self, machine: str, hello: m.Hello, now_s: float) -> None:
+    def _reconcile(self, machine: str, hello: m.Hello) -> None:
         """A machine that runs something is part of what is taken over, or must stop."""
         adoption = self.adoption
         is_member = adoption is not None and machine in adoption.record.places
         if adoption and is_member and hello.running and hello.generation == adoption.record.number:
-            adoption.hear(machine, hello.running, now_s)
+            adoption.hear(machine, hello.running, self._now_s)
             if not adoption.missing:
                 self._adopt(adoption)
             return
@@ -229,7 +229,7 @@ class Root:
         elif self.current:
             self._log("machine_waiting", machine=machine)
             self._outbox.send(machine, m.Spare(self.generation))
-        self._form_if_complete(self._now_s)
+        self._form_if_complete()
         self._refuse_to_wait_in_vain()
 
     def _on_leave(self, machine: str) -> None:
@@ -326,14 +326,14 @@ class Root:
 
     # Forming a generation.
 
-    def _form_if_complete(self, now_s: float) -> None:
+    def _form_if_complete(self) -> None:
         if self.current is None and self.adoption is None:
             forming = size_to_form(
                 self.membership,
                 self.copies,
                 self.commits,
                 self.drains,
-                now_s,
+                self._now_s,
                 last_call_s=self.config.last_call_s,
                 return_s=self.config.heartbeat_timeout_s,
             )
