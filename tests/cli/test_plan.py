@@ -1,10 +1,8 @@
 """`twinckpt plan` with the published settings of real clusters."""
 
-import argparse
-
 import pytest
 
-from twinckpt.cli import plan
+from twinckpt.cli import main
 
 P4D = (
     "--machines 16 --ranks-per-machine 8 --bytes-per-rank 9.4GiB --network-gbit-s 400 "
@@ -21,10 +19,7 @@ LLAMA3 = (
 
 def call(text: str) -> int:
     """Run the command as the command line would."""
-    parser = argparse.ArgumentParser()
-    plan.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["plan", *text.split()])
-    return args.run(args)
+    return main(["plan", *text.split()])
 
 
 def test_the_papers_cluster(capsys):

@@ -7,12 +7,12 @@ import argparse
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from twinckpt.cli import CommandError
 from twinckpt.memory.slot import available_bytes
 
 MIB = 1 << 20
@@ -41,17 +41,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print all findings; 1 if one of them is a failure, 2 for impossible arguments."""
+    """Print all findings; 1 if one of them is a failure."""
     for name in ("ranks", "replicas", "slots"):
         if getattr(args, name) < 1:
-            print(f"twinckpt: --{name} must be at least 1", file=sys.stderr)
-            return 2
+            raise CommandError(f"--{name} must be at least 1")
     if args.shard_mib < 0:
-        print("twinckpt: --shard-mib must be at least 0", file=sys.stderr)
-        return 2
+        raise CommandError("--shard-mib must be at least 0")
     if not 0 < args.port <= _MAX_PORT:
-        print(f"twinckpt: --port must be between 1 and {_MAX_PORT}", file=sys.stderr)
-        return 2
+        raise CommandError(f"--port must be between 1 and {_MAX_PORT}")
     arena_bytes = args.replicas * args.slots * args.ranks * args.shard_mib * MIB
     findings = [
         _kernel(),

@@ -1,9 +1,9 @@
 """What the commands on drained checkpoints share: which step of which directory is meant."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from twinckpt.cli import CommandError
 from twinckpt.errors import ConfigurationError
 from twinckpt.memory.drained import drained_steps, is_filled, location
 
@@ -22,16 +22,14 @@ def place(directory: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def chosen_step(args: argparse.Namespace) -> int | None:
-    """Return the step that is meant; None, after one line that says why, if there is none."""
+def chosen_step(args: argparse.Namespace) -> int:
+    """Return the step that is meant; raises CommandError if there is none."""
     steps = drained_steps(args.directory) if is_filled(args.directory) else ()
     if not steps:
-        print(f"twinckpt: {args.directory} holds no complete checkpoint", file=sys.stderr)
-        return None
+        raise CommandError(f"{args.directory} holds no complete checkpoint")
     if args.step is None:
         return steps[-1]
     if args.step not in steps:
-        print(f"twinckpt: no complete step {args.step} in {args.directory}; there are "
-              f"{', '.join(map(str, steps))}", file=sys.stderr)  # fmt: skip
-        return None
+        there = ", ".join(map(str, steps))
+        raise CommandError(f"no complete step {args.step} in {args.directory}; there are {there}")
     return int(args.step)

@@ -7,11 +7,10 @@ import argparse
 import contextlib
 import pickle
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-from twinckpt.cli import drained
+from twinckpt.cli import CommandError, drained
 from twinckpt.cli.importing import reason_of
 
 
@@ -25,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export one step; 1 if it is damaged or cannot be put together, 2 for wrong arguments."""
+    """Export one step; raises CommandError, of status 1 if it cannot be put together."""
     import torch
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
@@ -34,17 +33,13 @@ def run(args: argparse.Namespace) -> int:
     from twinckpt.errors import TwinckptError
 
     step = drained.chosen_step(args)
-    if step is None:
-        return 2
     if args.output.exists():
-        print(f"twinckpt: {args.output} exists; name another output", file=sys.stderr)
-        return 2
+        raise CommandError(f"{args.output} exists; name another output")
     try:
         full = full_state(args.directory, step)
         state = without_arrays(full.state)
     except TwinckptError as error:
-        print(f"twinckpt: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(str(error), status=1) from error
     draft = args.output.with_name(f".{args.output.name}.draft")
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
         _discard(draft)
         cause = error.failures[0][0] if isinstance(error, CheckpointException) else error
         reason = str(cause).strip().splitlines()[0]
-        print(f"twinckpt: {args.output} cannot be written: {reason}", file=sys.stderr)
-        return 1
+        raise CommandError(f"{args.output} cannot be written: {reason}", status=1) from error
     print(f"step {step} of {full.world_size} ranks → {args.output}")
     if args.format == "torch" and (reason := refusal(args.output)):
         print(f"torch.load takes it with weights_only=False only: {reason}")

@@ -6,12 +6,11 @@ A job that drains to that directory then resumes from it, on any number of ranks
 import argparse
 import pickle
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from twinckpt.cli import drained
+from twinckpt.cli import CommandError, drained
 from twinckpt.memory.drained import drained_steps, finish_step, newest_ticket, write_shard
 
 MAX_STEP = 2**63 - 1
@@ -27,33 +26,27 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import one checkpoint; 1 if it cannot be carried, 2 for wrong arguments."""
+    """Import one checkpoint; raises CommandError, of status 1 if it cannot be carried."""
     from twinckpt.checkpointer.assemble import one_shard
     from twinckpt.errors import TwinckptError
 
     if not args.source.exists():
-        print(f"twinckpt: {args.source} does not exist", file=sys.stderr)
-        return 2
+        raise CommandError(f"{args.source} does not exist")
     if not 0 <= args.step <= MAX_STEP:
-        print(
-            f"twinckpt: --step {args.step}: a step is at least 0, and below 2^63", file=sys.stderr
-        )
-        return 2
+        raise CommandError(f"--step {args.step}: a step is at least 0, and below 2^63")
     if args.step in drained_steps(args.directory):
-        print(f"twinckpt: {args.directory} holds step {args.step} already", file=sys.stderr)
-        return 2
+        raise CommandError(f"{args.directory} holds step {args.step} already")
     try:
         state = _load(args.source)
         seal, data = one_shard(state, args.step, newest_ticket(args.directory) + 1)
     except (TwinckptError, ValueError) as error:
-        print(f"twinckpt: {args.source}: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(f"{args.source}: {error}", status=1) from error
     try:
         write_shard(args.directory, seal, data)
         finish_step(args.directory, seal.step, seal.ticket, seal.world_size)
     except OSError as error:
-        print(f"twinckpt: {args.directory} cannot be written to: {error}", file=sys.stderr)
-        return 1
+        reason = f"{args.directory} cannot be written to: {error}"
+        raise CommandError(reason, status=1) from error
     print(f"{args.source} → step {args.step} in {args.directory}, of {', '.join(sorted(state))}")
     return 0
 

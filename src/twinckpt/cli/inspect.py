@@ -1,9 +1,8 @@
 """`twinckpt inspect`: what is in a drained checkpoint: tensors, types, shapes, bytes."""
 
 import argparse
-import sys
 
-from twinckpt.cli import drained
+from twinckpt.cli import CommandError, drained
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -15,20 +14,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """List one rank's shard; 1 if it is damaged or missing, 2 if there is no checkpoint."""
+    """List one rank's shard; raises CommandError, of status 1 if it is damaged or missing."""
     from twinckpt.checkpointer.assemble import read_shard
     from twinckpt.errors import DamagedCopyError
     from twinckpt.memory.drained import check_length, drained_steps
 
     step = drained.chosen_step(args)
-    if step is None:
-        return 2
     try:
         shard = read_shard(args.directory, step, args.rank)
         check_length(args.directory, shard.seal)
     except DamagedCopyError as error:
-        print(f"twinckpt: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(str(error), status=1) from error
     seal = shard.seal
     others = ", ".join(map(str, drained_steps(args.directory)))
     print(f"step {step} (complete: {others}), rank {args.rank} of {seal.world_size}, "

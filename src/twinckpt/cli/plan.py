@@ -6,10 +6,10 @@ line for inputs that cannot be.
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinckpt.cli import CommandError
 from twinckpt.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; 2 for impossible inputs, with the reason on stderr."""
+    """Print the plan; raises CommandError for impossible inputs."""
     from twinckpt.core.planning import candidates, memory_plan, recommend, storage_plan
 
     try:
@@ -85,26 +85,20 @@ def run(args: argparse.Namespace) -> int:
         plans, reasons = candidates(facts)
         plans = [storage_plan(facts), *plans]
     except ConfigurationError as error:
-        print(f"twinckpt plan: {error}", file=sys.stderr)
-        return 2
+        raise CommandError(str(error)) from error
     except (ArithmeticError, ValueError) as error:
-        print(f"twinckpt plan: no cluster has such figures: {error}", file=sys.stderr)
-        return 2
+        raise CommandError(f"no cluster has such figures: {error}") from error
     print("\n".join(as_lines(facts, chosen, plans, reasons)))
     if args.out:
         try:
             from twinckpt.analysis.planning import draw
         except ImportError as error:
-            print(
-                f"twinckpt plan: --out needs {error.name}: pip install 'twinckpt[artifact]'",
-                file=sys.stderr,
-            )
-            return 2
+            needs = f"--out needs {error.name}: pip install 'twinckpt[artifact]'"
+            raise CommandError(needs) from error
         try:
             draw(facts, plans).savefig(args.out)
         except OSError as error:
-            print(f"twinckpt plan: --out {args.out}: {error.strerror}", file=sys.stderr)
-            return 2
+            raise CommandError(f"--out {args.out}: {error.strerror}") from error
         print(f"\ndrawn: {args.out}")
     return 0
 

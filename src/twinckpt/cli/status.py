@@ -11,6 +11,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from twinckpt.cli import CommandError
+
 if TYPE_CHECKING:
     from twinckpt.agents.status import JobStatus
 
@@ -40,23 +42,22 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the status; 1 if the job is not healthy, 2 if no job answers.
+    """Print the status; 1 if the job is not healthy. Raises CommandError if no job answers.
 
     A job that is watched may fall silent later: another root agent takes over, or it has ended.
     """
     from twinckpt.errors import TwinckptError
 
     if args.watch is not None and not 0 < args.watch < math.inf:
-        print(f"twinckpt status: --watch {args.watch:g}: seconds above 0", file=sys.stderr)
-        return 2
+        raise CommandError(f"--watch {args.watch:g}: seconds above 0")
     has_answered = False
     while True:
         try:
             status = ask(*_endpoint(args.endpoint))
         except (TwinckptError, OSError, EOFError, ValueError) as error:
-            print(f"twinckpt status: {error}", file=sys.stderr)
             if not has_answered:
-                return 2
+                raise CommandError(str(error)) from error
+            print(f"twinckpt status: {error}", file=sys.stderr)
         else:
             has_answered = True
             text = json.dumps(dataclasses.asdict(status)) if args.json else "\n".join(lines(status))

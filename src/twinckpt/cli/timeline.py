@@ -5,9 +5,10 @@ phase; with the machines' logs it is taken apart.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from twinckpt.cli import CommandError
 
 if TYPE_CHECKING:
     from twinckpt.analysis.recoveries import Failure
@@ -28,33 +29,35 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every failure, draw them if asked; 2 for a log that cannot be read."""
+    """Print every failure, draw them if asked; raises CommandError for what is no log."""
     from twinckpt.agents.event_log import with_former
     from twinckpt.analysis.recoveries import failures, read
 
     if args.out and args.out.suffix not in FORMATS:
-        return _refuse(f"--out {args.out}: must end in {', '.join(FORMATS)}")
+        raise CommandError(f"--out {args.out}: must end in {', '.join(FORMATS)}")
     try:
         found = failures(read(file for path in args.log for file in with_former(path)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return _refuse(f"{', '.join(map(str, args.log))} is no event log: {_reason(error)}")
+        logs = ", ".join(map(str, args.log))
+        raise CommandError(f"{logs} is no event log: {_reason(error)}") from error
     if args.failure is not None:
         if not 1 <= args.failure <= len(found):
-            return _refuse(f"--failure {args.failure}: there are {len(found)}, counted from 1")
+            raise CommandError(f"--failure {args.failure}: there are {len(found)}, counted from 1")
         found = [found[args.failure - 1]]
     print("\n".join(as_lines(found)))
     if args.out and found:
         try:
             from twinckpt.analysis.recovery_figure import MAX_FAILURES, draw
         except ImportError as error:
-            return _refuse(f"--out needs {error.name}: pip install 'twinckpt[artifact]'")
+            needs = f"--out needs {error.name}: pip install 'twinckpt[artifact]'"
+            raise CommandError(needs) from error
         recovered = [failure for failure in found if failure.job]
         if not recovered:
-            return _refuse("nothing to draw: the job has not recovered from any failure")
+            raise CommandError("nothing to draw: the job has not recovered from any failure")
         try:
             draw(recovered).savefig(args.out)
         except OSError as error:
-            return _refuse(f"--out {args.out}: {error.strerror}")
+            raise CommandError(f"--out {args.out}: {error.strerror}") from error
         left_out = len(recovered) - MAX_FAILURES
         which = f", the last {MAX_FAILURES}; --failure N draws another" if left_out > 0 else ""
         print(f"\ndrawn: {args.out}{which}")
@@ -91,8 +94,3 @@ def as_lines(found: "list[Failure]") -> list[str]:
 def _reason(error: Exception) -> str:
     """Return an error in one line; the repr of a UnicodeDecodeError would be the whole file."""
     return f"{type(error).__name__}: {error}"
-
-
-def _refuse(what: str) -> int:
-    print(f"twinckpt timeline: {what}", file=sys.stderr)
-    return 2

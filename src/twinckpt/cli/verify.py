@@ -14,12 +14,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check all shards of one step; 0 if all are intact, 1 if not, 2 if there is none."""
+    """Check all shards of one step; 0 if all are intact, 1 if not."""
     from twinckpt.errors import DamagedCopyError
 
     step = drained.chosen_step(args)
-    if step is None:
-        return 2
     manifest = read_manifest(args.directory, step)
     assert manifest is not None  # or the step would not be complete
     world_size = manifest.world_size
