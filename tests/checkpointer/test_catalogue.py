@@ -76,6 +76,16 @@ def test_a_container_of_parts_that_contains_itself_is_refused():
         TrainingState({"train": parts})
 
 
+@pytest.mark.parametrize("kind", ["Parameter", "Linear"])
+def test_a_part_whose_key_is_an_object_is_refused_before_anything_is_saved(kind):
+    """As an optimizer for each parameter: its name had the values, and no restore found it."""
+    model = torch.nn.Linear(1, 1)
+    key = model.weight if kind == "Parameter" else model
+    optimizers = {key: torch.optim.SGD([model.weight])}
+    with pytest.raises(ConfigurationError, match=f"a {kind} as its key.*: give a list"):
+        TrainingState({"model": model, "optimizers": optimizers})
+
+
 def test_a_plain_value_beside_a_part_in_a_tuple_is_refused_before_anything_is_saved():
     """It was saved, and every restore failed."""
     with pytest.raises(ConfigurationError, match=r"train\.1 is a int in a tuple"):

@@ -41,6 +41,11 @@ class Parts:
                 "a container in the state contains itself, and a part: take it out of itself"
             ) from None
         for name, container, key in places:
+            if _is_known_by_identity(key):
+                raise ConfigurationError(
+                    f"a part of the state has a {type(key).__qualname__} as its key, which is "
+                    "another one in the next process: give a list, or use names or numbers"
+                )
             if name in self._homes:
                 raise ConfigurationError(f"two parts of the state are called {name}: rename one")
             if isinstance(container, tuple) and not _is_filled(container[key]):
@@ -100,6 +105,11 @@ def _holds_stateful(value: Any, depth: int = 0) -> bool:
         )
         for item in items
     )
+
+
+def _is_known_by_identity(key: Any) -> bool:
+    """Return whether only this very object is the key, as a parameter that has an optimizer."""
+    return isinstance(key, torch.Tensor) or type(key).__hash__ is object.__hash__
 
 
 def _keys(container: Any) -> list[Any]:
