@@ -20,7 +20,7 @@ TIMEOUT_S = 30.0
 @pytest.fixture
 def conversation():
     """A rank's client, and the agent's end of its connection."""
-    with played_agent(AgentClient, SECRET, 0, 1) as (making, agent):
+    with played_agent(AgentClient, SECRET, 0, 1, 1) as (making, agent):
         assert agent.recv(MAX_MESSAGE_BYTES)
         say(agent, local.Welcome(1, 0))
         yield making.result(), agent

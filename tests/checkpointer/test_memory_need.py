@@ -77,6 +77,31 @@ def test_the_first_line_is_what_the_slots_take():
     assert float(total) == pytest.approx(2 * size_mib, abs=0.1)
 
 
+SPAWNED = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from twinckpt import Checkpointer
+
+def main(rank, address):
+    dist.init_process_group("gloo", init_method=address, world_size=2, rank=rank)
+    with Checkpointer({"state": torch.zeros(1 << 18)}) as checkpointer:
+        checkpointer.save(1, block=True)
+    dist.destroy_process_group()
+
+multiprocessing.start_processes(main, args=(sys.argv[1],), nprocs=2, start_method="fork")
+"""
+
+
+def test_ranks_that_a_script_starts_by_itself_are_counted(tmp_path):
+    """As by `multiprocessing.spawn`, which sets no variables: each was taken for a machine."""
+    command = [sys.executable, "-c", SPAWNED, f"file://{tmp_path}/ranks"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "twinckpt: 4.0 MiB of each machine's memory: 1 replicas x 2 slots x 2 r" in run.stderr
+
+
 def test_slots_that_do_not_fit_are_refused_with_the_sum_and_nothing_is_kept(monkeypatch):
     """Some of them would have fitted."""
     free = iter([9 * MIB, 5 * MIB, 1 * MIB])

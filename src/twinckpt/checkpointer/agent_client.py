@@ -84,11 +84,14 @@ class SlotMappings:
 class AgentClient:
     """Receives what the agent says and keeps it until the training loop asks."""
 
-    def __init__(self, name: str, secret: bytes, rank: int, world_size: int) -> None:
+    def __init__(
+        self, name: str, secret: bytes, rank: int, world_size: int, num_machines: int
+    ) -> None:
         self._link = AgentLink(name, secret)
         self._mappings = SlotMappings()
         self.rank = rank
         self.world_size = world_size
+        self.num_machines = num_machines
         self.grants: list[Grant] = []
         self.replicated: deque[int] = deque()
         self.resolved: deque[local.Resolved] = deque()

@@ -134,7 +134,7 @@ class Checkpointer:
         Checkpointer._open = self
 
     def _need(self, shard_bytes: int, is_complete: bool = True) -> MemoryNeed:
-        job = self._settings.replicas, self._settings.num_slots, self._client.world_size
+        job = self._settings.replicas, self._settings.num_slots, self._client
         return MemoryNeed.of_job(shard_bytes, *job, is_complete)
 
     def __enter__(self) -> Self:

@@ -76,7 +76,8 @@ def connect(settings: JobSettings) -> AgentClient:
     name = os.environ.get("TWINCKPT_AGENT")
     if name:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return AgentClient(name, load_secret(), rank, world_size)
+        num_machines = world_size // int(os.environ["LOCAL_WORLD_SIZE"])
+        return AgentClient(name, load_secret(), rank, world_size, num_machines)
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigurationError(
             "several ranks without a process group: call torch.distributed.init_process_group() "
@@ -84,7 +85,8 @@ def connect(settings: JobSettings) -> AgentClient:
         )
     machines = Machines.gather()
     name, launcher = _start(machines, settings)
-    client = AgentClient(name, load_secret(), machines.rank, machines.world_size)
+    job = machines.rank, machines.world_size, machines.count
+    client = AgentClient(name, load_secret(), *job)
     client.launcher = launcher
     return client
 

@@ -5,13 +5,14 @@ make theirs in their first step. Until then a step on the meta device tells how 
 """
 
 import contextlib
-import os
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
+from twinckpt.checkpointer.agent_client import AgentClient
 from twinckpt.checkpointer.layout import Layout
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.checkpointer.tree import local_tensor
@@ -31,11 +32,16 @@ class MemoryNeed:
 
     @classmethod
     def of_job(
-        cls, shard_bytes: int, replicas: int, num_slots: int, world_size: int, is_complete: bool
+        cls,
+        shard_bytes: int,
+        replicas: int,
+        num_slots: int,
+        client: AgentClient,
+        is_complete: bool,
     ) -> "MemoryNeed":
         """Return the need of each machine of a job; fewer machines hold fewer replicas."""
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        replicas = min(replicas, max(1, world_size // ranks))
+        replicas = min(replicas, client.num_machines)
+        ranks = math.ceil(client.world_size / client.num_machines)
         return cls(shard_bytes, replicas, num_slots, ranks, is_complete)
 
     @property
