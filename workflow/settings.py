@@ -1,5 +1,6 @@
 """What `--config` may say, and what each rule depends on. Called when the workflow is parsed."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.compose import load
 from twinckpt.experiments.config import EXPERIMENTS, relevant
 from twinckpt.results.provenance import config_sha256
+from twinckpt.results.samples import VARIANT
 
 SOURCE = Path("src/twinckpt")
 # What an experiment runs, layers and modules; an edit of one of them measures anew.
@@ -39,13 +41,16 @@ class Settings:
             _stop(f"--config knows {', '.join(_KEYS)}, not {', '.join(unknown)}")
         chosen = {key: str(config.get(key, default)) for key, default in _KEYS.items()}
         self.name, self.scale = chosen["name"], chosen["scale"]
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            _stop(f"--config name={self.name}: letters, digits, - and _ only")
+        if not VARIANT.fullmatch(self.name):
+            _stop(
+                f"--config name={self.name}: ASCII letters, digits, '.', '_' and '-' only, and a "
+                "letter or digit first"
+            )
         if self.name == "recorded":
             _stop("--config name=recorded: results/recorded/ holds other machines' results")
         self.results = Path("results") / self.name
         self.overrides = [f"scale={self.scale}", f"variant={self.name}"]
-        self.overrides += _checked(chosen["overrides"].split())
+        self.overrides += _checked(chosen["overrides"])
         self.is_default = self.name == "default"
 
     @property
@@ -55,7 +60,7 @@ class Settings:
         Not for `params`: Snakemake would measure everything anew when any of them changes,
         where `digest` names what an experiment depends on.
         """
-        return " ".join(_quoted(self.overrides))
+        return shlex.join(self.overrides)
 
     def digest(self, experiment: str) -> str:
         """Return a hash of the settings that this experiment's results depend on."""
@@ -77,16 +82,17 @@ def sources(*layers: str) -> list[str]:
     return sorted(str(path) for path in [*modules, *packages])
 
 
-def _checked(overrides: list[str]) -> list[str]:
+def _checked(text: str) -> list[str]:
+    """Return the words of `--config overrides`, quoted as in a shell where they have blanks."""
+    try:
+        overrides = shlex.split(text)
+    except ValueError as error:
+        _stop(f"--config overrides={text}: {error}")
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key in _OWN:
             _stop(f"--config overrides cannot set {key}: {_OWN[key]}")
     return overrides
-
-
-def _quoted(words: list[str]) -> list[str]:
-    return ["'" + word.replace("'", "'\\''") + "'" for word in words]
 
 
 def _stop(message: str) -> NoReturn:

@@ -52,6 +52,9 @@ IMPOSSIBLE = [
     ("optimization.sharding=zero", "one of fsdp, ddp"),
     ("model.width=7", "multiple of model.heads"),
     ("data.path=/does/not/exist", "no such file"),
+    ("data.path=/é", "data.path=/é: Hydra wants such characters between quotes"),
+    ("variant='my variant'", "variant=my variant: ASCII letters"),
+    ("experiment=soak", "experiment=soak: this is training; for the other one run python -m"),
     ("goodput.machines=[1]", "goodput.machines=1 must be at least 2"),
     ("goodput.correlated_percents=[101]", "between 0 and 100"),
 ]
@@ -101,6 +104,20 @@ def test_soak_refuses_a_job_of_which_nothing_would_be_left():
     """One copy of everything, and none on disk."""
     with pytest.raises(ConfigurationError, match="nothing survives agent_loss"):
         load("soak", ["cluster.replicas=1", "checkpoint.drain_every_commits=0"])
+
+
+def test_throughput_needs_as_many_checkpoints_in_each_block():
+    """Blocks without any would be counted as training with checkpoints."""
+    with pytest.raises(ConfigurationError, match=r"block_steps=6 must be a multiple of .*every=25"):
+        load("throughput", ["checkpoint=every_25_steps"])
+    assert load("throughput", ["checkpoint=every_25_steps", "measure.block_steps=50"])
+
+
+def test_recovery_from_a_peer_needs_a_replica():
+    """Where there is none the training would begin anew."""
+    with pytest.raises(ConfigurationError, match=r"recovery\.methods=ram_peer; set .*replicas=2"):
+        load("recovery_time", ["cluster.replicas=1"])
+    assert load("recovery_time", ["cluster.replicas=1", "recovery.methods=[ram_local]"])
 
 
 def test_overrides_win_over_scale():
@@ -171,6 +188,26 @@ def test_too_little_data_starts_nothing(tmp_path):
     assert done.returncode != 0
     assert "100 bytes of training data" in done.stderr
     assert not out.exists()
+
+
+def test_an_experiment_refused_leaves_the_results_before_it(tmp_path):
+    """Whatever is wrong shows before they are deleted."""
+    (tmp_path / "short").write_bytes(b"x" * 100)
+    before = tmp_path / "out/samples.csv"
+    before.parent.mkdir()
+    before.touch()
+    run_experiment("training", f"data.path={tmp_path / 'short'}", f"out={before.parent}")
+    assert before.exists()
+
+
+def test_a_place_that_cannot_be_written_starts_nothing(tmp_path):
+    """One line, and not after everything has been measured."""
+    (tmp_path / "file").touch()
+    done = run_experiment("wasted_time", f"out={tmp_path / 'file/out'}")
+    assert done.returncode == 1
+    assert f"out={tmp_path / 'file/out'}: Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "done" not in done.stderr
 
 
 def run_experiment(experiment: str, *overrides: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """What `--config` may say, and that a setting touches exactly the experiments that use it."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def touched(override: str) -> set[str]:
         ("measure.repeats=5", {"save_cost", "limits"}),
         ("measure.steps=33", {"training"}),
         ("goodput.repeats=9", {"wasted_time"}),
+        ("checkpoint.every=3", {"recovery_time", "throughput", "training"}),
+        ("checkpoint.drain_every_commits=9", {"training"}),
         (
             "model.layers=3",
             set(EXPERIMENTS) - {"wasted_time", "limits", "placement", "control_plane"},
@@ -43,9 +46,12 @@ def test_a_setting_touches_exactly_what_uses_it(override, expected):
     [
         ({"scael": "quick"}, "not scael"),
         ({"name": "../elsewhere"}, "name=../elsewhere"),
+        ({"name": "über"}, "name=über: ASCII letters"),
+        ({"name": "-x"}, "a letter or digit first"),
         ({"name": "recorded"}, "other machines' results"),
         ({"overrides": "out=/tmp/x"}, "cannot set out"),
         ({"overrides": "+scale=quick"}, "--config scale=SCALE"),
+        ({"overrides": "data.path=it's"}, "data.path=it's: No closing quotation"),
     ],
 )
 def test_wrong_settings_stop_before_anything_starts(config, says, capsys):
@@ -72,6 +78,7 @@ def test_a_variant_keeps_its_results_beside_the_default_ones():
 
 
 def test_arguments_survive_the_shell():
-    """A path with a space or a quote is one word."""
-    settings = Settings({"overrides": "data.path=it's"})
-    assert "'data.path=it'\\''s'" in settings.arguments
+    """A path with a space or a quote is one word, written as in a shell."""
+    words = ["data.path='a b/it'", "model.layers=2"]
+    settings = Settings({"overrides": shlex.join(words)})
+    assert shlex.split(settings.arguments)[-2:] == words

@@ -4,6 +4,7 @@ import logging
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
 
     def task(composed: DictConfig) -> None:
         try:
-            config = validated(composed)
+            config = validated(composed, name)
             if config.out in done:
                 raise ConfigurationError(
                     f"out={config.out} holds the job before: let it differ from job to job of a "
@@ -164,19 +165,30 @@ def _refuse_wrong_settings(name: str, arguments: Sequence[str]) -> None:
 
 def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment], None]) -> None:
     experiment = Experiment(config)
-    for stale in ("samples.csv", "provenance.json", "config.yaml"):
-        (experiment.out / stale).unlink(missing_ok=True)
     settings = relevant(config)
     facts: dict[str, Any] = {}
     if "data" in settings:
         facts["data_sha256"] = _data_sha256(config)
     provenance = collect(settings, [config.optimization.seed], facts)
+    _clear(experiment.out)
     logger.info("%s (%s) → %s", config.experiment, config.scale, experiment.out)
     measure(experiment)
     write_text(experiment.out / "config.yaml", resolved)
     write_provenance(experiment.out / "provenance.json", provenance | experiment.facts)
     write_samples(experiment.out / "samples.csv", experiment.samples)
     logger.info("%s: %d samples", config.experiment, len(experiment.samples))
+
+
+def _clear(out: Path) -> None:
+    """Make a directory without results; one that cannot be written ends here, not after hours."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in ("samples.csv", "provenance.json", "config.yaml"):
+            (out / stale).unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"out={out}: {error.strerror}") from error
 
 
 def _data_sha256(config: ExperimentConfig) -> str:

@@ -44,11 +44,11 @@ def load(experiment: str, overrides: Sequence[str]) -> ExperimentConfig:
             composed = compose("config", overrides=[f"experiment={experiment}", *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_one_line(error)) from error
-    return validated(composed)
+    return validated(composed, experiment)
 
 
-def validated(composed: DictConfig) -> ExperimentConfig:
-    """Return what Hydra composed as plain dataclasses; raises ConfigurationError."""
+def validated(composed: DictConfig, experiment: str) -> ExperimentConfig:
+    """Return what Hydra composed for an experiment as dataclasses; raises ConfigurationError."""
     _refuse_other_keys(composed, "")
     try:
         config = OmegaConf.to_object(composed)
@@ -57,6 +57,11 @@ def validated(composed: DictConfig) -> ExperimentConfig:
     except OmegaConfBaseException as error:
         raise ConfigurationError(_one_line(error)) from error
     assert isinstance(config, ExperimentConfig)
+    if config.experiment != experiment:
+        raise ConfigurationError(
+            f"experiment={config.experiment}: this is {experiment}; for the other one run "
+            f"python -m twinckpt.experiments.{config.experiment}"
+        )
     return config
 
 
@@ -80,6 +85,9 @@ def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     hints = ("full_key", "object_type", "reference_type", "To append to your config")
     said = "; ".join(line for line in lines if not line.startswith(hints))
+    if said.startswith("LexerNoViableAltException"):
+        setting = lines[0].partition(": ")[2]
+        return f"{setting}: Hydra wants such characters between quotes, KEY='\"VALUE\"'"
     if said.startswith("Error merging override") and error.__cause__:
         return f"{said}: {_one_line(error.__cause__)}"
     if said.startswith("Could not override"):

@@ -7,6 +7,7 @@ which part of it an experiment depends on.
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.sections import (
     CheckpointSection,
     ClusterSection,
@@ -24,6 +25,7 @@ from twinckpt.experiments.sections import (
     ScalingSection,
     SoakSection,
 )
+from twinckpt.results.samples import VARIANT
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, one_of
 
 EXPERIMENTS = (
@@ -61,6 +63,15 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         one_of("experiment", self.experiment, EXPERIMENTS + ON_REQUEST)
+        if not VARIANT.fullmatch(self.variant):
+            raise ConfigurationError(
+                f"variant={self.variant}: ASCII letters, digits, '.', '_' and '-' only, and a "
+                "letter or digit first"
+            )
+        if self.experiment == "recovery_time":
+            self.recovery.check(self.cluster)
+        if self.experiment == "throughput":
+            self.measure.check(self.checkpoint)
         if self.experiment == "scaling":
             self.scaling.check(self.cluster)
         if self.experiment == "soak":
@@ -89,9 +100,15 @@ _IRRELEVANT = {
         *("checkpoint.drain_every_commits", "cluster.ranks_per_machine"),
         *("measure.steps", "measure.blocks", "measure.block_steps"),
     ),
-    "save_cost": ("failure", "measure.steps", "measure.blocks", "measure.block_steps"),
-    "throughput": ("failure", "measure.steps", "measure.repeats", "measure.warmup"),
-    "recovery_time": ("measure", "failure.kinds"),
+    "save_cost": (
+        *("failure", "measure.steps", "measure.blocks", "measure.block_steps"),
+        *("checkpoint.every", "checkpoint.drain_every_commits"),
+    ),
+    "throughput": (
+        *("failure", "measure.steps", "measure.repeats", "measure.warmup"),
+        "checkpoint.drain_every_commits",
+    ),
+    "recovery_time": ("measure", "failure.kinds", "checkpoint.drain_every_commits"),
     "training": (
         "failure.repeats",
         "failure.gap_steps",

@@ -93,6 +93,15 @@ class RecoverySection:
     def __post_init__(self) -> None:
         some_of("recovery.methods", self.methods, RECOVERY_METHODS)
 
+    def check(self, cluster: ClusterSection) -> None:
+        """Refuse to look for a replica where there is none."""
+        from_peers = [method for method in self.methods if method.endswith("_peer")]
+        if cluster.replicas < 2 and from_peers:
+            raise ConfigurationError(
+                f"cluster.replicas={cluster.replicas}: no peer has a copy for recovery.methods="
+                f"{from_peers[0]}; set cluster.replicas=2, or leave it out of recovery.methods"
+            )
+
 
 @dataclass
 class MeasureSection:
@@ -108,6 +117,14 @@ class MeasureSection:
         for name in ("repeats", "steps", "blocks", "block_steps"):
             at_least("measure." + name, getattr(self, name), 1)
         at_least("measure.warmup", self.warmup, 0)
+
+    def check(self, checkpoint: CheckpointSection) -> None:
+        """Refuse blocks of steps of which not each has as many checkpoints."""
+        if self.block_steps % checkpoint.every:
+            raise ConfigurationError(
+                f"measure.block_steps={self.block_steps} must be a multiple of "
+                f"checkpoint.every={checkpoint.every}, so that each block has as many checkpoints"
+            )
 
 
 @dataclass
