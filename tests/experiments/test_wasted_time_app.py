@@ -108,3 +108,11 @@ def test_half_of_the_measurements_are_none(tmp_path):
     write_measured(tmp_path)
     (tmp_path / "throughput" / "samples.csv").unlink()
     assert measured_strategies(tmp_path) == {}
+
+
+def test_a_method_that_was_left_out_leaves_none(tmp_path):
+    """As with `recovery.methods=[disk]`."""
+    write_measured(tmp_path)
+    path = tmp_path / "recovery_time" / "samples.csv"
+    write_samples(path, [sample for sample in read_samples(path) if sample.method == "disk"])
+    assert measured_strategies(tmp_path) == {}

@@ -7,7 +7,7 @@ What other experiments of the same variant left is used: `save_cost`, `recovery_
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import StatisticsError, median
 
 from twinckpt.core.wasted_time import Restart, Strategy, smallest_interval_s
 from twinckpt.results.samples import Sample, read_samples
@@ -26,15 +26,22 @@ class MeasuredStrategy:
 
 
 def measured_strategies(results: Path) -> dict[str, MeasuredStrategy]:
-    """Return `twinckpt` and `disk` as measured below `results`; empty where samples lack.
+    """Return `twinckpt` and `disk` as measured below `results`; empty where samples lack."""
+    paths = [results / name / "samples.csv" for name in NEEDED]
+    if not all(path.exists() for path in paths):
+        return {}
+    try:
+        return _strategies([sample for path in paths for sample in read_samples(path)])
+    except StatisticsError:  # of no samples: `recovery.methods` has left one out
+        return {}
+
+
+def _strategies(samples: list[Sample]) -> dict[str, MeasuredStrategy]:
+    """Return both strategies; StatisticsError where samples lack.
 
     The stall of a checkpoint in memory is what it adds to an iteration, so that it includes
     the copying that goes on beside the training; the disk baseline blocks.
     """
-    paths = [results / name / "samples.csv" for name in NEEDED]
-    if not all(path.exists() for path in paths):
-        return {}
-    samples = [sample for path in paths for sample in read_samples(path)]
 
     def value(method: str, metric: str, phase: str = "") -> float:
         return _typical(samples, method, metric, phase)
