@@ -25,7 +25,7 @@ SOURCES = {
 }
 
 
-def training_cluster(run_dir, method, sharding="fsdp", **cluster):
+def training_cluster(run_dir, method, sharding="fsdp", every=1, **cluster):
     """Return a cluster that trains the small model; a machine has one rank unless told."""
     path = run_dir / "training.json"
     TrainingConfig(
@@ -33,6 +33,8 @@ def training_cluster(run_dir, method, sharding="fsdp", **cluster):
         batch=2,
         method=method,
         sharding=sharding,
+        checkpoint_every=every,
+        disk_directory=str(run_dir / "disk"),
         model=MODEL,
         data=DataConfig(max_bytes=1 << 16),
     ).write(path)
@@ -93,18 +95,34 @@ def test_rank_then_machine_lost(tmp_path, expected):
         assert run.fingerprints() == expected
 
 
-def test_whole_replica_group_lost(tmp_path, expected):
+@pytest.mark.parametrize("placement", ["ring", "group"])
+def test_whole_replica_group_lost(tmp_path, expected, placement):
     """With both copies of a shard gone, all ranks go back to the newest drained step."""
-    with training_cluster(tmp_path, "ram", drain_every_commits=3) as cluster:
+    options = {"drain_every_commits": 3, "placement": placement}
+    with training_cluster(tmp_path, "ram", **options) as cluster:
         run = FailureRun(cluster, NUM_MACHINES)
         run.wait_for_step(8)
         recovery = run.inject("group_loss", victim=1)
         committed = {e["step"] for e in cluster.events if e["event"] == "committed"}
         assert recovery.resumed_step in committed
         assert recovery.lost_steps >= 8 - recovery.resumed_step
-        assert restored_sources(cluster) == SOURCES["group_loss"]
+        assert recovery.sources == restored_sources(cluster) == SOURCES["group_loss"]
         cluster.wait(TIMEOUT_S)
         assert count(cluster, "machine_lost") == 2
+        assert run.fingerprints() == expected
+
+
+@pytest.mark.parametrize(("method", "source"), [("ram", "local"), ("disk", "disk")])
+def test_a_rare_checkpoint_is_waited_for(tmp_path, expected, method, source):
+    """Or there would be nothing to recover from, and a measurement of it."""
+    with training_cluster(tmp_path, method, every=10) as cluster:
+        run = FailureRun(cluster, NUM_MACHINES)
+        run.wait_for_step(2)
+        run.wait_for_checkpoint()
+        recovery = run.inject("rank_loss", victim=1)
+        assert recovery.sources == [source] * NUM_MACHINES
+        assert recovery.resumed_step >= 10
+        cluster.wait(TIMEOUT_S)
         assert run.fingerprints() == expected
 
 

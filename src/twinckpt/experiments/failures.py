@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from twinckpt.agents.local_cluster import ClusterFailed, LocalCluster
+from twinckpt.core.placement import make_placement
 from twinckpt.results.jsonl import read_jsonl
 
 RECOVERY_TIMEOUT_S = 180.0
@@ -18,7 +19,8 @@ RECOVERY_TIMEOUT_S = 180.0
 class Recovery:
     """One failure and what followed; times are on the host's monotonic clock, in seconds.
 
-    `step_s` is how long a step took before it, None if there was but one.
+    `step_s` is how long a step took before it, None if there was but one. `sources` say where each
+    rank's state came from: local, peer, disk, or None where it began anew.
     """
 
     killed_s: float
@@ -31,6 +33,7 @@ class Recovery:
     resumed_step: int
     step_s: float | None
     retrieve_s: dict[int, float]
+    sources: list[str | None]
 
     def phases(self, *, machine: bool) -> dict[str, float]:
         """Return the duration of each phase, and of some together; see docs/results-schema.md.
@@ -64,6 +67,21 @@ class FailureRun:
             lambda: all(_steps(log, self._generation())[-1:] >= [step] for log in self._logs())
         )
 
+    def wait_for_checkpoint(self) -> None:
+        """Wait until a step of the newest generation is committed, or on every rank's disk."""
+
+        def is_safe() -> bool:
+            generation = self._generation()
+            return any(
+                event["event"] == "committed" and event["generation"] == generation
+                for event in self.cluster.events
+            ) or all(
+                any(e.get("save") == "written" and e["generation"] == generation for e in log)
+                for log in self._logs()
+            )
+
+        self._wait(is_safe)
+
     def wait_until_drained(self) -> None:
         """Wait until every machine has drained its part of a step of the newest generation."""
 
@@ -80,7 +98,7 @@ class FailureRun:
         self._wait(is_drained)
 
     def inject(self, kind: str, victim: int) -> Recovery:
-        """Kill a rank, a machine, or a machine and its replica's; wait for the next step."""
+        """Kill a rank, a machine, or all that hold a machine's shards; wait for the next step."""
         generation = self._generation()
         match kind:
             case "rank_loss":
@@ -88,8 +106,9 @@ class FailureRun:
             case "machine_loss":
                 killed_s = self.cluster.kill_machine(victim)
             case _:
-                next_machine = (victim + 1) % self.cluster.config.num_machines
-                killed_s = self.cluster.kill_machines([victim, next_machine])
+                config = self.cluster.config
+                placement = make_placement(config.placement, config.num_machines, config.replicas)
+                killed_s = self.cluster.kill_machines(placement.holders[victim])
         broken = self.cluster.wait_for_event("generation_broken", after_s=killed_s)
         self._wait(lambda: all(_steps(log, None, generation) for log in self._logs()))
         return self._recovery(generation, killed_s, broken["monotonic_s"])
@@ -124,6 +143,7 @@ class FailureRun:
                 for rank, entry in enumerate(restored)
                 if "retrieve_s" in entry
             },
+            sources=[entry.get("source") for entry in restored],
         )
 
     def fingerprints(self) -> list[str]:

@@ -13,6 +13,7 @@
 
 from dataclasses import dataclass
 
+from twinckpt.agents.local_cluster import ClusterFailed
 from twinckpt.experiments.app import Experiment, run_app
 from twinckpt.experiments.failures import FailureRun, Recovery
 from twinckpt.training.config import TrainingConfig
@@ -24,10 +25,11 @@ PROGRAM = ["-m", "twinckpt.training.run"]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a training is disturbed and recovers."""
+    """How a training is disturbed, and where a lost rank's state is to come from."""
 
     name: str
     kind: str
+    source: str | None
     checkpoint: str = "ram"
     warm: bool = False
     num_spares: int = 0
@@ -36,13 +38,13 @@ class Method:
 
 
 METHODS = (
-    Method("disk", "rank_loss", checkpoint="disk"),
-    Method("ram_local", "rank_loss"),
-    Method("ram_peer", "machine_loss"),
-    Method("warm_local", "rank_loss", warm=True),
-    Method("warm_peer", "machine_loss", warm=True, num_spares=1),
-    Method("group_drained", "group_loss", drain_every_commits=1, max_repeats=3),
-    Method("torchrun", "rank_loss", checkpoint="none", max_repeats=3),
+    Method("disk", "rank_loss", "disk", checkpoint="disk"),
+    Method("ram_local", "rank_loss", "local"),
+    Method("ram_peer", "machine_loss", "peer"),
+    Method("warm_local", "rank_loss", "local", warm=True),
+    Method("warm_peer", "machine_loss", "peer", warm=True, num_spares=1),
+    Method("group_drained", "group_loss", "disk", drain_every_commits=1, max_repeats=3),
+    Method("torchrun", "rank_loss", None, checkpoint="none", max_repeats=3),
 )
 
 
@@ -81,10 +83,13 @@ def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
                     cluster.add_machine(spare=True)
                 cluster.wait_for_spare()
             run.wait_for_step(step + failure.gap_steps)
+            if method.checkpoint != "none":
+                run.wait_for_checkpoint()
             if method.drain_every_commits:
                 run.wait_until_drained()
             victim = (1 + repeat) % experiment.config.cluster.num_machines
             recovery = run.inject(method.kind, victim)
+            _require_source(experiment, method, victim, recovery)
             _add_samples(experiment, method, repeat, victim, recovery)
             step = recovery.resumed_step
         logs = [experiment.log_of(cluster, rank) for rank in range(experiment.num_ranks)]
@@ -92,6 +97,19 @@ def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
             experiment.facts["read_cold"] = all(cold)
         checked_step = (step // failure.gap_steps + 1) * failure.gap_steps
         return checked_step, run.fingerprints_at(checked_step)
+
+
+def _require_source(
+    experiment: Experiment, method: Method, victim: int, recovery: Recovery
+) -> None:
+    """Refuse a recovery that is not what its row says: its time would mean something else."""
+    lost = [victim] if method.kind == "rank_loss" else _ranks_of(victim, experiment)
+    for rank in lost:
+        if (source := recovery.sources[rank]) != method.source:
+            raise ClusterFailed(
+                f"{method.name}: rank {rank} has its state from {source or 'nowhere'}, not from "
+                f"{method.source or 'nowhere'}"
+            )
 
 
 def _add_samples(
