@@ -1,6 +1,7 @@
 """Macros, figures and documents from results."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from twinckpt.analysis.format import escape, number, with_unit
 from twinckpt.analysis.html import HtmlError, to_html
 from twinckpt.analysis.macros import macro_name
 from twinckpt.analysis.sections import peers_that_ran
-from twinckpt.results.samples import Sample, write_samples
+from twinckpt.results.samples import Sample, read_samples, write_samples
 
 SOURCE = Path(__file__).parents[2] / "report"
 
@@ -72,6 +73,23 @@ def test_of_equal_loss_curves_each_one_shows(results: Path) -> None:
     pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
     shown = {label for label, rgb in colours.items() if (abs(pixels - rgb) < 0.02).all(-1).any()}
     assert shown >= colours.keys() - {"undisturbed"}  # that one is wide, and below them
+
+
+@pytest.mark.parametrize(
+    ("experiment", "left_out", "panels"),
+    [
+        ("wasted_time", lambda sample: sample.phase == "racks_37_percent", 2),
+        ("recovery_time", lambda sample: sample.metric == "retrieve_s", 2),
+    ],
+)
+def test_a_figure_does_without_what_settings_left_out(
+    results: Path, experiment: str, left_out: Callable[[Sample], bool], panels: int
+) -> None:
+    """As goodput.correlated_percents=[] and recovery.methods=[torchrun] do."""
+    path = results / experiment / "samples.csv"
+    write_samples(path, [sample for sample in read_samples(path) if not left_out(sample)])
+    figure = figures.draw(experiment, Dataset(results))
+    assert sum(axis.get_visible() for axis in figure.axes) == panels
 
 
 def test_figures_are_the_same_for_the_same_samples(analysed: Path, tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ def recovery_time(data: Dataset) -> Figure:
     recovering.mark_step(axes[1], data)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    retrieve = _by_method(data, "recovery_time", "retrieve_s")
+    try:
+        retrieve = _by_method(data, "recovery_time", "retrieve_s")
+    except NotMeasured:  # of what begins anew
+        axes[2].set_visible(False)
+        return figure
     _bars(axes[2], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
     axes[2].set(title="Load alone", xlabel="milliseconds")
     return figure
@@ -108,13 +112,11 @@ def training(data: Dataset) -> Figure:
 
 def wasted_time(data: Dataset) -> Figure:
     """Goodput over a simulated year against the size of cluster, for three ways to fail."""
-    figure, axes = _canvas(3.0, 3)
-    for axis, phase, title in zip(
-        axes,
-        ("gemini", "llama3", "racks_37_percent"),
-        ("1.5 % a day", "Llama 3's rate", "37 % by rack"),
-        strict=True,
-    ):
+    panels = {"gemini": "1.5 % a day", "llama3": "Llama 3's rate"}
+    for percent in goodput.rack_percents(data)[-1:]:
+        panels[f"racks_{percent}_percent"] = f"{percent} % by rack"
+    figure, axes = _canvas(3.0, len(panels))
+    for axis, (phase, title) in zip(axes, panels.items(), strict=True):
         goodput.draw_goodput(axis, data, phase)
         axis.set_title(title)
     axes[0].set_ylabel("goodput in percent")

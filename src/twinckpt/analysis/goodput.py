@@ -81,6 +81,12 @@ def year_s(data: Dataset) -> Estimate:
     return Estimate(float(seconds.max()), None, None, len(seconds))
 
 
+def rack_percents(data: Dataset) -> list[int]:
+    """The shares of losses that take their rack, in percent, in their order."""
+    phases = data.select(EXPERIMENT, "goodput").phase.unique()
+    return sorted(int(phase.split("_")[1]) for phase in phases if phase.startswith("racks_"))
+
+
 def curves(data: Dataset, metric: str, phase: str) -> pd.DataFrame:
     """Median over repeats: a row a size of cluster, a column a strategy."""
     table = data.select(EXPERIMENT, metric, phase=phase)

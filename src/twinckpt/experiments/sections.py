@@ -138,6 +138,7 @@ class GoodputSection:
     correlated_percents: list[int] = field(default_factory=lambda: [1, 10, 37])
 
     def __post_init__(self) -> None:
+        _not_empty("goodput.machines", self.machines)
         for num_machines in self.machines:
             at_least("goodput.machines", num_machines, 2)
         at_least("goodput.repeats", self.repeats, 1)
@@ -162,6 +163,7 @@ class LimitsSection:
 
     def __post_init__(self) -> None:
         at_least("limits.num_tensors", self.num_tensors, 3)
+        _not_empty("limits.sizes_mib", self.sizes_mib or self.single_sizes_mib)
         for name in ("sizes_mib", "single_sizes_mib"):
             for size in getattr(self, name):
                 at_least("limits." + name, size, 1)
@@ -187,6 +189,7 @@ class PlacementSection:
         for name in ("num_replicas", "num_samples", "max_lost", "machines_per_rack"):
             at_least("placement." + name, getattr(self, name), 1)
         at_least("placement.shard_bytes", self.shard_bytes, 1)
+        _not_empty("placement.killed_sizes", self.killed_sizes)
         for name, sizes, most in (
             ("num_machines", [self.num_machines], MAX_ENUMERATED_MACHINES),
             ("killed_sizes", self.killed_sizes, MAX_KILLED_MACHINES),
@@ -219,14 +222,16 @@ class ControlPlaneSection:
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("clusters", "mutant_seeds", "heartbeats", "repeats"):
+        for name in ("clusters", "mutant_seeds", "repeats"):
             at_least("control_plane." + name, getattr(self, name), 1)
         for name in ("faults", "seed"):
             at_least("control_plane." + name, getattr(self, name), 0)
         at_least("control_plane.max_machines", self.max_machines, 2)
         for name in ("root_machines", "connections"):
+            _not_empty("control_plane." + name, getattr(self, name))
             for number in getattr(self, name):
                 at_least("control_plane." + name, number, 2)
+        at_least("control_plane.heartbeats", self.heartbeats, max(self.connections))
 
 
 @dataclass
@@ -238,8 +243,7 @@ class SaveCostSection:
 
     def __post_init__(self) -> None:
         at_least("save_cost.num_tensors", self.num_tensors, 3)
-        if not self.sizes_mib:
-            raise ConfigurationError("save_cost.sizes_mib=[]: at least one size")
+        _not_empty("save_cost.sizes_mib", self.sizes_mib)
         for size in self.sizes_mib:
             at_least("save_cost.sizes_mib", size, 1)
 
@@ -367,6 +371,12 @@ class SoakSection:
                 "cluster.replicas=2 or checkpoint.drain_every_commits, or leave it out of "
                 "soak.kinds"
             )
+
+
+def _not_empty(name: str, values: list[int]) -> None:
+    """Raise ConfigurationError where there would be nothing to measure, and no figure of it."""
+    if not values:
+        raise ConfigurationError(f"{name}=[]: at least one number")
 
 
 @dataclass
