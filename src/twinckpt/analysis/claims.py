@@ -120,7 +120,8 @@ CLAIMS = (
           "of a loop that goes on at once; beside a step that takes longer, the copy is hidden"),
     Claim("recovery_load", "seed", "loading from RAM is 6.1 times faster than from disk",
           "recovery_speedup_x", at_least(6.1, 1.0),
-          "peer's RAM against a cold file, both until live in the model"),
+          "peer's RAM against a cold file, both until live in the model; the agent fetches the "
+          "peer's copy while the processes start, the file is read after that"),
     Claim("recovery_total", "seed", "the same, from the kill to the first new step",
           "recovery_total_speedup_x", at_least(6.1, 1.0),
           "includes detection and torchrun's restart, which the seed left out"),
@@ -141,8 +142,7 @@ CLAIMS = (
           "over emulated links; how much is a matter of their rate"),
     Claim("paper_no_pipeline", "paper", "interleaved without a pipeline, it lengthens it by 3.5 % "
           "(Fig. 16)", "interleaving_no_pipeline_overhead_percent", at_least(3.5, 0.0),
-          "the same; the idle spans here are long enough for one buffer, so that the schedule "
-          "itself predicts next to nothing"),
+          "the same; what the schedule itself predicts stands below the section's figure"),
     Claim("paper_naive", "paper", "naive interleaving needs more than the reserved buffer "
           "(Fig. 16)", "interleaving_naive_buffer_x", at_least(1.0, 1.0),
           "the paper's ran out of GPU memory; here the schedule says how large a buffer it takes"),

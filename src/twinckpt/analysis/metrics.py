@@ -130,7 +130,8 @@ METRICS = (
            lambda data: median(data.repeats(SAVE, "bytes", method="disk"))),
     Metric("recovery_disk_ms", "ms", RECOVERY, "load: cold file until live in the model",
            _ms(RECOVERY, "retrieve_s", "disk"), seed_value=820),
-    Metric("recovery_ram_ms", "ms", RECOVERY, "load: peer's RAM until live in the model",
+    Metric("recovery_ram_ms", "ms", RECOVERY,
+           "load: peer's RAM until live in the model; fetched while the rank starts",
            _ms(RECOVERY, "retrieve_s", "ram_peer"), seed_value=134),
     Metric("recovery_speedup_x", "x", RECOVERY, "load from disk over load from a peer's RAM",
            _speedup(RECOVERY, "retrieve_s", "disk", "ram_peer"), seed_value=6.1),
@@ -175,7 +176,7 @@ METRICS = (
                [100 * v for v in data.repeats(
                    THROUGHPUT, "committed_share", over_ranks="min", method="ram")])),
     Metric("training_overhead_percent", "percent", THROUGHPUT,
-           "throughput_overhead_percent, by the name of the library's target",
+           "longer iterations with checkpoints to RAM than without any (the library's target)",
            lambda data: _rates_apart(data, "none", "ram")),
     Metric("device_training_stall_percent", "percent", THROUGHPUT,
            "training on a GPU: what the loop waits for a checkpoint every step, of a step",

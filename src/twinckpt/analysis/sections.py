@@ -44,7 +44,8 @@ SECTIONS: dict[str, Section] = {
         r"smallest one that the state can have, a sequence a rank, since all methods end with it.",
         r"Recovery from disk takes \recoveryDiskTotalMs{}, from a peer's RAM "
         r"\recoveryRamTotalMs{}, from the machine's own RAM \recoveryRamLocalTotalMs{}. The "
-        r"load alone takes \recoveryDiskMs{}, \recoveryRamMs{} and \recoveryRamLocalMs{}. Dots are "
+        r"load alone takes \recoveryDiskMs{}, \recoveryRamMs{} and \recoveryRamLocalMs{}; a peer's "
+        r"copy is fetched before that, while the processes start. Dots are "
         r"repeats, whiskers intervals. After the loss of a whole replica group a drained step is "
         r"read: \recoveryGroupTotalMs{}. torchrun alone restarts in \recoveryTorchrunTotalMs{} and "
         r"begins at step 0. Forked "
@@ -171,10 +172,10 @@ SECTIONS: dict[str, Section] = {
         r"Time of each operation over that of the plain copy or transfer (dotted: as fast as "
         r"that); lines are intervals. With most ranks and the largest state, and over a memcpy: a "
         r"loop that wants its state copied at once waits \stagingVsMemcpyX{}, checksums "
-        r"included: a copy that bypasses the cache is faster than a memcpy. Replication reaches "
+        r"included. Replication reaches "
         r"\replicationVsLoopbackX{} of plain TCP's rate; restores verify every byte. A worker "
-        r"agent needs \agentOverheadMib{} beyond its slots. Such a copy that hashes each chunk, "
-        r"without any Python, takes "
+        r"agent needs \agentOverheadMib{} beyond its slots. Our copies bypass the cache; one that "
+        r"hashes each chunk, without any Python, takes "
         r"\memcpyHashedVsMemcpyX{} of a memcpy; what a restore takes beyond that is Python. "
         r"Drift alone would have shown "
         r"\trainingControlVsFloorX{} of the floor as extra time.",
