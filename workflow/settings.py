@@ -1,5 +1,6 @@
 """What `--config` may say, and what each rule depends on. Called when the workflow is parsed."""
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -39,7 +40,9 @@ class Settings:
         unknown = sorted(set(config) - set(_KEYS))
         if unknown:
             _stop(f"--config knows {', '.join(_KEYS)}, not {', '.join(unknown)}")
-        chosen = {key: str(config.get(key, default)) for key, default in _KEYS.items()}
+        given = {key: config.get(key, default) for key, default in _KEYS.items()}
+        # Snakemake reads `KEY=` as None.
+        chosen = {key: "" if value is None else str(value) for key, value in given.items()}
         self.name, self.scale = chosen["name"], chosen["scale"]
         if not VARIANT.fullmatch(self.name):
             _stop(
@@ -83,11 +86,8 @@ def sources(*layers: str) -> list[str]:
 
 
 def _checked(text: str) -> list[str]:
-    """Return the words of `--config overrides`, quoted as in a shell where they have blanks."""
-    try:
-        overrides = shlex.split(text)
-    except ValueError as error:
-        _stop(f"--config overrides={text}: {error}")
+    """Return the settings of `--config overrides`; blanks within a value part nothing."""
+    overrides = re.split(r"\s+(?=[+~]*[\w./@]+=)", text.strip()) if text.strip() else []
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key in _OWN:

@@ -48,10 +48,10 @@ def test_a_setting_touches_exactly_what_uses_it(override, expected):
         ({"name": "../elsewhere"}, "name=../elsewhere"),
         ({"name": "über"}, "name=über: ASCII letters"),
         ({"name": "-x"}, "a letter or digit first"),
+        ({"name": None}, "name=: ASCII letters"),
         ({"name": "recorded"}, "other machines' results"),
         ({"overrides": "out=/tmp/x"}, "cannot set out"),
         ({"overrides": "+scale=quick"}, "--config scale=SCALE"),
-        ({"overrides": "data.path=it's"}, "data.path=it's: No closing quotation"),
     ],
 )
 def test_wrong_settings_stop_before_anything_starts(config, says, capsys):
@@ -77,8 +77,13 @@ def test_a_variant_keeps_its_results_beside_the_default_ones():
     assert "variant=deep" in settings.arguments
 
 
+def test_no_overrides_are_none():
+    """As `overrides=$UNSET` has it, which Snakemake reads as None."""
+    assert Settings({"overrides": None}).overrides == Settings({}).overrides
+
+
 def test_arguments_survive_the_shell():
-    """A path with a space or a quote is one word, written as in a shell."""
-    words = ["data.path='a b/it'", "model.layers=2"]
-    settings = Settings({"overrides": shlex.join(words)})
+    """A path with a space or a quote is one word; Snakemake takes quotes around all of them off."""
+    words = ["data.path=/a b/it's", "model.layers=2"]
+    settings = Settings({"overrides": " ".join(words)})
     assert shlex.split(settings.arguments)[-2:] == words
