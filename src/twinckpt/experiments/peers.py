@@ -49,8 +49,10 @@ def measure(experiment: Experiment) -> None:
             env=environment,
             ranks_per_machine=1,
         ) as cluster:
-            num_ranks = experiment.num_ranks
-            cluster.wait_until(lambda: _all_saved(experiment, cluster), timeout_s=TIMEOUT_S)
+            num_ranks = config.cluster.num_machines  # a rank each
+            cluster.wait_until(
+                lambda: _all_saved(experiment, cluster, num_ranks), timeout_s=TIMEOUT_S
+            )
             cluster.kill_rank(0)
             cluster.wait(TIMEOUT_S)
             for rank in range(num_ranks):
@@ -101,10 +103,10 @@ def _try_dlrover_replicas(disk: Path, memory: Path, environment: dict[str, str])
     return str(errors[0]) if errors else f"exit status {process.returncode}"
 
 
-def _all_saved(experiment: Experiment, cluster: LocalCluster) -> bool:
+def _all_saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) -> bool:
     if any(event["event"] == "generation_broken" for event in cluster.events):
         raise ClusterFailed(f"a rank was lost while it measured; see {cluster.run_dir}")
-    last = (experiment.last_of(cluster, rank) for rank in range(experiment.num_ranks))
+    last = (experiment.last_of(cluster, rank) for rank in range(num_ranks))
     return all(entry is not None and entry["event"] == "saved" for entry in last)
 
 

@@ -40,7 +40,7 @@ def _train(experiment: Experiment, method: str, failure: str | None) -> list[str
         run = FailureRun(cluster, experiment.num_ranks)
         if failure is not None:
             run.wait_for_step(config.measure.steps // 2)
-            recovery = run.inject(failure, victim=1)
+            recovery = run.inject(failure, victim=1 % config.cluster.num_machines)
             experiment.add(method, "lost_steps", recovery.lost_steps, "steps")
         cluster.wait(TIMEOUT_S)
         experiment.add(method, "seconds", time.monotonic() - started_s, "s")
