@@ -1,4 +1,4 @@
-# Measurements take every core, so that nothing ever runs beside them; none is tried twice.
+# Measurements take every core, so that nothing of this workflow runs beside them; none is tried twice.
 rule measure:
     input:
         sources(*MEASURED_LAYERS),
