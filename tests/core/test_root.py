@@ -209,6 +209,15 @@ def test_the_last_intact_copy_gone_means_an_older_step():
     assert "generation_broken" in cluster.events
 
 
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_the_last_copy_of_a_running_generation_may_go_unless_its_rank_wants_it(is_awaited):
+    """The next commit makes new ones; a rank that restores would wait for ever."""
+    cluster = Cluster().form().attach_all().commit(1, step=5)
+    cluster.tell("b", m.Dropped(1, 0, 1, "bits flipped"))
+    cluster.tell("a", m.Dropped(1, 0, 1, "bits flipped", ("b",), is_awaited))
+    assert ("generation_broken" in cluster.events) == is_awaited
+
+
 def test_a_damaged_copy_is_fetched_again_from_its_twin():
     """One good copy is enough."""
     cluster = Cluster().form().attach_all().commit(1, step=5)

@@ -86,6 +86,19 @@ def test_damage_found_while_generations_change_is_reported_to_the_next(worker):
     assert dropped in worker.receive(m.Formed(2, 0, 1, "a:1", m.Resume(9, 3)))
 
 
+def test_the_root_hears_if_a_rank_waits_for_a_copy_that_is_damaged(worker):
+    """Found by the scrub it may wait for the next commit; a rank that asks for it may not."""
+    worker.slots.begin(0, 3)
+    worker.slots.seal(
+        m.Holding(rank=0, ticket=3, step=9, home=0, world_size=1, size_bytes=1, digest="")
+    )
+    worker.receive(m.Resolve(1, 3, 9, committed=True))
+    found = m.Dropped(1, 0, 3, "checksum")
+    assert worker.found_damaged(0, 3, "checksum") == [ToRootAgent(found)]
+    asked = m.Dropped(1, 0, 3, "checksum", is_awaited=True)
+    assert worker.restore(0) == [ToRootAgent(asked)]
+
+
 def test_slots_of_a_former_place_are_given_back_with_the_first_commit_in_the_new_one():
     """Not with that of the step resumed: by then not every rank has said what it needs."""
     worker = Worker(BookkeptSlots(2))

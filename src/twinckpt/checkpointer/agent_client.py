@@ -5,7 +5,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, TwinckptError
+from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, RestoreError, TwinckptError
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
 from twinckpt.net import local
@@ -19,6 +19,7 @@ _ANSWERS = (
 )
 
 _LONGEST_POLL_S = 0.1
+_LONGEST_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +206,9 @@ class AgentClient:
         """Wait for a message of one of these kinds, taking in the others."""
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
-            received = self._link.receive(left_s)
+            received = self._link.receive(min(left_s, _LONGEST_WAIT_S))
             if received is None:
+                self._raise_if_broken()
                 continue
             if isinstance(received[0], kinds):
                 return received
@@ -215,6 +217,14 @@ class AgentClient:
             f"the worker agent did not answer rank {self.rank} within {timeout_s:.0f} s; "
             "its log says whom it waits for"
         )
+
+    def _raise_if_broken(self) -> None:
+        """A launcher would end this process with its generation; without one, an error has to."""
+        received = self.launcher.receive(0.0) if self.launcher is not None else None
+        if received is not None and isinstance(received[0], local.LauncherBroken):
+            raise RestoreError(
+                f"{received[0].reason}; start the process anew, to resume from the newest step left"
+            )
 
     def _take(self, message: local.FromAgent, fd: int | None) -> None:
         match message:

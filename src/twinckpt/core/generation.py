@@ -248,7 +248,7 @@ class Generation:
         if sources:
             for name in lacking:
                 self._fetch(name, copies[sources[0]], sources)
-        elif self._is_awaited(rank, ticket):
+        elif dropped.is_awaited or self._is_awaited(rank, ticket):
             return f"no intact copy of rank {rank} at ticket {ticket} is left"
         elif self._commits.in_flight(ticket):
             self._abandon([ticket])

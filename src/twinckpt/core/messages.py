@@ -145,7 +145,8 @@ class Holds:
 class Dropped:
     """A copy that was here is gone or damaged, or could not be fetched.
 
-    `damaged_sources` are the machines that were asked for it and had no intact copy.
+    `damaged_sources` are the machines that were asked for it and had no intact copy. `is_awaited`:
+    its rank waits to restore it.
     """
 
     generation: int
@@ -153,6 +154,7 @@ class Dropped:
     ticket: int
     reason: str
     damaged_sources: tuple[str, ...] = ()
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ class Worker:
             if lost == ticket and self.slots.holding(rank, lost) is None
         }
         for (rank, lost), reason in self._damaged.items():
-            self._tell_root(m.Dropped(self.generation, rank, lost, reason))
+            self._tell_dropped(rank, lost, reason)
 
     def _on_reserve(self, reserve: m.Reserve) -> None:
         try:
@@ -304,8 +304,7 @@ class Worker:
             self.slots.drop(fetch.rank, fetch.ticket)
             # One that was begun for a former generation failed: the present one tries again.
             if fetch.generation == self.generation:
-                what = (self.generation, fetch.rank, fetch.ticket, reason, damaged_sources)
-                self._tell_root(m.Dropped(*what))
+                self._tell_dropped(fetch.rank, fetch.ticket, reason, damaged_sources)
         self._retry()
         return self._flush()
 
@@ -323,6 +322,9 @@ class Worker:
     def restore(self, rank: int) -> list[Action]:
         """A local rank wants its state: of the newest commit or the step resumed."""
         self._now.restores.add(rank)
+        ticket = self._ticket_to_restore()
+        if (rank, ticket) in self._damaged and self.slots.holding(rank, ticket) is None:
+            self._tell_dropped(rank, ticket, self._damaged[rank, ticket])  # now somebody waits
         self._retry()
         return self._flush()
 
@@ -344,7 +346,7 @@ class Worker:
         """A copy here does not match its checksums any more: the root has it fetched again."""
         self.slots.drop(rank, ticket)
         self._damaged[rank, ticket] = reason
-        self._tell_root(m.Dropped(self.generation, rank, ticket, reason))
+        self._tell_dropped(rank, ticket, reason)
         return self._flush()
 
     # What waits for a slot or a copy.
@@ -396,6 +398,12 @@ class Worker:
         """Return the newest recoverable version that machines hold; 0 if there is none."""
         resume = self.formed.resume if self.formed else None
         return self._now.committed_ticket or (resume.ticket if resume else 0)
+
+    def _tell_dropped(
+        self, rank: int, ticket: int, reason: str, damaged_sources: tuple[str, ...] = ()
+    ) -> None:
+        what = rank, ticket, reason, damaged_sources, self.awaits(rank, ticket)
+        self._tell_root(m.Dropped(self.generation, *what))
 
     def _tell_verdict(self, message: m.RankLost | m.DamagedDrained) -> None:
         self._now.verdicts.append(message)
