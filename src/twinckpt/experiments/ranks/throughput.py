@@ -9,54 +9,77 @@ import torch.distributed as dist
 from twinckpt.checkpointer import Checkpointer, SaveHandle
 from twinckpt.experiments.ranks.measuring import meet, start
 from twinckpt.training.disk import DiskCheckpoint
+from twinckpt.training.setup import Training
 
 METHODS = ("none", "disk", "ram", "none_again")
 BLOCK_STEPS_VARIABLE = "TWINCKPT_BLOCK_STEPS"
 COMMIT_TIMEOUT_S = 120.0
 
 
+class Loop:
+    """The training, and what it checkpoints with."""
+
+    def __init__(
+        self, training: Training, checkpointer: Checkpointer, disk: DiskCheckpoint
+    ) -> None:
+        self._training = training
+        self._checkpointer = checkpointer
+        self._disk = disk
+        self._step = 0
+        self._handles: list[SaveHandle] = []
+        self._disk_s = 0.0
+
+    def block(self, method: str, num_steps: int) -> dict[str, float | None]:
+        """Time some steps; return their rate, and what became of their checkpoints.
+
+        The clock starts and stops on the same thing: the state may change again, and the last
+        checkpoint is being replicated.
+        """
+        self._run(method, self._training.config.checkpoint_every)
+        self._handles, self._disk_s = [], 0.0
+        stalled_s, started_s = self._checkpointer.stall_s, time.monotonic()
+        self._run(method, num_steps)
+        took_s = time.monotonic() - started_s
+        stall_s = self._checkpointer.stall_s - stalled_s + self._disk_s
+        handles = self._handles
+        if handles and not handles[-1].is_final:
+            handles[-1].wait(timeout_s=COMMIT_TIMEOUT_S)
+        committed = sum(handle.status == "committed" for handle in handles)
+        return {
+            "iterations_per_s": num_steps / took_s,
+            "stall_share": stall_s / took_s,
+            "committed_share": committed / len(handles) if handles else None,
+        }
+
+    def _run(self, method: str, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self._training.step()
+            self._step += 1
+            if self._step % self._training.config.checkpoint_every:
+                continue
+            if method == "ram":
+                self._handles.append(self._checkpointer.save(self._step))
+            elif method == "disk":
+                saved_s = time.monotonic()
+                self._disk.save(self._step)
+                self._disk_s += time.monotonic() - saved_s
+        self._checkpointer.fence()
+        meet(self._training.device)
+
+
 def main() -> None:
     """Train `steps` steps in blocks; `none_again` shows how much two equal blocks differ."""
     training, log = start()
     block_steps = int(os.environ[BLOCK_STEPS_VARIABLE])
-    num_blocks = training.config.steps // block_steps
-    every = training.config.checkpoint_every
     training.step()
     state = training.state()
     disk = DiskCheckpoint(Path(training.config.disk_directory), state)
     with Checkpointer(state) as checkpointer:
         checkpointer.save(0).wait(timeout_s=COMMIT_TIMEOUT_S)
-        step = 0
-        for block in range(num_blocks):
+        loop = Loop(training, checkpointer, disk)
+        for block in range(training.config.steps // block_steps):
             for method in METHODS:
-                handles: list[SaveHandle] = []
-                disk_s = 0.0
-                meet(training.device)
-                stalled_s = checkpointer.stall_s
-                started_s = time.monotonic()
-                for _ in range(block_steps):
-                    training.step()
-                    step += 1
-                    if step % every == 0 and method == "ram":
-                        handles.append(checkpointer.save(step))
-                    elif step % every == 0 and method == "disk":
-                        saved_s = time.monotonic()
-                        disk.save(step)
-                        disk_s += time.monotonic() - saved_s
-                checkpointer.fence()
-                meet(training.device)
-                took_s = time.monotonic() - started_s
-                if handles and not handles[-1].is_final:
-                    handles[-1].wait(timeout_s=COMMIT_TIMEOUT_S)
-                committed = sum(handle.status == "committed" for handle in handles)
-                log.write(
-                    "block",
-                    method=method,
-                    block=block,
-                    iterations_per_s=block_steps / took_s,
-                    stall_share=(checkpointer.stall_s - stalled_s + disk_s) / took_s,
-                    committed_share=committed / len(handles) if handles else None,
-                )
+                log.write("block", method=method, block=block, **loop.block(method, block_steps))
     dist.barrier()
     dist.destroy_process_group()
 
