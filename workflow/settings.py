@@ -72,6 +72,11 @@ class Settings:
         except ConfigurationError as error:
             _stop(str(error))
 
+    def files(self, experiment: str) -> list[str]:
+        """Return the files that these settings have an experiment read."""
+        path = relevant(load(experiment, self.overrides)).get("data", {}).get("path")
+        return [path] if path else []
+
 
 def sources(*layers: str) -> list[str]:
     """Return the files of some layers, as inputs of a rule; a layer may be a single module."""

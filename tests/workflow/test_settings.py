@@ -70,6 +70,15 @@ def test_impossible_overrides_stop_too(override, capsys):
     assert override.split("=")[0].split(".")[-1] in capsys.readouterr().err
 
 
+def test_an_edited_text_is_trained_on_anew_by_what_trains_on_it(tmp_path):
+    """Its content is no setting: Snakemake compares the file."""
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be")
+    settings = Settings({"overrides": f"data.path={text}"})
+    assert settings.files("training") == [str(text)]
+    assert settings.files("wasted_time") == Settings({}).files("training") == []
+
+
 def test_a_variant_keeps_its_results_beside_the_default_ones():
     """And says its name in every sample."""
     settings = Settings({"name": "deep"})

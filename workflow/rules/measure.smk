@@ -6,6 +6,7 @@ rule measure:
         lambda wildcards: expand(
             RESULTS / "{name}/samples.csv", name=READS.get(wildcards.experiment, ())
         ),
+        lambda wildcards: SETTINGS.files(wildcards.experiment),
         lambda wildcards: [PEERS] if wildcards.experiment == "peers" else [],
     output:
         samples=RESULTS / "{experiment}/samples.csv",
