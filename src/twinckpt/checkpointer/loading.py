@@ -45,6 +45,8 @@ def misfit(part: torch.nn.Module | torch.optim.Optimizer, live: Any, value: Any)
     if not isinstance(value, dict):
         return ""
     if isinstance(part, torch.nn.Module):
+        if _may_adapt(part):
+            return ""
         found = [f"nothing was saved of {name}" for name in live if name not in value]
         found += [f"nothing is called {name} here" for name in value if name not in live]
         found += [
@@ -60,9 +62,17 @@ def misfit(part: torch.nn.Module | torch.optim.Optimizer, live: Any, value: Any)
     return ""
 
 
+def _may_adapt(module: torch.nn.Module) -> bool:
+    """Return whether parts change their shapes or names to what they load, as observers do."""
+    plain = (torch.nn.Module, torch.nn.modules.batchnorm._NormBase)
+    loaders = {kind._load_from_state_dict for kind in plain}
+    return any(
+        part._load_state_dict_pre_hooks or type(part)._load_from_state_dict not in loaders
+        for part in module.modules()
+    )
+
+
 def _is_of_other_shape(live: Any, saved: Any) -> bool:
     if not (isinstance(live, torch.Tensor) and isinstance(saved, torch.Tensor)):
-        return False
-    if torch.nn.parameter.is_lazy(live):
         return False
     return live.shape != saved.shape and (live.ndim, saved.ndim) != (0, 1)  # torch unpacks that
