@@ -11,7 +11,7 @@ from twinckpt.errors import ConfigurationError
 from twinckpt.experiments.compose import load
 from twinckpt.experiments.config import EXPERIMENTS, relevant
 from twinckpt.results.provenance import config_sha256
-from twinckpt.results.samples import VARIANT
+from twinckpt.results.samples import VARIANT, VARIANT_IN_WORDS
 
 SOURCE = Path("src/twinckpt")
 # What an experiment runs, layers and modules; an edit of one of them measures anew.
@@ -45,10 +45,7 @@ class Settings:
         chosen = {key: "" if value is None else str(value) for key, value in given.items()}
         self.name, self.scale = chosen["name"], chosen["scale"]
         if not VARIANT.fullmatch(self.name):
-            _stop(
-                f"--config name={self.name}: ASCII letters, digits, '.', '_' and '-' only, and a "
-                "letter or digit first"
-            )
+            _stop(f"--config name={self.name}: {VARIANT_IN_WORDS}")
         if self.name == "recorded":
             _stop("--config name=recorded: results/recorded/ holds other machines' results")
         self.results = Path("results") / self.name

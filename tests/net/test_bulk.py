@@ -70,38 +70,40 @@ def test_a_damaged_source_is_noticed_while_it_arrives(sender):
         BulkClient(SECRET).fetch(address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
 
 
-def test_a_transfer_from_a_machine_that_froze_can_be_ended():
+@pytest.fixture
+def called():
+    """A fetch under way, whom it calls, and that machine's end of the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        address = Address("called", *listener.getsockname())
+        client = BulkClient(SECRET)
+        fetching = pool.submit(client.fetch, address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
+        sock, _ = listener.accept()
+        with sock:
+            yield client, fetching, address, sock
+
+
+def test_a_transfer_from_a_machine_that_froze_can_be_ended(called):
     """Its kernel still answers, and it sends nothing; unless there is no better source."""
-    with socket.create_server(("127.0.0.1", 0)) as frozen, ThreadPoolExecutor(1) as pool:
-        address = Address("frozen", *frozen.getsockname())
-        client = BulkClient(SECRET)
-        fetching = pool.submit(client.fetch, address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
-        sock, _ = frozen.accept()
-        with sock:
-            authenticate(sock, server_exchange(SECRET))
-            assert sock.recv(16, socket.MSG_WAITALL)  # the request
-            client.cancel(3, 5, unless_from=[address])
-            client.cancel(3, 4)
-            sock.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                sock.recv(1)
-            client.cancel(3, 5)
-            with pytest.raises(TransferCancelled, match="rank 3 at ticket 5"):
-                fetching.result()
+    client, fetching, address, sock = called
+    authenticate(sock, server_exchange(SECRET))
+    assert sock.recv(16, socket.MSG_WAITALL)  # the request
+    client.cancel(3, 5, unless_from=[address])
+    client.cancel(3, 4)
+    sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        sock.recv(1)
+    client.cancel(3, 5)
+    with pytest.raises(TransferCancelled, match="rank 3 at ticket 5"):
+        fetching.result()
 
 
-def test_a_transfer_whose_connection_is_being_made_can_be_ended_too():
+def test_a_transfer_whose_connection_is_being_made_can_be_ended_too(called):
     """It was forgotten, and kept its slot for as long as the peer took to send."""
-    with socket.create_server(("127.0.0.1", 0)) as slow, ThreadPoolExecutor(1) as pool:
-        address = Address("slow", *slow.getsockname())
-        client = BulkClient(SECRET)
-        fetching = pool.submit(client.fetch, address, 3, 5, memoryview(bytearray(SIZE_BYTES)))
-        sock, _ = slow.accept()
-        with sock:
-            client.cancel(3, 5)
-            authenticate(sock, server_exchange(SECRET))
-            with pytest.raises(TransferCancelled, match="rank 3 at ticket 5"):
-                fetching.result()
+    client, fetching, _, sock = called
+    client.cancel(3, 5)
+    authenticate(sock, server_exchange(SECRET))
+    with pytest.raises(TransferCancelled, match="rank 3 at ticket 5"):
+        fetching.result()
 
 
 def test_a_version_that_is_not_there_is_refused(sender):

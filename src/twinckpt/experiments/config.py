@@ -25,7 +25,7 @@ from twinckpt.experiments.sections import (
     ScalingSection,
     SoakSection,
 )
-from twinckpt.results.samples import VARIANT
+from twinckpt.results.samples import VARIANT, VARIANT_IN_WORDS
 from twinckpt.training.config import DataConfig, ModelConfig, TrainingConfig, one_of
 
 EXPERIMENTS = (
@@ -64,10 +64,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         one_of("experiment", self.experiment, EXPERIMENTS + ON_REQUEST)
         if not VARIANT.fullmatch(self.variant):
-            raise ConfigurationError(
-                f"variant={self.variant}: ASCII letters, digits, '.', '_' and '-' only, and a "
-                "letter or digit first"
-            )
+            raise ConfigurationError(f"variant={self.variant}: {VARIANT_IN_WORDS}")
         if self.experiment == "recovery_time":
             self.recovery.check(self.cluster)
         if self.experiment == "throughput":

@@ -15,6 +15,7 @@ from twinckpt.results.atomic import atomic_text
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+VARIANT_IN_WORDS = "ASCII letters, digits, '.', '_' and '-' only, and a letter or digit first"
 UNITS = frozenset(
     {
         "s",
