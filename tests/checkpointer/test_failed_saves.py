@@ -120,6 +120,50 @@ def test_what_is_written_to_through_data_is_found_at_the_first_fence(state, capl
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("is_taken_back", [False, True])
+def test_weights_that_are_replaced_through_data_while_they_are_copied_are_torn(
+    state, monkeypatch, is_taken_back
+):
+    """By averaged ones for an evaluation, now and then: the first fence comes long before."""
+    (parameter,) = state["model"].parameters()
+    moves, move = [], moving.move
+
+    def move_and_write(target, source, size_bytes):
+        move(target, source, size_bytes)
+        moves.append(target)
+        if len(moves) == 20:
+            parameter.data.fill_(-1)
+        elif is_taken_back and len(moves) == 40:
+            parameter.data.fill_(0)
+
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        checkpointer.fence()
+        with monkeypatch.context() as patched:
+            patched.setattr(moving, "move", move_and_write)
+            handle = checkpointer.save(2)
+            assert handle.wait(timeout_s=30) == "failed"
+        assert isinstance(handle.error, TornCopyError)
+        assert checkpointer.restore() == 1
+    assert not parameter.any()
+
+
+@torch.no_grad()
+def test_a_target_network_may_be_moved_through_data_now_and_then(state):
+    """No optimizer owns it, and the first fence, which compares, comes long before."""
+    target = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(16 << 20))])
+    with Checkpointer({**state, "target": target}) as checkpointer:
+        for step in range(1, 6):
+            handle = checkpointer.save(step)
+            if step > 2:
+                target[0].data.fill_(step)
+            checkpointer.fence()
+            assert handle.wait(timeout_s=30) == "committed"
+        assert checkpointer.restore() == 5
+    assert bool((target[0] == 4).all())
+
+
+@torch.no_grad()
 def test_a_tensor_that_is_given_other_memory_while_it_is_copied_is_torn(state):
     """Averaged weights put in place of the live ones, and taken out again before the fence."""
     (parameter,) = state["model"].parameters()

@@ -29,6 +29,9 @@ except ImportError:  # there was no C compiler when this package was installed
 
 STREAMS = _move_large is not memmove
 
+_compare = ctypes.PYFUNCTYPE(ctypes.c_int, *_ARGUMENTS[1:])(("memcmp", ctypes.CDLL(None)))
+_SAMPLE_BYTES = 64
+
 _READ_ONLY = 0x100  # PyBUF_READ
 _view = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
     ("PyMemoryView_FromMemory", ctypes.pythonapi)
@@ -54,6 +57,13 @@ def move(destination: int, source: int, size_bytes: int) -> None:
         _move_small(destination, source, size_bytes)
     else:
         _move_large(destination, source, size_bytes)
+
+
+def is_alike(left: int, right: int, size_bytes: int) -> bool:
+    """Return whether a sample of the bytes at two addresses is the same: a few in the middle."""
+    sample_bytes = min(size_bytes, _SAMPLE_BYTES)
+    skip = (size_bytes - sample_bytes) // 2
+    return not _compare(left + skip, right + skip, sample_bytes)
 
 
 def memory(address: int, size_bytes: int) -> memoryview:

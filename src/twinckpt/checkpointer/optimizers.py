@@ -1,5 +1,6 @@
 """Optimizers: which one steps, and their state as it was saved."""
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -12,14 +13,18 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
+def owned(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Return the parameters that an optimizer steps."""
+    return chain.from_iterable(group["params"] for group in optimizer.param_groups)
+
+
 def load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Load a state, which keeps its types: torch casts it to that of the parameters."""
     optimizer.load_state_dict(saved)
     if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
         return
     numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
-    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    for number, parameter in zip(numbers, parameters, strict=True):
+    for number, parameter in zip(numbers, owned(optimizer), strict=True):
         values, loaded = saved["state"].get(number), optimizer.state.get(parameter)
         if isinstance(values, dict) and isinstance(loaded, dict):
             loaded.update(

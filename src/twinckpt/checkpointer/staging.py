@@ -3,7 +3,8 @@
 The copy goes through the slot in order, a chunk at a time, so that the checksum reads bytes
 that are still in the core's cache: those of the tensors, as copies bypass it. Tensors whose
 version counter moved during the copy were written to by the training loop: the copy is torn and
-must not be used.
+must not be used. A write through `Tensor.data` leaves no trace there; so a sample of each piece is
+compared afterwards, which shows a write to whole tensors.
 
 Tensors on a GPU are copied by the GPU, in the order of its streams (see `device`).
 """
@@ -176,10 +177,9 @@ class SlotWriter:
         # A tensor may be given other memory (`tensor.data = …`) at any time: its own is kept.
         kept = {n: t.detach() for n, t in self._tensors.items() if n not in self._done}
         moved = [n for n, *_, at in self._watched if n in kept and kept[n].data_ptr() != at]
-        with self._deciding:
-            self._torn = self._torn or moved
-        self._raise_if_torn()
-        sources = [self._source(kept, name) for name in self._target.layout.regions]
+        self._refuse(moved)
+        names = list(self._target.layout.regions)
+        sources = [self._source(kept, name) for name in names]
         digests: list[bytes] = []
         for pieces, chunk in self._target.chunks:
             copied: list[memoryview] = []
@@ -189,7 +189,19 @@ class SlotWriter:
                     copied.append(moving.memory(sources[tensor] + skip, size))
             is_all = sum(map(len, copied)) == len(chunk)
             digests.append(digest_of(copied) if is_all else chunk_digest(chunk))
+        written = [
+            names[tensor]
+            for pieces, _ in self._target.chunks
+            for tensor, skip, address, size in pieces
+            if sources[tensor] and not moving.is_alike(address, sources[tensor] + skip, size)
+        ]
+        self._refuse(list(dict.fromkeys(written)))
         return digests
+
+    def _refuse(self, torn: list[str]) -> None:
+        with self._deciding:
+            self._torn = self._torn or torn
+        self._raise_if_torn()
 
     def _changed(self) -> list[str]:
         return [

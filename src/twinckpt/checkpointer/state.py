@@ -45,12 +45,11 @@ class TrainingState:
     def gpu(self) -> torch.device | None:
         """The GPU that modules and optimizers are on, the first of several; None without any."""
         for _, part in self._parts.items():
+            tensors: Iterable[torch.Tensor] = ()
             if isinstance(part, torch.nn.Module):
-                tensors = list(part.parameters())
+                tensors = part.parameters()
             elif isinstance(part, torch.optim.Optimizer):
-                tensors = [tensor for group in part.param_groups for tensor in group["params"]]
-            else:
-                continue
+                tensors = optimizers.owned(part)
             for tensor in tensors:
                 if tensor.is_cuda:
                     return tensor.device
@@ -77,8 +76,9 @@ class TrainingState:
     def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Return the names of the tensors that change only inside `optimizer.step()`.
 
-        Those are the optimizers' state, and the parameters of the modules, which nothing else
-        changes in between. Without an optimizer there are none.
+        Those are the optimizers' state, and of the modules' parameters those that an optimizer
+        owns, and those that are frozen. A target network is neither: whoever moves it may leave no
+        trace in the version counters. Without an optimizer there are none.
         """
         if self._steady is None or self._steady[0] != tensors.keys():
             self._steady = (set(tensors), self._find_steady_names(tensors))
@@ -87,13 +87,17 @@ class TrainingState:
     def _find_steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
         if not self.optimizers:
             return frozenset()
+        owned = {id(parameter) for one in self.optimizers for parameter in optimizers.owned(one)}
         found: set[str] = set()
         for name, part in self._parts.items():
             if isinstance(part, torch.optim.Optimizer):
                 found.update(key for key in tensors if key.startswith(f"{name}.state."))
             elif isinstance(part, torch.nn.Module):
-                parameters = part.named_parameters(remove_duplicate=False)
-                found.update(f"{name}.{parameter}" for parameter, _ in parameters)
+                found.update(
+                    f"{name}.{key}"
+                    for key, parameter in part.named_parameters(remove_duplicate=False)
+                    if id(parameter) in owned or not parameter.requires_grad
+                )
         return frozenset((found & tensors.keys()) - self._distrusted)
 
     def distrust(self, names: Iterable[str]) -> bool:
