@@ -249,6 +249,15 @@ def test_a_frozen_member_delays_but_does_not_stop(three_etcds):
         assert root.port == leadership.listener.getsockname()[1]
 
 
+def test_a_launcher_is_told_at_once_of_a_port_that_another_program_has():
+    """It does not listen there, as one end of a connection: nobody answers, for half a minute."""
+    with socket.socket() as held:
+        held.bind((HOST, 0))
+        port = held.getsockname()[1]
+        with pytest.raises(AgentUnavailableError, match="whether another program has that port"):
+            RootCandidate(JobSettings(), f"{HOST}:{port}", "job").start()
+
+
 def test_a_launcher_is_told_at_once_that_no_etcd_answers():
     """Not after the timeout of a rendezvous."""
     candidate = RootCandidate(JobSettings(), f"etcd://{HOST}:{free_port()}", "job")

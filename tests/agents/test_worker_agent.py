@@ -1,5 +1,6 @@
 """The worker agent's process, with this one in the place of its launcher and its rank."""
 
+import contextlib
 import os
 import socket
 
@@ -9,7 +10,8 @@ from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.launch import connect_to_agent
 from twinckpt.agents.local_server import LocalPeer
 from twinckpt.agents.process import start_root_agent, start_worker_agent
-from twinckpt.errors import AgentUnavailableError, AuthenticationError
+from twinckpt.checkpointer.agent_client import AgentClient
+from twinckpt.errors import AgentUnavailableError, AuthenticationError, TwinckptError
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.memory import drained
 from twinckpt.memory.seal import Seal
@@ -46,10 +48,19 @@ def test_a_connection_that_fails_leaves_no_descriptor_behind(agent):
     assert os.listdir("/proc/self/fd") == before
 
 
-def introduced(agent):
-    """Return the connection of this process as the machine's rank."""
-    rank = AgentLink(agent, SECRET)
-    rank.send(local.RankHello(0, 1, os.getpid()))
+def test_a_rank_that_another_process_is_already_is_refused(agent):
+    """As a program that a rank starts, and that inherits its environment."""
+    with contextlib.closing(introduced(agent, pid=os.getppid())):
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(TwinckptError, match="needs a Checkpointer of its own job"):
+            AgentClient(agent, SECRET, 0, 1, 1)
+        assert os.listdir("/proc/self/fd") == before
+
+
+def introduced(agent, pid=0):
+    """Return the connection of a process, by default this one, as the machine's rank."""
+    rank = connect_to_agent(agent, SECRET)
+    rank.send(local.RankHello(0, 1, pid or os.getpid()))
     next_message(rank, local.Welcome)
     return rank
 

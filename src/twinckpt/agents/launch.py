@@ -111,11 +111,16 @@ def start_root_if_local(
     process = start_root_agent(config)
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not _listens(host, port):
+        status = process.poll()
         # One that lost the race for the port ends, and the winner listens.
+        if status is not None and not _listens(host, port):
+            raise AgentUnavailableError(
+                f"the root agent for {host}:{port} has ended with status {status}: see its "
+                "messages above, or whether another program has that port"
+            )
         if time.monotonic() > deadline_s:
             raise AgentUnavailableError(
-                f"no root agent listens on {host}:{port} after {START_TIMEOUT_S:.0f} s "
-                f"(exit status {process.poll()}); see its messages above"
+                f"no root agent listens on {host}:{port} after {START_TIMEOUT_S:.0f} s"
             )
         time.sleep(0.02)
     return process

@@ -99,8 +99,12 @@ class AgentClient:
         self.committed_step: int | None = None
         self._early_answer: tuple[local.FromAgent, int | None] | None = None
         self._verified_bytes = 0
-        self._link.send(local.RankHello(rank, world_size, os.getpid()))
-        welcome, _ = self._expect(local.Welcome, timeout_s=30.0)
+        try:
+            self._link.send(local.RankHello(rank, world_size, os.getpid()))
+            welcome, _ = self._expect(local.Welcome, timeout_s=30.0)
+        except TwinckptError:
+            self._link.close()
+            raise
         assert isinstance(welcome, local.Welcome)
         self.launcher: AgentLink | None = None
         self.generation = welcome.generation
