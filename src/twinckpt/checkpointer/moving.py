@@ -60,10 +60,9 @@ def move(destination: int, source: int, size_bytes: int) -> None:
 
 
 def is_alike(left: int, right: int, size_bytes: int) -> bool:
-    """Return whether a sample of the bytes at two addresses is the same: a few in the middle."""
-    sample_bytes = min(size_bytes, _SAMPLE_BYTES)
-    skip = (size_bytes - sample_bytes) // 2
-    return not _compare(left + skip, right + skip, sample_bytes)
+    """Return whether a sample of the bytes at two addresses is the same: from the middle on."""
+    middle = size_bytes >> 1
+    return not _compare(left + middle, right + middle, min(size_bytes - middle, _SAMPLE_BYTES))
 
 
 def memory(address: int, size_bytes: int) -> memoryview:
