@@ -31,6 +31,7 @@ class LocalPeer:
         self.pid = 0
         self.heard_at_s = time.monotonic()
         self.world_size = 0
+        self.watch_no_longer: Callable[[], None] = lambda: None  # for the end of its process
 
     def close(self) -> None:
         """End the conversation; the process sees the end of the connection."""

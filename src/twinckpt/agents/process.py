@@ -1,6 +1,7 @@
 """Starting agent processes, and ending them with the process they serve."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import subprocess
@@ -50,18 +51,23 @@ def allow_all_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def when_process_ends(pid: int, action: Callable[[], None]) -> None:
-    """Call `action` in the running event loop once process `pid` is gone; at once if it is."""
+def when_process_ends(pid: int, action: Callable[[], None]) -> Callable[[], None]:
+    """Call `action` in the running event loop once process `pid` is gone; at once if it is.
+
+    Returns what ends the watch before that: it takes a descriptor.
+    """
     loop = asyncio.get_running_loop()
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
-        loop.call_soon(action)
-        return
+        return loop.call_soon(action).cancel
+    watch = contextlib.ExitStack()
+    watch.callback(os.close, fd)
+    watch.callback(loop.remove_reader, fd)
 
     def ended() -> None:
-        loop.remove_reader(fd)
-        os.close(fd)
+        watch.close()
         action()
 
     loop.add_reader(fd, ended)
+    return watch.close

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from twinckpt.agents.config import WorkerAgentConfig, named_settings, worker_config
@@ -269,7 +270,8 @@ class WorkerAgent:
                 self._ranks[message.rank] = peer
                 # Its connection may live on in a process that it forked.
                 with contextlib.suppress(OSError):
-                    when_process_ends(message.pid, lambda: self._on_local_end(peer))
+                    ended = partial(self._on_local_end, peer)
+                    peer.watch_no_longer = when_process_ends(message.pid, ended)
                 formed = self._core.formed
                 index = formed.index if formed else -1
                 peer.send(local.Welcome(self._core.generation, index))
@@ -324,6 +326,7 @@ class WorkerAgent:
         return self._core.staged(self._checkpoints.seal(seal).seal.holding)
 
     def _on_local_end(self, peer: LocalPeer) -> None:
+        peer.watch_no_longer()
         if peer is self._launcher:
             self._launcher = None
         elif self._warm.remove(peer):

@@ -1,6 +1,7 @@
 """A rank's conversation with its machine's worker agent: slots granted, tickets decided."""
 
 import os
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -118,6 +119,11 @@ class AgentClient:
         self.grants.clear()
         self._mappings.forget_smaller(slot_bytes)
         self._link.send(local.Attach(slot_bytes))
+
+    def let_go_of_slots(self) -> None:
+        """Nothing is staged or restored here any more; the process may live on for long."""
+        self.grants.clear()
+        self._mappings.forget_smaller(sys.maxsize)
 
     def staged(self, seal: Seal) -> None:
         """Hand a filled slot over; from now on it is immutable. Called from any thread."""

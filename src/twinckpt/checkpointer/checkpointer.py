@@ -166,6 +166,10 @@ class Checkpointer:
         self._hook.remove()
         self._stager.close()
         self._pinned.close()
+        self._targets.clear()
+        self._unused.clear()
+        self._writer = None
+        self._client.let_go_of_slots()
         if not failed:
             self._client.close()
 

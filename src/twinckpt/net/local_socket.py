@@ -148,8 +148,9 @@ class AgentLink:
         with contextlib.suppress(AgentUnavailableError):
             self.send(Goodbye())
             # Closing with unread messages would discard the goodbye.
-            while self.receive(GOODBYE_TIMEOUT_S) is not None:
-                pass
+            while (unread := self.receive(GOODBYE_TIMEOUT_S)) is not None:
+                if unread[1] is not None:
+                    os.close(unread[1])
         self.close()
 
     def close(self) -> None:
