@@ -1,8 +1,9 @@
 """The worker agent's process, with this one in the place of its launcher and its rank."""
 
-import contextlib
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -48,19 +49,36 @@ def test_a_connection_that_fails_leaves_no_descriptor_behind(agent):
     assert os.listdir("/proc/self/fd") == before
 
 
+HOLDER = """
+import sys
+from twinckpt.experiments.agent_cluster import next_message
+from twinckpt.net import local
+from twinckpt.net.local_socket import AgentLink
+
+link = AgentLink(sys.argv[1], b"s" * 32)
+link.send(local.RankHello(0, 1))
+next_message(link, local.Welcome)
+print("the rank", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_rank_that_another_process_is_already_is_refused(agent):
     """As a program that a rank starts, and that inherits its environment."""
-    with contextlib.closing(introduced(agent, pid=os.getppid())):
+    connect_to_agent(agent, SECRET).close()
+    program, pipe = [sys.executable, "-c", HOLDER, agent], subprocess.PIPE
+    with subprocess.Popen(program, stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdout.readline() == b"the rank\n"
         before = os.listdir("/proc/self/fd")
         with pytest.raises(TwinckptError, match="needs a Checkpointer of its own job"):
             AgentClient(agent, SECRET, 0, 1, 1)
         assert os.listdir("/proc/self/fd") == before
 
 
-def introduced(agent, pid=0):
-    """Return the connection of a process, by default this one, as the machine's rank."""
-    rank = connect_to_agent(agent, SECRET)
-    rank.send(local.RankHello(0, 1, pid or os.getpid()))
+def introduced(agent):
+    """Return the connection of this process as the machine's rank."""
+    rank = AgentLink(agent, SECRET)
+    rank.send(local.RankHello(0, 1))
     next_message(rank, local.Welcome)
     return rank
 
@@ -81,6 +99,38 @@ def test_a_rank_that_ends_after_its_generation_does_not_break_the_next(agent):
 
     os.close(fd)
     assert grant.ticket
+    assert launcher.receive(0.0) is None
+
+
+CONTAINED = """
+import os, sys
+from twinckpt.experiments.agent_cluster import next_message
+from twinckpt.net import local
+from twinckpt.net.local_socket import AgentLink
+
+while os.path.exists(f"/proc/{os.getpid()}"):  # outside, that is another process
+    if child := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+link = AgentLink(sys.argv[1], b"s" * 32)
+link.send(local.RankHello(0, 1))
+next_message(link, local.Welcome)
+link.send(local.Attach(1 << 20))
+next_message(link, local.Granted)
+link.say_goodbye()
+"""
+IN_A_CONTAINER = ["unshare", "--pid", "--fork"]
+
+
+@pytest.mark.skipif(
+    subprocess.run([*IN_A_CONTAINER, "true"], check=False, capture_output=True).returncode != 0,
+    reason="this user may not make namespaces of process numbers",
+)
+def test_a_rank_in_a_container_of_its_own_is_not_taken_for_lost(agent):
+    """It knows itself by a number that is nobody's outside, or another's."""
+    launcher = connect_to_agent(agent, SECRET)
+    launcher.send(JOIN)
+    next_message(launcher, local.LauncherFormed)
+    subprocess.run([*IN_A_CONTAINER, sys.executable, "-c", CONTAINED, agent], check=True)
     assert launcher.receive(0.0) is None
 
 

@@ -103,7 +103,7 @@ class _Rank:
     def __init__(self, agent: str, secret: bytes, rank: int, num_ranks: int) -> None:
         self._rank, self._num_ranks = rank, num_ranks
         self._link = AgentLink(agent, secret)
-        self._link.send(local.RankHello(rank, num_ranks, os.getpid()))
+        self._link.send(local.RankHello(rank, num_ranks))
         self._home = self._next(local.Welcome)[0].home
         self._state, self._step = begin(rank), 0
         self._grant: tuple[int, Slot] | None = None

@@ -28,7 +28,7 @@ class LocalPeer:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.rank: int | None = None
-        self.pid = 0
+        self.pid, _ = _process_and_user_of(sock)
         self.heard_at_s = time.monotonic()
         self.world_size = 0
         self.watch_no_longer: Callable[[], None] = lambda: None  # for the end of its process
@@ -76,7 +76,7 @@ class LocalServer:
                 logger.warning("no local process can be accepted: %s", error)
                 await asyncio.sleep(ACCEPT_RETRY_S)  # too many open files: some will be closed
                 continue
-            if _user_of(sock) not in (os.getuid(), _SUPERUSER):
+            if _process_and_user_of(sock)[1] not in (os.getuid(), _SUPERUSER):
                 sock.close()
                 continue
             sock.setblocking(False)
@@ -130,7 +130,12 @@ async def _received(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> byt
         return b""
 
 
-def _user_of(sock: socket.socket) -> int:
-    """Return whose process has called; an abstract name is open to all users of the host."""
+def _process_and_user_of(sock: socket.socket) -> tuple[int, int]:
+    """Return which process has called, by its number here, and whose it is.
+
+    It may know itself by another number, in a container of its own, and not be visible here: 0.
+    An abstract name is open to all users of the host.
+    """
     found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(found)[1])
+    pid, user, _ = _CREDENTIALS.unpack(found)
+    return pid, user

@@ -260,22 +260,22 @@ class WorkerAgent:
                 where = (message.master_endpoint, message.index_hint)
                 self._join = m.Join(self._core.generation, *where, *self._wishes)
                 self._root.send(self._join)
-            case local.RankHello() if self._is_held(message):
+            case local.RankHello() if self._is_held(message.rank, peer):
                 raise AgentUnavailableError(
                     f"rank {message.rank} is process {self._ranks[message.rank].pid} already: "
                     "another program needs a Checkpointer of its own job (unset TWINCKPT_AGENT)"
                 )
             case local.RankHello():
-                peer.rank, peer.world_size, peer.pid = message.rank, message.world_size, message.pid
+                peer.rank, peer.world_size = message.rank, message.world_size
                 self._ranks[message.rank] = peer
                 # Its connection may live on in a process that it forked.
                 with contextlib.suppress(OSError):
                     ended = partial(self._on_local_end, peer)
-                    peer.watch_no_longer = when_process_ends(message.pid, ended)
+                    peer.watch_no_longer = when_process_ends(peer.pid, ended)
                 formed = self._core.formed
                 index = formed.index if formed else -1
                 peer.send(local.Welcome(self._core.generation, index))
-                return self._core.rank_started(message.rank, message.pid)
+                return self._core.rank_started(message.rank, peer.pid)
             case local.LauncherStandby():
                 self._launcher = peer
                 self._wishes = (message.min_machines, message.max_machines, message.num_ranks)
@@ -315,10 +315,10 @@ class WorkerAgent:
                 return self._core.drained_damaged(step, reason, drained.set_aside(directory, step))
         return []
 
-    def _is_held(self, hello: local.RankHello) -> bool:
+    def _is_held(self, rank: int, peer: LocalPeer) -> bool:
         """Return whether another process is this rank: one that it started inherits its place."""
-        former = self._ranks.get(hello.rank)
-        return former is not None and former.pid != hello.pid
+        former = self._ranks.get(rank)
+        return former is not None and former.pid != peer.pid
 
     def _on_staged(self, seal: Seal) -> list[core.Action]:
         if self._checkpoints.find(seal.rank, seal.ticket) is None:

@@ -101,7 +101,7 @@ class AgentClient:
         self._early_answer: tuple[local.FromAgent, int | None] | None = None
         self._verified_bytes = 0
         try:
-            self._link.send(local.RankHello(rank, world_size, os.getpid()))
+            self._link.send(local.RankHello(rank, world_size))
             welcome, _ = self._expect(local.Welcome, timeout_s=30.0)
         except TwinckptError:
             self._link.close()

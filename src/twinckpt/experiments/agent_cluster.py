@@ -56,7 +56,7 @@ class AgentMachine:
         assert self._launcher is not None
         self.place = next_message(self._launcher, local.LauncherFormed)[0].index
         self._rank = AgentLink(self._name, self._secret)
-        self.to_agent(local.RankHello(self.place, num_machines, os.getpid()))
+        self.to_agent(local.RankHello(self.place, num_machines))
         next_message(self._rank, local.Welcome)
 
     def wait_until_broken(self) -> None:

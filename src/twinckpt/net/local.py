@@ -18,7 +18,6 @@ class RankHello:
 
     rank: int
     world_size: int
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)
