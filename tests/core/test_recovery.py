@@ -51,3 +51,8 @@ def test_shards_of_different_steps_under_one_ticket_are_not_mixed():
     """That ticket was a conflict that the root had no time to abandon."""
     holdings = {"a": [holding(0, 2, step=20), holding(1, 2, step=21)]}
     assert plan_recovery(holdings, HOMES) is None
+
+
+def test_a_copy_that_says_it_is_of_more_ranks_than_can_be_counted_is_no_checkpoint():
+    """And takes neither time nor memory."""
+    assert plan_recovery({"a": [holding(0, 1, world_size=2**62)]}, HOMES) is None

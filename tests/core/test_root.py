@@ -292,6 +292,28 @@ def test_a_machine_of_a_later_generation_ends_this_one():
     assert {formed.generation for _, formed in cluster.messages(m.Formed)} == {8}
 
 
+LAST = 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        m.Hello(address("x"), LAST),
+        m.Hello(address("x"), 1, drained_ticket=LAST),
+        m.Hello(address("x"), 1, inventory=(m.Holding(0, LAST, 1, 0, 1, 1, "d"),)),
+        m.Hello(address("x"), 1, running=m.Running(newest_ticket=LAST)),
+    ],
+)
+def test_a_machine_that_would_use_up_all_numbers_is_refused(beyond):
+    """No message can name what would come after them: the job went on, and never committed."""
+    cluster = Cluster().form().attach_all()
+    cluster.tell("x", beyond)
+    assert [to for to, _ in cluster.messages(m.Refused)] == ["x"]
+    assert cluster.root.running
+    assert "committed" in cluster.commit(ticket=1, step=5).events
+    assert all(t.ticket < 10 for _, t in cluster.messages(m.Ticket))
+
+
 def test_a_spare_that_waited_since_before_the_drain_resumes_from_it():
     """The root remembers what was drained; nobody has to connect anew to tell it."""
     cluster = Cluster(drain_every_commits=1).form()

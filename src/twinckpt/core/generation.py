@@ -181,8 +181,9 @@ class Generation:
             return None
         shards = self._copies.of_ticket(ticket)
         size = next(iter(next(iter(shards.values())).values())).world_size if shards else 1
-        lost = [r for r in range(size) if r not in shards and r not in self._reservations.home]
-        return f"no intact copy of rank {lost[0]} at ticket {ticket} is left" if lost else None
+        home = self._reservations.home
+        lost = next((r for r in range(size) if r not in shards and r not in home), None)
+        return None if lost is None else f"no intact copy of rank {lost} at ticket {ticket} is left"
 
     # Slots.
 

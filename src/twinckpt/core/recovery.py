@@ -85,7 +85,8 @@ def _complete(holdings: Holdings) -> Iterator[_Shards]:
     for ticket in sorted(by_ticket, reverse=True):
         shards = by_ticket[ticket]
         first = next(iter(shards.values()))[0][1]
-        if set(shards) == set(range(first.world_size)) and _agree(shards, first):
+        is_whole = len(shards) == first.world_size  # looked at first: it may be any number
+        if is_whole and set(shards) == set(range(first.world_size)) and _agree(shards, first):
             yield shards
 
 

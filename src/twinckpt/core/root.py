@@ -28,6 +28,9 @@ from twinckpt.errors import ConfigurationError
 
 __all__ = ["Action", "Disconnect", "Log", "Root", "RootConfig", "Send"]
 
+# Numbers are used up by whoever jumps to their end, and messages have room for 64 bits.
+_MOST_GENERATIONS_AHEAD = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class RootConfig:
@@ -187,7 +190,12 @@ class Root:
     def _on_hello(self, machine: str, hello: m.Hello) -> None:
         if machine in self.membership.machines:
             self._lose(machine, "connected again")
-        generation = max(hello.generation, generation_of(hello.drained_ticket))
+        newest_ticket = _newest_ticket_in(hello)
+        generation = max(hello.generation, generation_of(newest_ticket))
+        if generation > self.generation + _MOST_GENERATIONS_AHEAD:
+            reason = f"no job comes from generation {self.generation} to {generation}"
+            self._outbox.send(machine, m.Refused(self.generation, reason))
+            return
         if generation > self.generation:
             # Another root went further. Whoever is of that generation would ignore this one.
             self._break(f"{machine} comes from a later generation, {generation}")
@@ -196,8 +204,7 @@ class Root:
         self.copies.add_machine(machine, hello.inventory)
         self._awaited |= {(machine, *copy) for copy in hello.fetching}
         self.drains.found(hello.drained_steps)
-        for ticket in (hello.drained_ticket, *(holding.ticket for holding in hello.inventory)):
-            self.commits.skip_past(ticket)
+        self.commits.skip_past(newest_ticket)
         self._log("machine_joined", machine=machine, host=hello.address.host)
         self._reconcile(machine, hello)
 
@@ -467,3 +474,9 @@ class Root:
 
     def _log(self, event: str, **fields: object) -> None:
         self._outbox.log(event, self.generation, **fields)
+
+
+def _newest_ticket_in(hello: m.Hello) -> int:
+    """Return the newest ticket that a machine knows of; 0 if none."""
+    heard = hello.running.newest_ticket if hello.running else 0
+    return max(heard, hello.drained_ticket, *(held.ticket for held in hello.inventory), 0)
