@@ -218,6 +218,17 @@ class Inner(nn.Module):
         self.inner.load_state_dict(state["inner"])
 
 
+class Listing(Inner):
+    """A module whose state is no dictionary."""
+
+    def state_dict(self):
+        return [tensor.detach() for tensor in self.inner.parameters()]
+
+    def load_state_dict(self, state):
+        for parameter, saved in zip(self.inner.parameters(), state, strict=True):
+            parameter.data.copy_(saved)
+
+
 class Counting:
     """A stateful object that is neither a module nor an optimizer."""
 
@@ -239,12 +250,21 @@ def modules():
         "attention": nn.TransformerEncoderLayer(8, 2, 16),
         "extra": Extra(),
         "inner": Inner(),
+        "listing": Listing(),
         "normed": parametrized.weight_norm(nn.Linear(3, 3)),
         "orthogonal": parametrized.orthogonal(nn.Linear(3, 3)),
         "averaged": swa_utils.AveragedModel(nn.Linear(2, 2)),
         "compiled": torch.compile(nn.Linear(2, 2)),
         "without_buffers": nn.BatchNorm1d(3, track_running_stats=False),
     }
+
+
+@carried
+@torch.inference_mode()
+def modules_made_for_inference():
+    """As a teacher that is a deep copy: neither its values nor its marks change elsewhere."""
+    teacher = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    return {"teacher": teacher, "frozen": nn.Linear(2, 2).requires_grad_(False), "extra": Extra()}
 
 
 @carried

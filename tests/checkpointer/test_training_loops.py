@@ -205,6 +205,22 @@ def test_an_optimizer_that_is_not_in_the_state_waits_for_the_copy_too(state, is_
     assert (checkpointer.stall_s, steps) == (before, None)  # the hook is gone
 
 
+def test_a_module_made_for_inference_may_change_right_after_save(state):
+    """As averaged weights: no version counter tells of it, and two steps were mixed."""
+    with torch.inference_mode():
+        teacher = state["teacher"] = torch.nn.Linear(4 << 20, 2, bias=False)
+        teacher.weight.zero_()
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        state["optimizer"].step()
+        handle = checkpointer.save(2)
+        with torch.inference_mode():
+            teacher.weight.add_(1)
+        assert handle.wait(timeout_s=30) == "committed"
+        assert checkpointer.restore() == 2
+    assert not teacher.weight.count_nonzero()
+
+
 class Container:
     """Something of its own that holds an optimizer."""
 

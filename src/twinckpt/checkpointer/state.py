@@ -98,6 +98,8 @@ class TrainingState:
                     for key, parameter in part.named_parameters(remove_duplicate=False)
                     if id(parameter) in owned or not parameter.requires_grad
                 )
+        # Of what was made for inference no version counter tells whether it changes.
+        found.difference_update(n for n, tensor in tensors.items() if tensor.is_inference())
         return frozenset((found & tensors.keys()) - self._distrusted)
 
     def distrust(self, names: Iterable[str]) -> bool:
@@ -182,17 +184,21 @@ class TrainingState:
 
     def _hand_over(self, name: str, part: Any, live: Any, value: Any, is_usual: bool) -> None:
         """Give a part its restored state; what was filled in place is in there as itself."""
-        if isinstance(part, torch.nn.Module):
+        if isinstance(part, torch.nn.Module) and isinstance(value, dict):
             # Tensors that are filled are passed as themselves: loading them copies nothing. If
             # all are the module's, they need not even be told to copy themselves, which is slow
             # for DTensors. Any other would take a parameter's place, which the optimizer holds.
             whole = OrderedDict(value)
             whole._metadata = getattr(live, "_metadata", None)  # type: ignore[attr-defined]
-            own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+            tensors = [*part.parameters(), *part.buffers()]
+            own = {id(tensor) for tensor in tensors}
+            options = {}
             if is_usual and all(id(tensor) in own for tensor in whole.values()):
-                part.load_state_dict(whole, assign=True)
-            else:
-                part.load_state_dict(whole)
+                options["assign"] = True
+            # What was made for inference takes neither values nor marks anywhere else.
+            made = [tensor for tensor in tensors if not torch.nn.parameter.is_lazy(tensor)]
+            with torch.inference_mode(any(tensor.is_inference() for tensor in made)):
+                part.load_state_dict(whole, **options)
         elif is_zero(part):
             load_local_state(part, value)
         elif isinstance(part, torch.optim.Optimizer):
