@@ -45,6 +45,38 @@ def test_memory_that_is_shared_is_stored_once_and_stays_shared():
     assert fresh["x"]["a"] is fresh["y"]["b"] is fresh["y"]["c"][0]
 
 
+@pytest.mark.parametrize("names", [("model", "optimizer", "x"), ("x", "optimizer", "model")])
+def test_what_is_new_shares_the_memory_of_what_it_was_in_a_module(names):
+    """As a list of weights that training makes: it came back as a copy, which nothing trained."""
+
+    def build():
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+        return {"model": model, "optimizer": optimizer, "x": {"now": torch.rand(2), "more": None}}
+
+    saved, into = seeded(1, build), seeded(2, build)
+    for parameter in saved["model"].parameters():
+        saved["optimizer"].state[parameter] = {"momentum_buffer": torch.rand_like(parameter)}
+    bias = saved["model"].bias
+    momentum = saved["optimizer"].state[bias]["momentum_buffer"]
+    saved["x"]["more"] = [bias, bias.detach(), momentum, saved["x"]["now"]]
+    now = into["x"]["now"]
+    restored(slot_of({name: saved[name] for name in names}), {name: into[name] for name in names})
+    assert_same(saved["x"], into["x"])
+    bias = into["model"].bias
+    momentum = into["optimizer"].state[bias]["momentum_buffer"]
+    live = [tensor.data_ptr() for tensor in (bias, bias, momentum, now)]
+    assert [tensor.data_ptr() for tensor in into["x"]["more"]] == live
+
+
+def test_an_array_that_is_new_is_the_live_one_that_it_was():
+    array = np.random.rand(3)
+    into = {"x": {"now": np.zeros(3)}}
+    live = into["x"]["now"]
+    restored(slot_of({"x": {"now": array, "seen": [array]}}), into)
+    assert into["x"]["now"] is into["x"]["seen"][0] is live
+
+
 def test_numpys_keys_have_short_names():
     """As those of `Counter(labels)`: each name was longer than the one before, for minutes."""
     names = TrainingState({"counts": Counter(np.arange(500))}).capture().tensors

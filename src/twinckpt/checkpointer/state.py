@@ -167,6 +167,7 @@ class TrainingState:
 
         load(blind)
         saved.settle()
+        made.join()
         load(others)
 
     def _load(self, name: str, part: Any, live: Any, value: Any, is_usual: bool) -> None:
@@ -220,12 +221,20 @@ class TrainingState:
 class _Made:
     """New tensors and arrays of all parts, so that they share what they shared.
 
-    One memory may occur as a parameter, and detached from it.
+    One memory may occur as a parameter, and detached from it. Of what is `filled` in one place, and
+    made in another, the live memory is what both have in the end.
     """
 
     tensors: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    filled: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def join(self) -> None:
+        """Let what was made share the memory of what was filled, once no GPU fills either."""
+        for (name, *_), tensor in self.tensors.items():
+            if name in self.filled and not isinstance(tensor, DTensor):
+                tensor.data = self.filled[name]
 
 
 class _InPlace:
@@ -270,6 +279,7 @@ class _InPlace:
                 if (name, id(live)) not in self._filled:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
+                    self._made.filled.setdefault(name, target)
                 if not self._is_of_torch and live.is_leaf:  # those set it by themselves
                     live.requires_grad_(_requires_grad(node, live.requires_grad))
                 return live
@@ -294,6 +304,7 @@ class _InPlace:
         ):
             return self._made.arrays.setdefault(name, made)
         live[...] = made
+        self._made.arrays.setdefault(name, live)
         return live
 
     def _make(self, node: dict[str, Any], name: str) -> torch.Tensor:
