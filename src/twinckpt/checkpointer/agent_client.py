@@ -19,8 +19,8 @@ _ANSWERS = (
     local.RestoreNothing,
 )
 
-_LONGEST_POLL_S = 0.1
-_LONGEST_WAIT_S = 1.0
+# Another thread may take in what is waited for, and a launcher may say that it will not come.
+_LONGEST_WAIT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +136,9 @@ class AgentClient:
     def poll(self, timeout_s: float = 0.0) -> None:
         """Take in what the agent has said; raises what it refused.
 
-        Waits for the first message, up to `timeout_s`, and never long: another thread may take in
-        what is waited for.
+        Waits for the first message, up to `timeout_s`, and never long.
         """
-        received = self._link.receive(min(timeout_s, _LONGEST_POLL_S))
+        received = self._link.receive(min(timeout_s, _LONGEST_WAIT_S))
         while received is not None:
             self._take(*received)
             received = self._link.receive(0.0)
