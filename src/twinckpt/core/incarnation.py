@@ -12,7 +12,6 @@ class Incarnation:
     `verdicts` are reports of this machine that end the generation.
     """
 
-    formed: m.Formed | None = None
     attached: dict[int, m.Attached] = field(default_factory=dict)
     reserved: dict[int, m.Reserved] = field(default_factory=dict)
     grants: dict[tuple[int, int], m.Ticket] = field(default_factory=dict)

@@ -197,7 +197,7 @@ class Worker:
 
     def _on_formed(self, formed: m.Formed) -> None:
         self.generation, self.formed = formed.generation, formed
-        self._now = Incarnation(formed)
+        self._now = Incarnation()
         self.slots.begin_generation()
         resume = formed.resume
         self.slots.drop_where(newer_than=resume.ticket if resume else 0)
