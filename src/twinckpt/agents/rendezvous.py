@@ -2,8 +2,8 @@
 
 It runs inside torchrun's process, once a machine: starts the machine's worker agent (and the
 root agent, if the endpoint is this machine; or one that stands by, if the endpoint is etcd), and
-forms generations through them. This is
-the one module of the agents that imports torch, for the types that torchrun expects.
+forms generations through them. This is the one module of the agents that imports torch, for the
+types that torchrun expects.
 """
 
 import contextlib

@@ -16,9 +16,9 @@ class SaveHandle:
 
     skipped: no slot was free, the previous checkpoint is still being replicated ·
     staging: being copied · staged: complete in this machine's RAM · replicated: sealed on
-    all machines of this one's replica group · committed: all ranks'
-    shards are sealed on all machines of their replica groups · abandoned: another rank did
-    not checkpoint this step · failed: see `error`.
+    all machines of this one's replica group · committed: all ranks' shards are sealed on all
+    machines of their replica groups · abandoned: another rank did not checkpoint this step ·
+    failed: see `error`.
     """
 
     def __init__(self, step: int, status: Status, advance: Callable[[float], None]) -> None:

@@ -192,7 +192,7 @@ class DamagedDrained:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """All local shards of a ticket are copied to persistent storage."""
+    """All local shards of a ticket are copied to persistent storage; or, if not `ok`, are not."""
 
     generation: int
     ticket: int

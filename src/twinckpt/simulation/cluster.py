@@ -48,7 +48,7 @@ class SimulatedCluster:
 
     `root` is the living one, `last_root` that or the last one that lived.
     `after_event` is called after each event that changed anything that rules speak of: slots,
-    the root's log, which machines live. `refused` notes what a stale message has changed.
+    the root's log, which machines live. `stale_accepted` notes what a stale message has changed.
     """
 
     def __init__(

@@ -48,9 +48,9 @@ def run(seed: int, *, num_faults: int = 20, max_machines: int = 16) -> Outcome:
     """Play one seed; raises InvariantViolation, with its story, if a rule is broken.
 
     Clusters of odd seeds elect the successors of their roots; of every third seed the ranks run
-    freely. Once the faults have ended the job
-    must commit again within bounded time: twice as long where ranks run freely, since a checkpoint
-    waits for the slowest of them. The same seed plays the same events.
+    freely. Once the faults have ended the job must commit again within bounded time: twice as long
+    where ranks run freely, since a checkpoint waits for the slowest of them. The same seed plays
+    the same events.
     """
     draw = random.Random(seed)
     job = replace(
