@@ -1,6 +1,6 @@
 """A save that fails: by default counted, training goes on; `strict` raises it."""
 
-from threading import Thread
+from threading import Event, Thread
 from unittest import mock
 
 import pytest
@@ -180,6 +180,31 @@ def test_a_tensor_that_is_given_other_memory_while_it_is_copied_is_torn(state):
             assert handle.wait(timeout_s=30) in ("committed", "failed")
             assert (checkpointer.restore() == step) == (handle.status == "committed")
             assert torch.equal(parameter, expected)
+
+
+def test_a_step_abandoned_while_it_is_copied_stays_abandoned(state, monkeypatch):
+    """As when a rank of another machine asks for larger slots."""
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        is_moving, is_abandoned, move = Event(), Event(), moving.move
+
+        def move_once_abandoned(target, source, size_bytes):
+            is_moving.set()
+            is_abandoned.wait(30)
+            move(target, source, size_bytes)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(moving, "move", move_once_abandoned)
+            handle = checkpointer.save(2)
+            assert is_moving.wait(30)
+            checkpointer._client.attach(checkpointer._slot_bytes)
+            while not handle.is_final:
+                checkpointer._poll(1.0)
+            is_abandoned.set()
+            checkpointer.fence()
+        assert handle.wait(timeout_s=30) == "abandoned"
+        assert checkpointer.save(3, block=True).status == "committed"
+        assert handle.status == "abandoned"
 
 
 def test_waiting_for_what_is_no_status_is_refused(state):

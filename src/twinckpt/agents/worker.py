@@ -47,7 +47,9 @@ _Work = TypeVar("_Work")
 class WorkerAgent:
     """Drives the worker's state machine over sockets; everything runs in one event loop.
 
-    Only what may take long runs in threads, and comes back to the loop.
+    Only what may take long runs in threads, and comes back to the loop. They share `_checkpoints`,
+    which has a lock of its own, and the progress of a fetch: its thread puts it into `_arriving`,
+    and asks `Worker.awaits`, which only reads.
     """
 
     def __init__(self, config: WorkerAgentConfig, secret: bytes) -> None:

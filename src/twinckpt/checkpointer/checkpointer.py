@@ -3,6 +3,10 @@
 `save` hands the state to a background thread and returns; the thread copies it into a slot
 of this machine's worker agent during the next forward and backward passes. A fence before
 `optimizer.step()` waits for what is left of the copy. The agent does the rest.
+
+All that a `Checkpointer` holds belongs to the thread that saves. The staging thread runs `copy`
+of `_copy_job` alone: it moves its handle on, hands the slot over, and leaves the grant of a save
+that failed in `_unused`. Others may wait for a handle, which takes in what the agent has said.
 """
 
 import atexit
@@ -263,7 +267,7 @@ class Checkpointer:
         except TwinckptError as error:
             if not self._attached:
                 raise  # it never worked: unsupported state, too little memory, no agent
-            return self._fail(SaveHandle(step, "staging", self._advance), error)
+            return self._fail(SaveHandle(step, self._advance), error)
 
     def fence(self) -> None:
         """Wait until no tensor is being copied; runs by itself before `optimizer.step()`.
@@ -361,7 +365,7 @@ class Checkpointer:
         writer = SlotWriter(self._target(layout, grant), flat, header, self._device)
         steady = self._state.steady_names(flat.tensors)
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
-        handle = SaveHandle(step, "staging", self._advance)
+        handle = SaveHandle(step, self._advance)
         self._handles[grant.ticket] = handle
         try:
             self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
@@ -395,7 +399,7 @@ class Checkpointer:
                     digests=writer.copy_rest(),
                     chunk_bytes=chunk_bytes_of(size_bytes),
                 )
-                handle.status = "staged"
+                handle.reach("staged")
                 client.staged(seal)
             except Exception as error:
                 self._note(handle, error)
@@ -425,7 +429,9 @@ class Checkpointer:
 
     def _skip(self, step: int) -> SaveHandle:
         self.num_skipped += 1
-        return SaveHandle(step, "skipped", self._advance)
+        handle = SaveHandle(step, self._advance)
+        handle.reach("skipped")
+        return handle
 
     def _fail(self, handle: SaveHandle, error: Exception) -> SaveHandle:
         self._note(handle, error)
@@ -434,7 +440,8 @@ class Checkpointer:
 
     def _note(self, handle: SaveHandle, error: Exception) -> None:
         """Count a failed save; called from any thread."""
-        handle.status, handle.error = "failed", error
+        handle.error = error
+        handle.reach("failed")
         self.num_failed += 1
         if self._strict:
             self._unraised = error
@@ -450,12 +457,12 @@ class Checkpointer:
         self._client.poll(timeout_s)
         for ticket in _taken_from(self._client.replicated):
             handle = self._handles.get(ticket)
-            if handle is not None and not handle.is_final:
-                handle.status = "replicated"
+            if handle is not None:
+                handle.reach("replicated")
         for resolved in _taken_from(self._client.resolved):
             handle = self._handles.pop(resolved.ticket, None)
-            if handle is not None and handle.status != "failed":
-                handle.status = "committed" if resolved.committed else "abandoned"
+            if handle is not None:
+                handle.reach("committed" if resolved.committed else "abandoned")
 
     def _advance(self, timeout_s: float) -> None:
         """Let a handle that is waited for make progress."""

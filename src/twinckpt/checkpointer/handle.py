@@ -21,16 +21,33 @@ class SaveHandle:
     failed: see `error`.
     """
 
-    def __init__(self, step: int, status: Status, advance: Callable[[float], None]) -> None:
+    def __init__(self, step: int, advance: Callable[[float], None]) -> None:
         self.step = step
-        self.status: Status = status
         self.error: Exception | None = None
+        self._progress: Status = "staging"
+        self._outcome: Status | None = None
         self._advance = advance
+
+    @property
+    def status(self) -> Status:
+        """What is reached; one of the statuses above."""
+        return self._outcome or self._progress
 
     @property
     def is_final(self) -> bool:
         """Whether the status will not change any more."""
-        return self.status not in _ORDER[:-1]
+        return self._outcome is not None
+
+    def reach(self, status: Status) -> None:
+        """Go on to this status; a final one stays.
+
+        A checkpoint may be abandoned in one thread while another still copies it: progress and
+        outcome are kept apart, so that it does not matter which thread is the later.
+        """
+        if status in _ORDER[:-1]:
+            self._progress = status
+        else:
+            self._outcome = self._outcome or status
 
     def wait(self, status: Status = "committed", timeout_s: float = 60.0) -> Status:
         """Block until this status, or a final one, is reached; return the status.
