@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.statistics import Estimate, median
+from twinckpt.analysis.statistics import Estimate, exactly, median
 
 EXPERIMENT = "control_plane"
 DECISIONS = {
@@ -24,28 +24,28 @@ DECISIONS = {
 
 def num_clusters(data: Dataset) -> Estimate:
     """Simulated clusters, each with its faults."""
-    return _exactly(len(data.select(EXPERIMENT, "violated")))
+    return exactly(len(data.select(EXPERIMENT, "violated")))
 
 
 def num_violations(data: Dataset) -> Estimate:
     """Clusters that broke an invariant."""
-    return _exactly(float(data.select(EXPERIMENT, "violated").value.sum()))
+    return exactly(data.select(EXPERIMENT, "violated").value.sum())
 
 
 def total(metric: str) -> Callable[[Dataset], Estimate]:
     """The sum over all simulated clusters."""
-    return lambda data: _exactly(float(data.select(EXPERIMENT, metric).value.sum()))
+    return lambda data: exactly(data.select(EXPERIMENT, metric).value.sum())
 
 
 def num_mutants(data: Dataset) -> Estimate:
     """Wrong rules that were planted."""
-    return _exactly(len(data.select(EXPERIMENT, "seeds_until_found")))
+    return exactly(len(data.select(EXPERIMENT, "seeds_until_found")))
 
 
 def mutants_missed(data: Dataset) -> Estimate:
     """Wrong rules that no seed has found."""
     needed = data.select(EXPERIMENT, "seeds_until_found").value
-    return _exactly(float((needed == 0).sum()))
+    return exactly((needed == 0).sum())
 
 
 def decision_s(metric: str, num_machines: int) -> Callable[[Dataset], Estimate]:
@@ -67,7 +67,7 @@ def plan_exponent(data: Dataset) -> Estimate:
     if len(medians) < 2:
         raise NotMeasured(f"{data.results / EXPERIMENT}: one size has no slope")
     slope = np.polyfit(np.log(medians.index.astype(float)), np.log(medians), 1)[0]
-    return Estimate(float(slope), None, None, len(medians))
+    return exactly(slope, len(medians))
 
 
 def heartbeats_per_s(data: Dataset) -> Estimate:
@@ -104,7 +104,3 @@ def draw_healthy(axis: Axes, data: Dataset) -> None:
     axis.step(seconds, shares, where="post", color=style.METHODS["ram_replica"][1])
     axis.set(title="Healthy again", xlabel="virtual seconds after the last fault",
              ylabel="percent of clusters", ylim=(0, 104))  # fmt: skip
-
-
-def _exactly(value: float) -> Estimate:
-    return Estimate(float(value), None, None, 1)

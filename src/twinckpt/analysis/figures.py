@@ -27,7 +27,6 @@ from twinckpt.analysis.command import run_command
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 
 WIDTH_IN = 6.5
-MS_PER_S = 1000.0
 
 
 def save_cost(data: Dataset) -> Figure:
@@ -41,7 +40,7 @@ def save_cost(data: Dataset) -> Figure:
         (axes[1], "recoverable_s", "Until recoverable"),
     ):
         values = _by_method(data, "save_cost", metric)
-        _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
+        _bars(axis, {m: [statistics.MS_PER_S * v for v in vs] for m, vs in values.items()})
         axis.set(title=title, xlabel="milliseconds")
     axes[1].set_yticklabels([])  # those of the first panel
     if by_size:
@@ -74,7 +73,7 @@ def recovery_time(data: Dataset) -> Figure:
     except NotMeasured:  # of what begins anew
         axes[2].set_visible(False)
         return figure
-    _bars(axes[2], {m: [MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
+    _bars(axes[2], {m: [statistics.MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
     axes[2].set(title="Load alone", xlabel="milliseconds")
     return figure
 
@@ -166,7 +165,7 @@ def peers(data: Dataset) -> Figure:
     )  # fmt: skip
     for axis, (metric, title) in zip(axes, panels, strict=True):
         values = _by_method(data, "peers", metric)
-        _bars(axis, {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
+        _bars(axis, {m: [statistics.MS_PER_S * v for v in vs] for m, vs in values.items()})
         axis.set(title=title, xlabel="milliseconds")
     axes[1].set_yticklabels([])  # those of the first panel
     return figure
@@ -176,7 +175,7 @@ def interleaving(data: Dataset) -> Figure:
     """Iterations by scheme over emulated links, and what was busy when in one of each."""
     figure, axes = _canvas(3.2, 2)
     values = _by_method(data, "interleaving", "iteration_s")
-    _bars(axes[0], {m: [MS_PER_S * v for v in vs] for m, vs in values.items()})
+    _bars(axes[0], {m: [statistics.MS_PER_S * v for v in vs] for m, vs in values.items()})
     axes[0].set(title="Iteration, emulated links", xlabel="milliseconds")
     schemes.draw_timeline(axes[1], data, list(values))
     axes[1].set_yticklabels([])

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.statistics import Estimate, median, ratio
+from twinckpt.analysis.statistics import Estimate, exactly, median, ratio
 
 EXPERIMENT = "wasted_time"
 PAPER_PHASE = "gemini"
@@ -20,13 +20,13 @@ PAPER_PHASE = "gemini"
 def max_paper_error(data: Dataset) -> Estimate:
     """The largest error of the paper's values, in percent."""
     errors = data.select(EXPERIMENT, "error_percent").value
-    return Estimate(float(errors.max()), None, None, len(errors))
+    return exactly(errors.max(), len(errors))
 
 
 def paper_bounds_hold(data: Dataset) -> Estimate:
     """Whether each of the paper's bounds holds."""
     holds = data.select(EXPERIMENT, "bound_holds").value
-    return Estimate(float(holds.min()), None, None, len(holds))
+    return exactly(holds.min(), len(holds))
 
 
 def paper_prediction(point: str) -> Callable[[Dataset], Estimate]:
@@ -72,13 +72,13 @@ def max_gap_percent(data: Dataset) -> Estimate:
     analytic = data.select(EXPERIMENT, "goodput_analytic").groupby(columns).value.median()
     gaps = (100 * (simulated - analytic)).abs().reset_index()
     same = gaps[(gaps.machine <= 1000) & ~gaps.phase.str.startswith("racks_")]
-    return Estimate(float(same.value.max()), None, None, len(same))
+    return exactly(same.value.max(), len(same))
 
 
 def year_s(data: Dataset) -> Estimate:
     """The longest that a year of one failure statistic took to simulate, all strategies."""
     seconds = data.select(EXPERIMENT, "seconds").value
-    return Estimate(float(seconds.max()), None, None, len(seconds))
+    return exactly(seconds.max(), len(seconds))
 
 
 def rack_percents(data: Dataset) -> list[int]:

@@ -12,10 +12,9 @@ from matplotlib.patches import Patch
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset
-from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
+from twinckpt.analysis.statistics import MS_PER_S, Estimate, exactly, median, percent_more, ratio
 
 EXPERIMENT = "interleaving"
-MS_PER_S = 1000.0
 
 
 def iterations_s(data: Dataset, scheme: str) -> list[float]:
@@ -40,7 +39,7 @@ def predicted_overhead_percent(scheme: str) -> Callable[[Dataset], Estimate]:
 
     def compute(data: Dataset) -> Estimate:
         longer_s = data.select(EXPERIMENT, "predicted_lengthening_s", method=scheme).value.max()
-        return Estimate(100 * float(longer_s) / iteration_s(data), None, None, 1)
+        return exactly(100 * longer_s / iteration_s(data))
 
     return compute
 
@@ -70,7 +69,7 @@ def span_deviation_percent(data: Dataset) -> Estimate:
     mean_s, deviation_s = spans.mean(), spans.std(ddof=0)
     longest = mean_s.groupby("rank").idxmax()
     worst = max(float(deviation_s[where] / mean_s[where]) for where in longest)
-    return Estimate(100 * worst, None, None, int(spans.size().iloc[0]))
+    return exactly(100 * worst, int(spans.size().iloc[0]))
 
 
 def naive_buffer(data: Dataset) -> Estimate:
@@ -85,7 +84,7 @@ def naive_buffer(data: Dataset) -> Estimate:
 def all_intact(data: Dataset) -> Estimate:
     """Whether every copy that was sent arrived as it was; n is the number of copies."""
     values = data.select(EXPERIMENT, "intact").value
-    return Estimate(float(values.min()), None, None, len(values))
+    return exactly(values.min(), len(values))
 
 
 def typical_iteration(data: Dataset, scheme: str) -> pd.DataFrame:

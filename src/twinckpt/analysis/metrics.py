@@ -20,7 +20,7 @@ from twinckpt.analysis import (
 )
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 from twinckpt.analysis.metric import Metric, Unit
-from twinckpt.analysis.statistics import Estimate, median, percent_more, ratio
+from twinckpt.analysis.statistics import MS_PER_S, Estimate, exactly, median, percent_more, ratio
 from twinckpt.core.paper_points import paper_points
 
 SAVE, RECOVERY, THROUGHPUT, TRAINING = "save_cost", "recovery_time", "throughput", "training"
@@ -31,7 +31,6 @@ CONTROL = control_plane.EXPERIMENT
 INTERLEAVING = interleaving.EXPERIMENT
 SCALING = scaling.EXPERIMENT
 SOAK = soak.EXPERIMENT
-MS_PER_S = 1000.0
 
 
 def _ms(
@@ -78,7 +77,7 @@ def _rate(method: str) -> Callable[[Dataset], Estimate]:
 def _all_identical(experiment: str, method: str) -> Callable[[Dataset], Estimate]:
     def compute(data: Dataset) -> Estimate:
         values = data.select(experiment, "identical", method=method).value
-        return Estimate(float(values.min()), None, None, len(values))
+        return exactly(values.min(), len(values))
 
     return compute
 

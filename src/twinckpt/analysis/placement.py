@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.statistics import Estimate, median
+from twinckpt.analysis.statistics import Estimate, exactly, median
 
 EXPERIMENT = "placement"
 KINDS = ("group", "ring", "mixed")
@@ -43,7 +43,7 @@ def max_monte_carlo_error(data: Dataset) -> Estimate:
         for how in ("monte_carlo", "enumeration")
     )
     errors = (100 * (drawn - counted)).abs()
-    return Estimate(float(errors.max()), None, None, len(errors))
+    return exactly(errors.max(), len(errors))
 
 
 def all_as_predicted(data: Dataset) -> Estimate:
@@ -53,7 +53,7 @@ def all_as_predicted(data: Dataset) -> Estimate:
         data.select(EXPERIMENT, metric).set_index(columns).value
         for metric in ("recovered", "predicted")
     )
-    return Estimate(float((recovered == predicted).all()), None, None, len(recovered))
+    return exactly(bool((recovered == predicted).all()), len(recovered))
 
 
 def racks_survived(order: str) -> Callable[[Dataset], Estimate]:
@@ -61,7 +61,7 @@ def racks_survived(order: str) -> Callable[[Dataset], Estimate]:
 
     def compute(data: Dataset) -> Estimate:
         values = data.select(EXPERIMENT, "rack_recovered", phase=order).value
-        return Estimate(100 * float(values.mean()), None, None, len(values))
+        return exactly(100 * values.mean(), len(values))
 
     return compute
 

@@ -14,11 +14,10 @@ from matplotlib.axes import Axes
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.statistics import Estimate, median, ratio
+from twinckpt.analysis.statistics import MS_PER_S, Estimate, median, ratio
 
 EXPERIMENT = "recovery_time"
 WARM = "warm_local"
-MS_PER_S = 1000.0
 # What is lost, how it restarts, where its state comes from: in the order of the figures.
 LABELS = {
     "torchrun": "rank: torchrun, from step 0",

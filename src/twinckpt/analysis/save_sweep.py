@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset
-from twinckpt.analysis.statistics import Estimate, median, ratio
+from twinckpt.analysis.statistics import MS_PER_S, Estimate, median, ratio
 
 EXPERIMENT = "save_cost"
-MS_PER_S = 1000.0
 
 
 def has(data: Dataset) -> bool:

@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.limits import ranks_and_mib
-from twinckpt.analysis.statistics import Estimate, median, power_law
+from twinckpt.analysis.statistics import MS_PER_S, Estimate, median, power_law
 
 EXPERIMENT = "scaling"
-MS_PER_S = 1000.0
 TIMES = {
     "stall_s": ("stall", "tab:blue"),
     "done_s": ("until replicated", "tab:orange"),

@@ -13,7 +13,7 @@ from twinckpt.analysis import format as fmt
 from twinckpt.analysis import style
 from twinckpt.analysis.claims import Judgement
 from twinckpt.analysis.metrics import BY_NAME
-from twinckpt.analysis.tables import evidence, metric_rows, tabular
+from twinckpt.analysis.tables import evidence, metric_table
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _section(
         lines.append(rf"\measuredfigure{{{name}}}{{{words.caption if words else ''}}}")
     found = [metric for metric in summary["metrics"] if _experiment_of(metric) == name]
     if found and not words:
-        lines += [r"\begin{center}", r"\small", _numbers(found), r"\end{center}"]
+        lines += [r"\begin{center}", r"\small", metric_table(found), r"\end{center}"]
     lines += [_verdicts(name, judgements), peers_that_ran(origin.get("peers") or {})]
     return "\n".join(lines) + "\n"
 
@@ -250,11 +250,6 @@ def _verdicts(name: str, judgements: Sequence[Judgement]) -> str:
         for one in own
     ]
     return "\n".join([r"\begin{itemize}", *items, r"\end{itemize}"])
-
-
-def _numbers(metrics: Sequence[Mapping[str, Any]]) -> str:
-    return tabular("lrrrrr", ("Metric", "Value", r"95\,\%", "n", "Seed", "Paper"),
-                   metric_rows(metrics))  # fmt: skip
 
 
 def _experiment_of(metric: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
-from twinckpt.analysis.statistics import Estimate, median
+from twinckpt.analysis.statistics import Estimate, exactly, median
 
 EXPERIMENT = "soak"
 KINDS = {
@@ -35,7 +35,7 @@ def failures(data: Dataset) -> pd.DataFrame:
 
 def num_failures(data: Dataset) -> Estimate:
     """Failures that struck."""
-    return _exactly(len(failures(data)))
+    return exactly(len(failures(data)))
 
 
 def seconds_to_go_on(data: Dataset) -> Estimate:
@@ -46,12 +46,12 @@ def seconds_to_go_on(data: Dataset) -> Estimate:
 
 def total(metric: str, **columns: str) -> Callable[[Dataset], Estimate]:
     """The sum of what was counted."""
-    return lambda data: _exactly(float(data.select(EXPERIMENT, metric, **columns).value.sum()))
+    return lambda data: exactly(data.select(EXPERIMENT, metric, **columns).value.sum())
 
 
 def holds(metric: str) -> Callable[[Dataset], Estimate]:
     """Whether it was so."""
-    return lambda data: _exactly(float(data.select(EXPERIMENT, metric).value.min()))
+    return lambda data: exactly(data.select(EXPERIMENT, metric).value.min())
 
 
 def growth(metric: str, scale: float = 1.0) -> Callable[[Dataset], Estimate]:
@@ -65,7 +65,7 @@ def growth(metric: str, scale: float = 1.0) -> Callable[[Dataset], Estimate]:
         ]
         if not grown:
             raise NotMeasured(f"{data.results / EXPERIMENT}: no agent was looked at twice")
-        return Estimate(max(grown) / scale, None, None, len(grown))
+        return exactly(max(grown) / scale, len(grown))
 
     return compute
 
@@ -102,7 +102,3 @@ def draw_events(axis: Axes, data: Dataset) -> None:
     for _, failure in table.iterrows():
         axis.axvspan(failure.struck_s, failure.went_on_s, color="black", alpha=0.12, linewidth=0)
     axis.set(title="Failures; grey: recovery", xlabel="seconds", ylabel="step")
-
-
-def _exactly(value: float) -> Estimate:
-    return Estimate(float(value), None, None, 1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 20231023
+MS_PER_S = 1000.0
 
 Array = NDArray[np.float64]
 
@@ -25,6 +26,11 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+
+def exactly(value: float, n: int = 1) -> Estimate:
+    """A count, an extreme or another value that has no interval, of `n` samples."""
+    return Estimate(float(value), None, None, n)
 
 
 def median(samples: Sequence[float]) -> Estimate:

@@ -215,21 +215,21 @@ def metrics(summary: dict[str, Any]) -> str:
     by_source: dict[str, list[dict[str, Any]]] = {}
     for metric in summary["metrics"]:
         by_source.setdefault(metric["source"], []).append(metric)
-    header = ("Metric", "Value", r"95\,\%", "n", "Seed", "Paper")
     parts = []
     for source, found in by_source.items():
         parts += [
             rf"\paragraph{{\texttt{{{fmt.escape('/'.join(source.split('/')[-2:]))}}}}}",
             r"\begin{center}",
-            tabular("lrrrrr", header, metric_rows(found)).rstrip(),
+            metric_table(found).rstrip(),
             r"\end{center}",
         ]
     return "\n".join(parts) + "\n"
 
 
-def metric_rows(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def metric_table(found: Sequence[Mapping[str, Any]]) -> str:
     """One row a metric: name, value, interval, n, the seed's and the paper's number."""
-    return [
+    header = ("Metric", "Value", r"95\,\%", "n", "Seed", "Paper")
+    rows = [
         (
             rf"\texttt{{{fmt.escape(metric['name'])}}}",
             fmt.amount(dict(metric)),
@@ -242,6 +242,7 @@ def metric_rows(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         )
         for metric in found
     ]
+    return tabular("lrrrrr", header, rows)
 
 
 def traceability(summary: dict[str, Any], provenance: Mapping[str, Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from twinckpt.analysis import recovery as recovering
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset, NotMeasured
+from twinckpt.analysis.statistics import MS_PER_S
 
 WIDTH_IN = 7.5
 
@@ -45,7 +46,7 @@ def training(data: Dataset) -> Figure:
     style.apply()
     figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
     loss, wait = figure.subplots(2, 1, sharex=True)
-    for axis, metric, scale in ((loss, "bits_per_byte", 1.0), (wait, "stall_s", 1000.0)):
+    for axis, metric, scale in ((loss, "bits_per_byte", 1.0), (wait, "stall_s", MS_PER_S)):
         try:
             table = data.select("training", metric)
         except NotMeasured:
