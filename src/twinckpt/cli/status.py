@@ -4,6 +4,7 @@ Without an endpoint it asks this machine's worker agent where the root is.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -121,13 +122,13 @@ def _or_none(step: int | None) -> str:
 
 
 def _endpoint(given: str | None) -> tuple[str, int]:
-    if given and given.startswith("etcd://"):
-        return _root_in_etcd(given)
-    if given:
-        from twinckpt.agents.control_store import split_address
+    from twinckpt.agents.control_store import ETCD_SCHEME, split_address
 
-        return split_address(given, 0)  # without a default: a port has to be named
-    return _root_of_this_machine()
+    if not given:
+        return _root_of_this_machine()
+    if given.startswith(ETCD_SCHEME):
+        return _root_in_etcd(given)
+    return split_address(given, 0)  # without a default: a port has to be named
 
 
 def _root_in_etcd(endpoint: str) -> tuple[str, int]:
@@ -150,10 +151,9 @@ def _root_of_this_machine() -> tuple[str, int]:
     roots = set()
     for name in _sockets():
         try:
-            link = AgentLink(name, load_secret())
-            link.send(RootQuestion())
-            received = link.receive(TIMEOUT_S)
-            link.close()
+            with contextlib.closing(AgentLink(name, load_secret())) as link:
+                link.send(RootQuestion())
+                received = link.receive(TIMEOUT_S)
         except (AgentUnavailableError, AuthenticationError):
             continue
         if received is not None and isinstance(received[0], RootAnswer):
