@@ -6,17 +6,18 @@ line for inputs that cannot be.
 
 import argparse
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinckpt.cli import CommandError
+from twinckpt.cli.drawing import add_out, check_out, drawing
+from twinckpt.core.published import DAY_S
 from twinckpt.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from twinckpt.core.planning import ClusterFacts, Plan
 
 GIB = 2**30
-DAY_S, YEAR_DAYS = 86400, 365
+YEAR_DAYS = 365
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 ADVICE = {
@@ -69,7 +70,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     may.add_argument("--detection-s", type=float, default=1.0, help="default 1, our heartbeats")
     may.add_argument("--replacement-s", type=float, default=330.0, help="default 330, GEMINI §7")
     may.add_argument("--warm-up-s", type=float, default=253.0, help="default 253, GEMINI Fig. 14")
-    may.add_argument("--out", type=Path, metavar="FILE", help="also draw: .svg, .pdf or .png")
+    add_out(may)
     parser.set_defaults(run=run)
 
 
@@ -77,9 +78,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; raises CommandError for impossible inputs."""
     from twinckpt.core.planning import candidates, memory_plan, recommend, storage_plan
 
+    check_out(args.out)
     try:
-        if args.out and args.out.suffix not in (".svg", ".pdf", ".png"):
-            raise ConfigurationError(f"--out {args.out}: must end in .svg, .pdf or .png")
         facts = _facts(args)
         chosen = recommend(facts) if args.replicas is None else memory_plan(facts, args.replicas)
         plans, reasons = candidates(facts)
@@ -90,15 +90,10 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"no cluster has such figures: {error}") from error
     print("\n".join(as_lines(facts, chosen, plans, reasons)))
     if args.out:
-        try:
+        with drawing(args.out):
             from twinckpt.analysis.planning import draw
-        except ImportError as error:
-            needs = f"--out needs {error.name}: pip install 'twinckpt[artifact]'"
-            raise CommandError(needs) from error
-        try:
+
             draw(facts, plans).savefig(args.out)
-        except OSError as error:
-            raise CommandError(f"--out {args.out}: {error.strerror}") from error
         print(f"\ndrawn: {args.out}")
     return 0
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinckpt.cli import CommandError
+from twinckpt.cli.drawing import add_out, check_out, drawing
 
 if TYPE_CHECKING:
     from twinckpt.analysis.recoveries import Failure
 
 TOLD = ("machine", "rank", "exit_code", "reason", "recover_step", "lost_steps", "source", "step")
-FORMATS = (".svg", ".pdf", ".png")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "log", type=Path, nargs="+", help="what event_log named: directories, or files"
     )
     parser.add_argument("--failure", type=int, metavar="N", help="only the Nth failure")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also draw: .svg, .pdf or .png")
+    add_out(parser)
     parser.set_defaults(run=run)
 
 
@@ -33,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from twinckpt.agents.event_log import with_former
     from twinckpt.analysis.recoveries import failures, read
 
-    if args.out and args.out.suffix not in FORMATS:
-        raise CommandError(f"--out {args.out}: must end in {', '.join(FORMATS)}")
+    check_out(args.out)
     try:
         found = failures(read(file for path in args.log for file in with_former(path)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -46,18 +45,13 @@ def run(args: argparse.Namespace) -> int:
         found = [found[args.failure - 1]]
     print("\n".join(as_lines(found)))
     if args.out and found:
-        try:
-            from twinckpt.analysis.recovery_figure import MAX_FAILURES, draw
-        except ImportError as error:
-            needs = f"--out needs {error.name}: pip install 'twinckpt[artifact]'"
-            raise CommandError(needs) from error
         recovered = [failure for failure in found if failure.job]
         if not recovered:
             raise CommandError("nothing to draw: the job has not recovered from any failure")
-        try:
+        with drawing(args.out):
+            from twinckpt.analysis.recovery_figure import MAX_FAILURES, draw
+
             draw(recovered).savefig(args.out)
-        except OSError as error:
-            raise CommandError(f"--out {args.out}: {error.strerror}") from error
         left_out = len(recovered) - MAX_FAILURES
         which = f", the last {MAX_FAILURES}; --failure N draws another" if left_out > 0 else ""
         print(f"\ndrawn: {args.out}{which}")
