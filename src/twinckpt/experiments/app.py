@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from twinckpt.errors import ConfigurationError, TwinckptError
 from twinckpt.experiments.compose import config_directory, load, register_schema, validated
 from twinckpt.experiments.config import ExperimentConfig, own_settings, relevant
 from twinckpt.results.atomic import write_text
-from twinckpt.results.jsonl import last_event, read_jsonl
+from twinckpt.results.jsonl import last_event, rank_log, read_jsonl
 from twinckpt.results.provenance import collect, write_provenance
 from twinckpt.results.samples import Sample, write_samples
 from twinckpt.training.config import TrainingConfig
@@ -95,11 +95,22 @@ class Experiment:
 
     def log_of(self, cluster: LocalCluster, rank: int) -> list[dict[str, Any]]:
         """Return what a rank has logged in a run."""
-        return read_jsonl(cluster.run_dir / "ranks" / f"rank-{rank}.jsonl")
+        return read_jsonl(rank_log(cluster.run_dir, rank))
+
+    def measured(self, cluster: LocalCluster, rank: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield what a rank has measured, with the repeat it counts as; not the warm-up's."""
+        for entry in self.log_of(cluster, rank):
+            if entry["event"] == "sample" and entry["repeat"] >= self.config.measure.warmup:
+                yield entry["repeat"] - self.config.measure.warmup, entry
 
     def last_of(self, cluster: LocalCluster, rank: int) -> dict[str, Any] | None:
         """Return what a rank has logged last, if anything, without disturbing what is measured."""
-        return last_event(cluster.run_dir / "ranks" / f"rank-{rank}.jsonl")
+        return last_event(rank_log(cluster.run_dir, rank))
+
+    @property
+    def rounds(self) -> int:
+        """How often each rank measures, warm-up included."""
+        return self.config.measure.warmup + self.config.measure.repeats
 
     @property
     def num_ranks(self) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 
 from twinckpt.agents.local_cluster import ClusterFailed, LocalCluster
 from twinckpt.core.placement import make_placement
-from twinckpt.results.jsonl import read_jsonl
+from twinckpt.results.jsonl import rank_log, read_jsonl
 
+TRAINING = ["-m", "twinckpt.training.run"]  # the program whose runs these are
 RECOVERY_TIMEOUT_S = 180.0
 
 
@@ -160,8 +161,8 @@ class FailureRun:
         return int(formed[-1]["generation"]) if formed else 0
 
     def _logs(self) -> list[list[dict[str, Any]]]:
-        folder = self.cluster.run_dir / "ranks"
-        return [_read(folder / f"rank-{rank}.jsonl") for rank in range(self._num_ranks)]
+        run_dir = self.cluster.run_dir
+        return [_read(rank_log(run_dir, rank)) for rank in range(self._num_ranks)]
 
     def _wait(self, condition: Any) -> None:
         self.cluster.wait_until(condition, timeout_s=RECOVERY_TIMEOUT_S)

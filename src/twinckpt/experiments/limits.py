@@ -45,7 +45,7 @@ def measure_case(
     """
     config = experiment.config
     method = ("" if device == "cpu" else f"{device}_") + f"ranks{num_machines}_mib{size_mib}"
-    rounds = config.measure.warmup + config.measure.repeats
+    rounds = experiment.rounds
     program = ["-m", "twinckpt.experiments.ranks.limits"]
     arguments = [str(size_mib), str(num_tensors), str(rounds), device]
     with experiment.cluster(
@@ -63,16 +63,13 @@ def measure_case(
         _add_memory(experiment, cluster, method, sizes[0])
         cluster.kill_rank(0)
         cluster.wait(TIMEOUT_S)
-        logs = [experiment.log_of(cluster, rank) for rank in range(num_machines)]
     values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for rank, log in enumerate(logs):
-        for entry in log:
-            repeat = entry.get("repeat", -1) - config.measure.warmup
-            if entry["event"] == "sample" and repeat >= 0:
-                metric, value = entry["metric"], entry["value"]
-                unit = _UNITS.get(metric, "s")
-                experiment.add(method, metric, value, unit, rank=rank, repeat=repeat)
-                values[repeat][metric].append(value)
+    for rank in range(num_machines):
+        for repeat, entry in experiment.measured(cluster, rank):
+            metric, value = entry["metric"], entry["value"]
+            unit = _UNITS.get(metric, "s")
+            experiment.add(method, metric, value, unit, rank=rank, repeat=repeat)
+            values[repeat][metric].append(value)
     for repeat, found in values.items():
         _add_extra(experiment, method, repeat, found)
 

@@ -35,7 +35,7 @@ def measure(experiment: Experiment) -> None:
             f"peers.packages={section.packages}: no such directory; `snakemake --cores all peers` "
             "installs the peers there and measures"
         )
-    rounds = config.measure.warmup + config.measure.repeats
+    rounds = experiment.rounds
     program = ["-m", "twinckpt.experiments.ranks.peers"]
     arguments = [str(section.size_mib), str(section.num_tensors), str(rounds)]
     paths = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -56,7 +56,9 @@ def measure(experiment: Experiment) -> None:
             cluster.kill_rank(0)
             cluster.wait(TIMEOUT_S)
             for rank in range(num_ranks):
-                _add_rank(experiment, rank, experiment.log_of(cluster, rank))
+                for repeat, entry in experiment.measured(cluster, rank):
+                    method, metric, value = entry["method"], entry["metric"], entry["value"]
+                    experiment.add(method, metric, value, "s", rank=rank, repeat=repeat)
         replicas = _try_dlrover_replicas(disk, memory, environment)
     experiment.facts["peers"] = {name: _version(packages, name) for name in PACKAGES} | {
         "reasons": _reasons(experiment, num_ranks, cluster),
@@ -108,16 +110,6 @@ def _all_saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) ->
         raise ClusterFailed(f"a rank was lost while it measured; see {cluster.run_dir}")
     last = (experiment.last_of(cluster, rank) for rank in range(num_ranks))
     return all(entry is not None and entry["event"] == "saved" for entry in last)
-
-
-def _add_rank(experiment: Experiment, rank: int, log: list[dict[str, object]]) -> None:
-    warmup = experiment.config.measure.warmup
-    for entry in log:
-        repeat = int(str(entry.get("repeat", -1))) - warmup
-        if entry["event"] == "sample" and repeat >= 0:
-            method, metric = str(entry["method"]), str(entry["metric"])
-            value = float(str(entry["value"]))
-            experiment.add(method, metric, value, "s", rank=rank, repeat=repeat)
 
 
 def _reasons(experiment: Experiment, num_ranks: int, cluster: LocalCluster) -> dict[str, str]:

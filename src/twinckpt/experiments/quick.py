@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
 from twinckpt.errors import TwinckptError
-from twinckpt.experiments.failures import FailureRun
+from twinckpt.experiments.failures import TRAINING, FailureRun
 from twinckpt.training.config import ModelConfig, TrainingConfig
 
 NUM_RANKS = 2
@@ -45,7 +45,7 @@ def _train(folder: Path, *, kill: bool) -> list[str]:
     model = ModelConfig(width=64, layers=2, heads=2, context=32)
     training = TrainingConfig(steps=STEPS, batch=2, model=model)
     training.write(folder / "training.json")
-    command = ["-m", "twinckpt.run", "-m", "twinckpt.training.run", str(folder / "training.json")]
+    command = ["-m", "twinckpt.run", *TRAINING, str(folder / "training.json")]
     config = ClusterConfig(num_machines=NUM_RANKS, num_spares=int(kill))
     with LocalCluster(config, command, folder) as cluster:
         run = FailureRun(cluster, NUM_RANKS)

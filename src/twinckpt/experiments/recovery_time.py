@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 from twinckpt.agents.local_cluster import ClusterFailed
 from twinckpt.experiments.app import Experiment, run_app
-from twinckpt.experiments.failures import FailureRun, Recovery
+from twinckpt.experiments.failures import TRAINING, FailureRun, Recovery
 from twinckpt.training.config import TrainingConfig
 
 TIMEOUT_S = 1800.0
 ENDLESS_STEPS = 1_000_000
-PROGRAM = ["-m", "twinckpt.training.run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def measure(experiment: Experiment) -> None:
     found = {method.name: _disturb(experiment, method) for method in chosen}
     steps = max(step for step, _ in found.values())
     training = _training(experiment, "none", steps=steps)
-    with experiment.cluster("undisturbed", PROGRAM, training) as cluster:
+    with experiment.cluster("undisturbed", TRAINING, training) as cluster:
         cluster.wait(TIMEOUT_S)
         undisturbed = FailureRun(cluster, experiment.num_ranks)
         for name, (step, fingerprints) in found.items():
@@ -68,7 +67,7 @@ def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
     training = _training(experiment, method.checkpoint, steps=ENDLESS_STEPS, name=method.name)
     cluster = experiment.cluster(
         method.name,
-        PROGRAM,
+        TRAINING,
         training,
         warm=method.warm,
         num_spares=method.num_spares,

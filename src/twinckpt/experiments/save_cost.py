@@ -14,17 +14,14 @@ TIMEOUT_S = 1800.0
 def measure(experiment: Experiment) -> None:
     """Run one job in which the methods alternate, then one for each size; the last in groups."""
     config = experiment.config
-    rounds = config.measure.warmup + config.measure.repeats
+    rounds = experiment.rounds
     disk = (experiment.out / "logs" / "save_cost" / "disk").resolve()
     training = config.training(method="disk", steps=rounds, disk_directory=str(disk))
     program = ["-m", "twinckpt.experiments.ranks.save_cost"]
     with experiment.cluster("save_cost", program, training) as cluster:
         cluster.wait(TIMEOUT_S)
         for rank in range(experiment.num_ranks):
-            for entry in experiment.log_of(cluster, rank):
-                repeat = entry.get("repeat", -1) - config.measure.warmup
-                if entry["event"] != "sample" or repeat < 0:
-                    continue
+            for repeat, entry in experiment.measured(cluster, rank):
                 place = {"rank": rank, "repeat": repeat}
                 method = entry["method"]
                 experiment.add(method, "stall_s", entry["stall_s"], "s", **place)
@@ -39,7 +36,7 @@ def measure(experiment: Experiment) -> None:
 def _sweep(experiment: Experiment, size_mib: int, placement: str) -> None:
     """Add the samples of one size under one placement; `step` is the size in MiB."""
     config = experiment.config
-    rounds = config.measure.warmup + config.measure.repeats
+    rounds = experiment.rounds
     name = f"{placement}_mib{size_mib}"
     disk = (experiment.out / "scratch").resolve()
     program = ["-m", "twinckpt.experiments.ranks.save_sweep"]
@@ -54,10 +51,9 @@ def _sweep(experiment: Experiment, size_mib: int, placement: str) -> None:
         ) as cluster:
             cluster.wait(TIMEOUT_S)
             for rank in range(config.cluster.num_machines):
-                for entry in experiment.log_of(cluster, rank):
-                    repeat = entry.get("repeat", -1) - config.measure.warmup
+                for repeat, entry in experiment.measured(cluster, rank):
                     for metric, value in entry.items():
-                        if metric.startswith("sweep_") and repeat >= 0:
+                        if metric.startswith("sweep_"):
                             place = {"rank": rank, "repeat": repeat, "step": size_mib}
                             experiment.add(entry["method"], metric, value, "s", **place)
     finally:

@@ -17,11 +17,10 @@ from twinckpt.agents.local_cluster import ClusterFailed, LocalCluster
 from twinckpt.experiments import residue
 from twinckpt.experiments.app import Experiment, run_app
 from twinckpt.experiments.disturbance import Disturber, Failure, schedule
-from twinckpt.experiments.failures import FailureRun
+from twinckpt.experiments.failures import TRAINING, FailureRun
 
 logger = logging.getLogger("twinckpt.experiments")
 
-PROGRAM = ["-m", "twinckpt.training.run"]
 ENDLESS_STEPS = 1_000_000_000
 UNLIMITED_RESTARTS = 1_000_000
 TIMEOUT_S = 600.0
@@ -60,7 +59,7 @@ def _train_disturbed(experiment: Experiment) -> _Disturbed:
     temporary.mkdir(parents=True)
     cluster = experiment.cluster(
         "disturbed",
-        PROGRAM,
+        TRAINING,
         training,
         warm=True,
         env={"TMPDIR": str(temporary)},
@@ -156,7 +155,7 @@ def _compare(experiment: Experiment, disturbed: _Disturbed) -> None:
     """Train as far without checkpoints or failures; compare all losses, and the states."""
     last_step = disturbed.last_step
     training = experiment.config.training(method="none", steps=last_step)
-    with experiment.cluster("undisturbed", PROGRAM, training) as cluster:
+    with experiment.cluster("undisturbed", TRAINING, training) as cluster:
         cluster.wait(TIMEOUT_S + 10 * 60 * experiment.config.soak.minutes)
         fingerprints = FailureRun(cluster, experiment.num_ranks).fingerprints()
     expected = _losses(_step_logs(experiment, cluster))

@@ -6,10 +6,9 @@
 import time
 
 from twinckpt.experiments.app import Experiment, run_app
-from twinckpt.experiments.failures import FailureRun
+from twinckpt.experiments.failures import TRAINING, FailureRun
 
 TIMEOUT_S = 3600.0
-PROGRAM = ["-m", "twinckpt.training.run"]
 
 
 def measure(experiment: Experiment) -> None:
@@ -31,7 +30,7 @@ def _train(experiment: Experiment, method: str, failure: str | None) -> list[str
     started_s = time.monotonic()
     cluster = experiment.cluster(
         method,
-        PROGRAM,
+        TRAINING,
         training,
         warm=True,
         drain_every_commits=config.checkpoint.drain_every_commits,

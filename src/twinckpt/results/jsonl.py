@@ -14,6 +14,11 @@ from typing import Any, Self
 _TAIL_BYTES = 1 << 14
 
 
+def rank_log(run_dir: Path, rank: int) -> Path:
+    """Return where a rank logs what it does in a run."""
+    return run_dir / "ranks" / f"rank-{rank}.jsonl"
+
+
 class JsonLines:
     """Appends events to `path`. One writer a file."""
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from twinckpt.checkpointer import Checkpointer
-from twinckpt.results.jsonl import JsonLines
+from twinckpt.results.jsonl import JsonLines, rank_log
 from twinckpt.training.config import TrainingConfig
 from twinckpt.training.disk import DiskCheckpoint
 from twinckpt.training.fingerprint import fingerprint
@@ -29,7 +29,7 @@ def main(path: str) -> None:
     config = TrainingConfig.read(Path(path))
     rank = int(os.environ["RANK"])
     generation = int(os.environ.get("TWINCKPT_GENERATION", "0"))
-    log = JsonLines(Path(os.environ["TWINCKPT_RUN_DIR"]) / "ranks" / f"rank-{rank}.jsonl")
+    log = JsonLines(rank_log(Path(os.environ["TWINCKPT_RUN_DIR"]), rank))
     log.write("imported", generation=generation)
     device = join_process_group(config)
     log.write("grouped", generation=generation)

@@ -32,7 +32,6 @@ class Training:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     position: DataPosition
-    corpus: Corpus
 
     def step(self) -> torch.Tensor:
         """Train on one batch; return its mean loss in nats on this rank."""
@@ -136,7 +135,7 @@ def build(config: TrainingConfig, device: torch.device, *, empty: bool = False) 
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     corpus = Corpus.load(config.data)
     position = DataPosition(corpus, config.batch, config.model.context, config.seed, rank)
-    return Training(config, device, module, model, optimizer, position, corpus)
+    return Training(config, device, module, model, optimizer, position)
 
 
 def _seed(config: TrainingConfig, rank: int) -> None:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,9 @@ from twinckpt.experiments.ranks.measuring import (
     is_committed,
     lose_and_restore,
     meet,
+    open_log,
     require_committed,
+    settle,
 )
 from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.results.jsonl import JsonLines
@@ -75,7 +76,7 @@ class Saving:
         return handle
 
     def _blocking(self, repeat: int) -> None:
-        self._settle()
+        settle()
         started_s = time.monotonic()
         handle = self._save()
         self._checkpointer.fence()
@@ -95,7 +96,7 @@ class Saving:
 
     def _beside_waiting_host(self, repeat: int) -> None:
         """The host waits, as for a GPU, longer than the copy takes."""
-        self._settle()
+        settle()
         stalled_s = self._checkpointer.stall_s
         handle = self._save()
         time.sleep(self._idle_s)
@@ -106,7 +107,7 @@ class Saving:
 
     def _busy_block(self, repeat: int, method: str) -> None:
         """Steps that keep every core or the GPU busy, and what a checkpoint in each adds."""
-        self._settle()
+        settle()
         started_s = time.monotonic()
         handles: list[SaveHandle] = []
         for _ in range(BLOCK_STEPS):
@@ -126,12 +127,6 @@ class Saving:
             self._step += 1
             self._checkpointer.save(self._step, block=True)  # decides what one rank skipped
             self._step += STEPS_AFTER_A_CONFLICT
-
-    def _settle(self) -> None:
-        """Begin with idle machines and a free slot."""
-        meet()
-        time.sleep(0.02)
-        meet()
 
 
 def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
@@ -181,8 +176,7 @@ def main() -> None:
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     dist.init_process_group("gloo")
-    run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
-    log = JsonLines(run_dir / "ranks" / f"rank-{dist.get_rank()}.jsonl")
+    log = open_log()
     rank = Rank(size_mib, num_tensors, device)
     with Checkpointer(rank.state) as checkpointer:
         if checkpointer.restore() is None:

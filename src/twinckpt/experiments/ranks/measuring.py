@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from twinckpt.checkpointer import Checkpointer, SaveHandle
-from twinckpt.results.jsonl import JsonLines
+from twinckpt.results.jsonl import JsonLines, rank_log
 from twinckpt.training.config import TrainingConfig
 from twinckpt.training.setup import Training, build, join_process_group
 
@@ -25,10 +25,13 @@ def start() -> tuple[Training, JsonLines]:
     torch.set_num_threads(1)
     config = TrainingConfig.read(Path(sys.argv[1]))
     device = join_process_group(config)
-    log = JsonLines(
-        Path(os.environ["TWINCKPT_RUN_DIR"]) / "ranks" / f"rank-{dist.get_rank()}.jsonl"
-    )
+    log = open_log()
     return build(config, device), log
+
+
+def open_log() -> JsonLines:
+    """Open this rank's log, in its process group."""
+    return JsonLines(rank_log(Path(os.environ["TWINCKPT_RUN_DIR"]), dist.get_rank()))
 
 
 def meet(device: torch.device | None = None) -> None:
@@ -36,6 +39,13 @@ def meet(device: torch.device | None = None) -> None:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     dist.barrier()
+
+
+def settle() -> None:
+    """Begin with idle machines."""
+    meet()
+    time.sleep(0.02)
+    meet()
 
 
 def clocked(action: Callable[[], object]) -> tuple[float, float]:

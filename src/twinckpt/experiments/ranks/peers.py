@@ -4,7 +4,6 @@ The first generation measures saving, all rivals in turn. Its ranks are killed, 
 one has something of ours to restore; every other rival saves there once, untimed, and restores.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,8 @@ from twinckpt.experiments.ranks.measuring import (
     STEPS_AFTER_A_CONFLICT,
     clocked,
     meet,
+    open_log,
+    settle,
 )
 from twinckpt.experiments.ranks.rank import CPU, Rank
 from twinckpt.experiments.ranks.rival_makers import RANK_ONLY, makers
@@ -126,13 +127,6 @@ def measure_restoring(rank: Rank, rivals: Mapping[str, Rival], log: JsonLines, r
                 log.write("sample", repeat=repeat, method=name, metric="restore_s", value=took_s)
 
 
-def settle() -> None:
-    """Begin with idle machines."""
-    meet()
-    time.sleep(0.02)
-    meet()
-
-
 def start_rivals(
     made: Mapping[str, Callable[[], Rival]], ours: Twinckpt, log: JsonLines
 ) -> dict[str, Rival]:
@@ -177,8 +171,7 @@ def main() -> None:
     disk, memory = map(Path, sys.argv[4:6])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
-    log = JsonLines(run_dir / "ranks" / f"rank-{dist.get_rank()}.jsonl")
+    log = open_log()
     rank = Rank(size_mib, num_tensors)
     with Checkpointer(rank.state) as checkpointer:
         restored = checkpointer.restore()

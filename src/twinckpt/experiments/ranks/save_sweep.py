@@ -1,6 +1,5 @@
 """One rank of `save_cost`'s sweep: files, DCP and RAM in alternation on a state of a given size."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,10 +9,9 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from twinckpt.checkpointer import Checkpointer
-from twinckpt.experiments.ranks.measuring import meet, save_to_memory
+from twinckpt.experiments.ranks.measuring import meet, open_log, save_to_memory
 from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Dcp, Rival, TorchSave
-from twinckpt.results.jsonl import JsonLines
 
 
 def to_files(rival: Rival, step: int) -> dict[str, float]:
@@ -32,8 +30,7 @@ def main() -> None:
     placement, disk = sys.argv[4], Path(sys.argv[5])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    run_dir = Path(os.environ["TWINCKPT_RUN_DIR"])
-    log = JsonLines(run_dir / "ranks" / f"rank-{dist.get_rank()}.jsonl")
+    log = open_log()
     rank = Rank(size_mib, num_tensors)
     rivals: dict[str, Rival] = {}
     if placement == "ring":
