@@ -197,9 +197,15 @@ def test_other_users_of_the_host_are_not_even_asked_for_the_secret(job):
             assert sock.recv(64) == b""
 
 
-def test_who_holds_the_secret_is_served_however_many_strangers_wait():
+@pytest.fixture
+def address():
+    """A machine that serves shards and has none."""
+    with contextlib.closing(BulkServer(InMemoryCheckpoint(), SECRET, "127.0.0.1")) as server:
+        yield Address("m", "127.0.0.1", server.port)
+
+
+def test_who_holds_the_secret_is_served_however_many_strangers_wait(address):
     """They came first, and are let go first."""
-    address = Address("m", "127.0.0.1", BulkServer(InMemoryCheckpoint(), SECRET, "127.0.0.1").port)
     strangers = [socket.create_connection(("127.0.0.1", address.bulk_port)) for _ in range(300)]
     try:
         with pytest.raises(DamagedCopyError, match="has no copy of rank 0"):
@@ -209,9 +215,8 @@ def test_who_holds_the_secret_is_served_however_many_strangers_wait():
             sock.close()
 
 
-def test_who_is_refused_for_shards_again_and_again_is_logged_once(caplog):
+def test_who_is_refused_for_shards_again_and_again_is_logged_once(address, caplog):
     """Or a neighbour could fill the disk with it."""
-    address = Address("m", "127.0.0.1", BulkServer(InMemoryCheckpoint(), SECRET, "127.0.0.1").port)
     for _ in range(5):
         with pytest.raises(AuthenticationError):
             BulkClient(b"another secret").fetch(address, 0, 1, memoryview(b""))
