@@ -20,12 +20,6 @@ class IdleSpans:
 
     mean_s: tuple[float, ...]
     normalised_deviation: tuple[float, ...]
-    num_iterations: int
-
-    @property
-    def total_s(self) -> float:
-        """Idle time of an iteration, in seconds."""
-        return sum(self.mean_s)
 
     def is_stable(self, limit: float = MAX_NORMALISED_DEVIATION) -> bool:
         """Return whether every span stays below the paper's limit of 10 %."""
@@ -77,4 +71,4 @@ class IdleSpanProfiler:
         mean_s = spans_s.mean(axis=0)
         deviation_s = spans_s.std(axis=0)
         normalised = np.divide(deviation_s, mean_s, out=np.zeros_like(mean_s), where=mean_s > 0)
-        return IdleSpans(tuple(mean_s.tolist()), tuple(normalised.tolist()), len(self._seen))
+        return IdleSpans(tuple(mean_s.tolist()), tuple(normalised.tolist()))

@@ -113,15 +113,6 @@ class Schedule:
     lengthening_s: float
     buffer_bytes: int
 
-    @property
-    def traffic_s(self) -> float:
-        """How long the network is busy with chunks, in seconds."""
-        return sum(chunk.end_s - chunk.start_s for chunk in self.chunks)
-
-    def fits(self, buffer: Buffer) -> bool:
-        """Return whether the reserved buffer is enough; naive interleaving's often is not."""
-        return self.buffer_bytes <= buffer.size_bytes
-
 
 def make_schedule(
     strategy: str,

@@ -105,11 +105,6 @@ def paper_points() -> tuple[PaperPoint, ...]:
     return tuple(points)
 
 
-def max_error_percent(points: tuple[PaperPoint, ...]) -> float:
-    """Return the largest error of the values, in percent."""
-    return max(one.error_percent for one in points if one.error_percent is not None)
-
-
 def end_to_end_ratios() -> tuple[float, float]:
     """Return what Fig. 10's ratio becomes with everything around a failure (Fig. 14).
 
