@@ -58,6 +58,7 @@ IMPOSSIBLE = [
     ("model.width=7", "multiple of model.heads"),
     ("data.path=/does/not/exist", "no such file"),
     ("data.path=/é", "data.path=/é: Hydra wants such characters between quotes"),
+    ("out=", "out=: name a directory"),
     ("variant='my variant'", "variant=my variant: ASCII letters"),
     ("experiment=soak", "experiment=soak: this is training; for the other one run python -m"),
     ("goodput.machines=[1]", "goodput.machines=1 must be at least 2"),

@@ -57,6 +57,8 @@ def validated(composed: DictConfig, experiment: str) -> ExperimentConfig:
     except OmegaConfBaseException as error:
         raise ConfigurationError(_one_line(error)) from error
     assert isinstance(config, ExperimentConfig)
+    if not config.out:
+        raise ConfigurationError("out=: name a directory for the results, as out=results/mine does")
     if config.experiment != experiment:
         raise ConfigurationError(
             f"experiment={config.experiment}: this is {experiment}; for the other one run "
