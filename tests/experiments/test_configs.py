@@ -179,11 +179,26 @@ def test_a_sweep_keeps_the_results_of_each_job(tmp_path):
         f"hydra.sweep.dir={tmp_path}",
     )
     done = run_experiment("wasted_time", "-m", "days=20,30", *small, f"out={out}")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"out={out} holds the job before" in done.stderr
+    assert not out.exists()
     own = f"out={out}/${{goodput.days}}"
-    assert run_experiment("wasted_time", "-m", "days=20,30", *small, own).returncode == 0
+    assert run_experiment("wasted_time", "days=20,30", "-m", *small, own).returncode == 0
     assert {path.parent.name for path in out.glob("*/samples.csv")} == {"20.0", "30.0"}
+    numbered = f"out={out}/${{hydra:job.num}}"
+    assert run_experiment("wasted_time", "-m", "days=20,30", *small, numbered).returncode == 0
+    assert (out / "1/samples.csv").exists()
+
+
+@pytest.mark.parametrize("setting", ["days=20,-5", "days=20,many", "machines=[16],[1]", "dais=2,3"])
+def test_a_sweep_with_one_impossible_job_starts_none(setting, tmp_path):
+    """One line, as without a sweep; not after the jobs before have run."""
+    places = (f"out={tmp_path}/${{goodput.days}}", f"hydra.sweep.dir={tmp_path}")
+    done = run_experiment("wasted_time", "-m", setting, *places)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert setting.partition("=")[0] in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_little_data_starts_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """What all experiments share: the Hydra entry point, the output directory, running clusters."""
 
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -15,7 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from twinckpt.agents.local_cluster import ClusterConfig, LocalCluster
 from twinckpt.errors import ConfigurationError, TwinckptError
-from twinckpt.experiments.compose import config_directory, load, register_schema, validated
+from twinckpt.experiments.compose import (
+    config_directory,
+    jobs_of,
+    load,
+    register_schema,
+    validated,
+)
 from twinckpt.experiments.config import ExperimentConfig, own_settings, relevant
 from twinckpt.results.atomic import write_text
 from twinckpt.results.jsonl import last_event, rank_log, read_jsonl
@@ -24,6 +31,10 @@ from twinckpt.results.samples import Sample, write_samples
 from twinckpt.training.config import TrainingConfig
 
 logger = logging.getLogger("twinckpt.experiments")
+
+_MULTIRUN = ("-m", "--multirun")
+# Options, plugins and values of Hydra's that only its own entry point knows.
+_LEFT_TO_HYDRA = re.compile(r"-(?!m$|-multirun$)|\+?hydra/|.*\$\{hydra[:.]")
 
 
 class Experiment:
@@ -136,12 +147,7 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
     def task(composed: DictConfig) -> None:
         try:
             config = validated(composed, name)
-            if config.out in done:
-                raise ConfigurationError(
-                    f"out={config.out} holds the job before: let it differ from job to job of a "
-                    "sweep, as out='results/sweep/${model.layers}' does"
-                )
-            done.add(config.out)
+            _refuse_same_place(config.out, done)
             _run(config, OmegaConf.to_yaml(composed, resolve=True), measure)
         except TwinckptError as error:
             sys.exit(f"twinckpt: {name} failed: {error}")
@@ -158,20 +164,34 @@ def _in_full(name: str, argument: str) -> str:
 
 def _with_experiment(name: str, arguments: Sequence[str]) -> list[str]:
     """Put the experiment beside the other settings: no option of Hydra's may part them."""
+    arguments = sorted(arguments, key=lambda word: word not in _MULTIRUN)  # before all settings
     settings = [i for i, word in enumerate(arguments) if "=" in word and not word.startswith("-")]
     at = settings[0] if settings else 0
     return [*arguments[:at], f"experiment={name}", *arguments[at:]]
 
 
 def _refuse_wrong_settings(name: str, arguments: Sequence[str]) -> None:
-    """Exit with status 2 and one line; with an option of Hydra's it is Hydra that checks."""
-    if any(argument.startswith("-") for argument in arguments):
+    """Exit with status 2 and one line, before the first job of a sweep as well."""
+    if any(_LEFT_TO_HYDRA.match(argument) for argument in arguments):
         return
+    settings = [argument for argument in arguments if argument not in _MULTIRUN]
+    done: set[str] = set()
     try:
-        load(name, arguments)
+        for job in jobs_of(settings) if len(settings) < len(arguments) else [settings]:
+            _refuse_same_place(load(name, job).out, done)
     except ConfigurationError as error:
         print(f"twinckpt: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _refuse_same_place(out: str, done: set[str]) -> None:
+    """Add where a job's results go, unless an earlier job of its sweep has put its own there."""
+    if out in done:
+        raise ConfigurationError(
+            f"out={out} holds the job before: let it differ from job to job of a sweep, as "
+            "out='results/sweep/${model.layers}' does"
+        )
+    done.add(out)
 
 
 def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment], None]) -> None:

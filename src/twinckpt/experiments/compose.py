@@ -6,8 +6,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -45,6 +47,18 @@ def load(experiment: str, overrides: Sequence[str]) -> ExperimentConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_one_line(error)) from error
     return validated(composed, experiment)
+
+
+def jobs_of(sweep: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep; raises ConfigurationError."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+            (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(list(sweep)), None)
+    except HydraException as error:
+        raise ConfigurationError(_one_line(error)) from error
+    return jobs
 
 
 def validated(composed: DictConfig, experiment: str) -> ExperimentConfig:
