@@ -16,6 +16,7 @@ from twinckpt.analysis.format import escape, number, with_unit
 from twinckpt.analysis.html import HtmlError, to_html
 from twinckpt.analysis.macros import macro_name
 from twinckpt.analysis.sections import peers_that_ran
+from twinckpt.results.provenance import read_provenance, write_provenance
 from twinckpt.results.samples import Sample, read_samples, write_samples
 
 SOURCE = Path(__file__).parents[2] / "report"
@@ -152,7 +153,18 @@ def test_an_experiment_joins_the_report_by_having_results(analysed: Path, tmp_pa
     text = page.read_text(encoding="utf-8")
     assert "<h3>Brand new</h3>" in text
     assert "<h3>What a checkpoint costs</h3>" in text
-    assert "Training speed with a checkpoint every step" not in text
+    assert "Training speed with checkpoints" not in text
+
+
+@pytest.mark.parametrize(("every", "says"), [(1, "one every step"), (25, "one every 25 steps")])
+def test_the_report_says_how_often_there_was_a_checkpoint(
+    analysed: Path, tmp_path: Path, every: int, says: str
+) -> None:
+    """Of what its cost was measured with."""
+    path = analysed / "throughput" / "provenance.json"
+    write_provenance(path, read_provenance(path) | {"config": {"checkpoint": {"every": every}}})
+    (page, _) = report.build(analysed, SOURCE, tmp_path, "none")
+    assert f"Blocks with and without checkpoints, {says}," in page.read_text(encoding="utf-8")
 
 
 def test_other_machines_results_stand_beside_ours_and_are_not_mixed(

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from twinckpt.analysis import summary
+from twinckpt.analysis.claims import CLAIMS
 from twinckpt.analysis.dataset import Dataset, NotMeasured
 from twinckpt.results.provenance import read_provenance, write_provenance
 from twinckpt.results.samples import Sample, SampleError, read_samples, write_samples
@@ -55,6 +57,29 @@ def test_what_a_loop_waits_has_its_target_where_a_gpu_trains(results: Path, summ
         provenance["hardware"]["gpus"] = ["Test GPU"]
         write_provenance(path, provenance)
     assert summary_of(results)[name]["value"] == pytest.approx(0.4, rel=0.1)
+
+
+def test_what_holds_of_a_checkpoint_in_each_step_is_not_said_of_fewer(results, summary_of) -> None:
+    """Neither the paper's claim nor our target is met by saving seldom; the rest is measured."""
+    name = "training_overhead_percent"
+    (claim,) = [claim for claim in CLAIMS if claim.name == "paper_iteration"]
+    assert claim.metric == name
+    assert name in summary_of(results)
+    path = results / "throughput" / "provenance.json"
+    write_provenance(path, read_provenance(path) | {"config": {"checkpoint": {"every": 25}}})
+    found = summary_of(results)
+    assert name not in found
+    assert "throughput_overhead_percent" in found
+
+
+def test_numbers_of_16_machines_are_of_no_other_cluster(results: Path, summary_of) -> None:
+    """As placement.num_machines=12 has it: the paper's numbers would stand beside other ones."""
+    name = "placement_group_k2_percent"
+    assert name in summary_of(results)
+    path = results / "placement" / "samples.csv"
+    smaller = [replace(s, machine=12 if s.machine == 16 else s.machine) for s in read_samples(path)]
+    write_samples(path, smaller)
+    assert name not in summary_of(results)
 
 
 def test_further_methods_and_metrics_are_tolerated(results: Path, summary_of) -> None:

@@ -71,6 +71,11 @@ class Dataset:
         groups = table.groupby(["repeat", "step"], dropna=False).value
         return [float(value) for value in groups.agg(over_ranks)]
 
+    def setting(self, experiment: str, section: str, name: str, default: Any) -> Any:
+        """A setting that the experiment ran with, as its provenance has it."""
+        config = self.provenance.get(experiment, {}).get("config", {})
+        return config.get(section, {}).get(name, default)
+
     def hardware(self) -> dict[str, Any]:
         """The hardware the results were measured on; raises if they come from two machines."""
         found = {

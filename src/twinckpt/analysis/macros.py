@@ -80,8 +80,11 @@ def _machine(hardware: Mapping[str, Any]) -> dict[str, str]:
 def _origin(provenance: Mapping[str, Mapping[str, Any]], variant: str) -> dict[str, str]:
     newest = max(provenance.values(), key=lambda one: str(one.get("date", "")), default={})
     packages = newest.get("packages", {})
+    trained = provenance.get("throughput", {}).get("config", {})
+    every = trained.get("checkpoint", {}).get("every", 1)
     return {
         "variantName": fmt.escape(variant),
+        "checkpointInterval": "step" if every == 1 else f"{every} steps",
         "commitHash": commit_name(newest),
         "measuredDate": fmt.escape(str(newest.get("date", "unknown"))[:10]),
         "pythonVersion": fmt.escape(str(newest.get("python", "unknown"))),

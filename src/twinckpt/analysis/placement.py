@@ -18,18 +18,21 @@ from twinckpt.analysis.dataset import Dataset, NotMeasured
 from twinckpt.analysis.statistics import Estimate, exactly, median
 
 EXPERIMENT = "placement"
+PAPER_MACHINES = 16
 KINDS = ("group", "ring", "mixed")
 LINES = {"closed_form": ":", "enumeration": "-"}
 
 
 def percent_on_paper(kind: str, num_lost: int) -> Callable[[Dataset], Estimate]:
-    """The enumerated probability in the largest cluster, in percent."""
+    """The enumerated probability in a cluster of the paper's size, in percent."""
 
     def compute(data: Dataset) -> Estimate:
         table = data.select(EXPERIMENT, "probability", method=kind, phase="enumeration")
-        table = table[(table.machine == table.machine.max()) & (table.step == num_lost)]
+        table = table[(table.machine == PAPER_MACHINES) & (table.step == num_lost)]
         if table.empty:
-            raise NotMeasured(f"{data.results / EXPERIMENT}: no {kind} with {num_lost} lost")
+            raise NotMeasured(
+                f"{data.results / EXPERIMENT}: no {kind} of {PAPER_MACHINES} with {num_lost} lost"
+            )
         return median([100 * value for value in table.value])
 
     return compute

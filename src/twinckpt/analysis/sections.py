@@ -58,9 +58,10 @@ SECTIONS: dict[str, Section] = {
         r"\rankLossReadySpeedupVsTorchrunRamX{} and \rankLossReadySpeedupVsTorchrunDiskX{} faster.",
     ),
     "throughput": Section(
-        "Training speed with a checkpoint every step",
-        r"Seed row 3; the paper's iteration time (Fig.~7). Blocks with and without checkpoints "
-        r"alternate in one process. The seed's \throughputGainPercentSeed{} is against training "
+        "Training speed with checkpoints",
+        r"Seed row 3; the paper's iteration time (Fig.~7). Blocks with and without checkpoints, "
+        r"one every \checkpointInterval{}, alternate in one process. The seed's "
+        r"\throughputGainPercentSeed{} is against training "
         r"that a blocking save to disk stalls: any gain follows from the length and the "
         r"frequency of those stalls, and would be as large with checkpoints that cost nothing. "
         r"Against training without checkpoints nobody can gain; there the question is what a "
