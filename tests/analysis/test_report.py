@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 
 from twinckpt.analysis import claims, figures, report, style, summary
 from twinckpt.analysis.dataset import Dataset
-from twinckpt.analysis.engine import find_engine
+from twinckpt.analysis.engine import compile_tex, find_engine
 from twinckpt.analysis.format import escape, number, with_unit
 from twinckpt.analysis.html import HtmlError, to_html
 from twinckpt.analysis.macros import macro_name
@@ -104,6 +104,18 @@ def test_figures_are_the_same_for_the_same_samples(analysed: Path, tmp_path: Pat
             assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.parametrize("experiment", ["scaling", "save_cost"])
+def test_a_logarithmic_axis_says_how_much_within_a_decade(results: Path, experiment: str) -> None:
+    """Times from 160 to 640 ms have no power of ten among them."""
+    figure = figures.draw(experiment, Dataset(results))
+    FigureCanvasAgg(figure).draw()
+    for axis in figure.axes:
+        if axis.get_yscale() == "log":
+            low, high = axis.get_ylim()
+            ticks = [*axis.yaxis.get_major_ticks(), *axis.yaxis.get_minor_ticks()]
+            assert any(low <= t.get_loc() <= high and t.label1.get_text() for t in ticks)
+
+
 def test_unknown_methods_get_a_colour_and_a_name() -> None:
     """Every method is told apart, known ones keep their colour."""
     colours = style.colours(["disk", "dcp_async", "torchft"])
@@ -123,6 +135,26 @@ def test_documents_compile_with_the_engine_that_is_there(analysed: Path, tmp_pat
     assert [path.stem for path in first] == ["report", "slides"]
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_no_page_of_the_documents_holds_more_than_it_can(
+    analysed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every experiment that there is: a long table below figures ran over a page's end."""
+    engine = find_engine()
+    if engine == "none":
+        pytest.skip("needs a TeX engine")
+    logs = []
+
+    def compile_and_keep_log(engine, directory, name, epoch_s):
+        pdf = compile_tex(engine, directory, name, epoch_s)
+        logs.append(pdf.with_suffix(".log").read_text(errors="replace"))
+        return pdf
+
+    monkeypatch.setattr(report, "compile_tex", compile_and_keep_log)
+    report.build(analysed, SOURCE, tmp_path, engine)
+    assert len(logs) == 2
+    assert not any("Overfull \\vbox" in log for log in logs)
 
 
 def test_without_an_engine_there_is_html_with_the_same_content(

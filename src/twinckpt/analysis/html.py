@@ -28,7 +28,7 @@ WORDS = {
 }  # fmt: skip
 IGNORED = frozenset(
     {"maketitle", "centering", "scriptsize", "small", "footnotesize", "tiny", "bigskip", "newpage",
-     "raggedright"}
+     "clearpage", "raggedright"}
 )  # fmt: skip
 TAGS = {
     "section": "h2", "subsection": "h3", "paragraph": "h4", "textbf": "b", "emph": "em",

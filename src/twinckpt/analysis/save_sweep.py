@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from twinckpt.analysis import style
 from twinckpt.analysis.dataset import Dataset
@@ -69,4 +70,4 @@ def draw(axis: Axes, data: Dataset, metric: str) -> None:
                 axis.vlines(size, MS_PER_S * one.low, MS_PER_S * one.high, color=palette[method])
     axis.set(xscale="log", yscale="log", xlabel="MiB a rank", ylabel="milliseconds")
     axis.set_xticks(list(estimates), [str(size) for size in estimates])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from twinckpt.analysis.dataset import Dataset
 from twinckpt.analysis.limits import ranks_and_mib
@@ -60,4 +61,4 @@ def draw(axis: Axes, data: Dataset, along: Axis) -> None:
         axis.annotate(f"{fitted.value:.2f}", (xs[-1], ys[-1]), fontsize="small", color=colour)
     axis.set(xscale="log", yscale="log")
     axis.set_xticks(xs, [f"{x:g}" for x in xs])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
