@@ -314,6 +314,19 @@ def test_a_machine_that_would_use_up_all_numbers_is_refused(beyond):
     assert all(t.ticket < 10 for _, t in cluster.messages(m.Ticket))
 
 
+@pytest.mark.parametrize("home", [-LAST, -1, 3, LAST])
+def test_a_copy_of_a_machine_that_cannot_be_leaves_no_trace(home):
+    """What the root could not count it could not forget either, and it failed the others for it."""
+    cluster = Cluster().form().attach_all()
+    cluster.connect(
+        "x", [m.Holding(0, 1, 5, home, 3, 10, "d"), m.Holding(1, 1, 5, home, 3, 10, "d")]
+    )
+    cluster.act(cluster.root.connection_lost("x", cluster.now_s))
+    assert "machine_lost" in cluster.events
+    assert "committed" in cluster.commit(ticket=1, step=5).events
+    assert "committed" in cluster.commit(ticket=2, step=6).events
+
+
 def test_a_spare_that_waited_since_before_the_drain_resumes_from_it():
     """The root remembers what was drained; nobody has to connect anew to tell it."""
     cluster = Cluster(drain_every_commits=1).form()

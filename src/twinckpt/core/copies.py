@@ -120,6 +120,8 @@ class Copies:
 
     def _count(self, machine: str, holding: Holding, by: int) -> None:
         index = self._index.get(machine)
-        if holding.home < len(self._holders) and index in self._holders[holding.home]:
+        if holding.home not in range(len(self._holders)):
+            return  # of a larger generation, or of none
+        if index in self._holders[holding.home]:
             count = self._num_in_place.get(holding.ticket, 0) + by
             self._num_in_place[holding.ticket] = count
