@@ -6,7 +6,7 @@ from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.agents.transfers import StepDrain, fetch_shard
 from twinckpt.core.messages import Address
 from twinckpt.core.worker import StartDrain, StartFetch
-from twinckpt.memory.drained import drained_steps
+from twinckpt.memory.drained import drained_steps, step_directory
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net.bulk import BulkClient, BulkServer
@@ -59,6 +59,18 @@ def test_storage_that_fails_is_told_once_and_again_only_after_it_worked(
     directory.touch()
     assert not any(is_drained(step) for step in (2, 1))
     assert len(caplog.messages) == 3
+
+
+def test_a_step_is_drained_though_an_older_one_cannot_be_removed(checkpoints, tmp_path, caplog):
+    """It counted as failed, as all after it did, and none that was too old went any more."""
+    config = WorkerAgentConfig("m", "s", "h", 1, drain_directory=str(tmp_path), drain_keep=1)
+    drain = StepDrain(checkpoints, config)
+    step_directory(tmp_path, 0).touch()  # a user's file, say
+    for step in (1, 2):
+        assert drain(StartDrain(1, step, step, 1, (0,), digest=""))
+    assert drained_steps(tmp_path) == (2,)
+    assert len(caplog.messages) == 1
+    assert "more than the newest steps stay: [Errno 20] Not a directory" in caplog.messages[0]
 
 
 def test_a_transfer_whose_turn_comes_late_leaves_the_slot_to_what_is_there_now(checkpoints):

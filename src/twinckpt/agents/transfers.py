@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.core.worker import StartDrain, StartFetch
@@ -63,6 +64,7 @@ class StepDrain:
         self._checkpoints = checkpoints
         self._config = config
         self._told: set[tuple[type[Exception], int | None]] = set()
+        self._is_told_what_stays = False
 
     def __call__(self, work: StartDrain) -> bool:
         """Copy this machine's shards of a ticket; return whether all are there.
@@ -77,7 +79,7 @@ class StepDrain:
                     drained.write_shard(directory, entry.seal, entry.data, rate)
             what = (work.step, work.ticket, work.world_size, work.digest)
             if drained.finish_step(directory, *what):
-                drained.keep_newest(directory, self._config.drain_keep)
+                self._keep_newest(directory)
         except Exception as error:  # drivers of remote storage raise their own
             kind = type(error), getattr(error, "errno", None)  # the message names the step
             if kind not in self._told:
@@ -92,3 +94,12 @@ class StepDrain:
             return False
         self._told.clear()
         return True
+
+    def _keep_newest(self, directory: Path) -> None:
+        """Remove what is too old; the step is drained, whether or not that can be done."""
+        try:
+            drained.keep_newest(directory, self._config.drain_keep)
+        except Exception as error:
+            if not self._is_told_what_stays:
+                logger.warning("in %s more than the newest steps stay: %s", directory, error)
+            self._is_told_what_stays = True

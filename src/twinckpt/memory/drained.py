@@ -211,14 +211,22 @@ def set_aside(directory: Path, step: int) -> list[int]:
 
 
 def keep_newest(directory: Path, keep: int) -> None:
-    """Delete all complete steps but the newest `keep`, and what failures left of older ones."""
-    complete = drained_steps(directory)
+    """Delete all complete steps but the newest `keep`, and what failures left of older ones.
+
+    Raises the first error, once all that can be deleted is.
+    """
+    complete, errors = drained_steps(directory), []
     for folder in directory.glob("step-*"):
         name = folder.name.removeprefix("step-")
         is_older = name.isdecimal() and bool(complete) and int(name) < complete[-1]
         if is_older and int(name) not in complete[-keep:]:
-            (folder / _MANIFEST).unlink(missing_ok=True)
-            _remove(folder)
+            try:
+                (folder / _MANIFEST).unlink(missing_ok=True)
+                _remove(folder)
+            except Exception as error:  # drivers of remote storage raise their own
+                errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _publish(path: Path, data: bytes | memoryview, bytes_per_s: float = 0.0) -> None:
