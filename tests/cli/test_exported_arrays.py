@@ -27,3 +27,11 @@ def test_a_state_with_arrays_loads_without_pickles_and_is_the_same(tmp_path):
     assert found["plain"]["list"][0].tolist() == [1, 1]
     RngState().load_state_dict(found["rng"])
     assert np.random.rand() == expected
+
+
+def test_empty_arrays_of_two_types_are_exported_beside_each_other(tmp_path):
+    """Restored ones are at one address, as if they were two types of one memory: torch refused."""
+    state = {name: np.ndarray(0, name, bytearray()) for name in ("i4", "f8")}
+    torch.save(without_arrays(state), tmp_path / "exported.pt")
+    found = torch.load(tmp_path / "exported.pt", weights_only=True)
+    assert [tensor.dtype for tensor in found.values()] == [torch.int32, torch.float64]

@@ -85,7 +85,8 @@ def without_arrays(value: Any) -> Any:
         return type(value)(map(without_arrays, value))
     if isinstance(value, np.ndarray):
         with contextlib.suppress(TypeError):  # of dates or texts, say: no tensor can be made
-            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+            made = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+            return made if made.numel() else made.clone()  # empty ones may share one address
     if isinstance(value, np.number | np.bool):
         plain = value.item()
         return plain if isinstance(plain, int | float | complex) else value
