@@ -565,6 +565,26 @@ def test_arrays_and_sets_are_filled_in_place() -> None:
     assert seen == {1, 2}
 
 
+def test_an_array_in_another_form_is_filled_in_place_too() -> None:
+    """As `permutation(n).reshape(…)`: a loop went on with its own variable, and the old values."""
+    slot = stage({"a": np.arange(6.0).reshape(2, 3), "b": [np.arange(6.0).reshape(3, 2).T]})
+    a, b = np.zeros(6).reshape(2, 3), np.zeros((3, 2)).T
+    restore(slot, {"a": a, "b": [b]})
+    assert (a.tolist(), b.tolist()) == ([[0, 1, 2], [3, 4, 5]], [[0, 2, 4], [1, 3, 5]])
+
+
+@pytest.mark.parametrize("view", [lambda x: x[:2], lambda x: x.reshape(2, 2), lambda x: x[::-1]])
+@pytest.mark.parametrize("names", [("whole", "view"), ("view", "whole")])
+def test_an_array_that_is_another_ones_memory_is_restored_beside_it(names, view) -> None:
+    whole = np.zeros(4)
+    live = {"whole": whole, "view": view(whole)}
+    saved = {"whole": np.arange(4.0), "view": np.full_like(live["view"], 9)}
+    into = {"x": {name: live[name] for name in names}}
+    restore(stage({"x": saved}), into)
+    assert_same(saved["view"], into["x"]["view"])
+    assert_same(saved["whole"], into["x"]["whole"])
+
+
 def test_arrays_that_were_apart_are_not_filled_as_one() -> None:
     """One that begins as another (`best = scores`) has been copied when it was saved."""
     scores = np.zeros(2)

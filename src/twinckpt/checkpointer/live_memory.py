@@ -61,8 +61,14 @@ class LiveMemory:
         return True
 
     def take_array(self, target: np.ndarray, name: str) -> bool:
-        """Return whether a saved array may fill a live one, which owns its memory."""
-        return self._arrays.setdefault(id(target), name) == name
+        """Return whether a saved array may fill a live one: nothing else has its memory.
+
+        It may be a tensor's memory, or a part of another array's.
+        """
+        owner = target if target.base is None or not target.flags.forc else target.base
+        if type(owner) is not np.ndarray or not owner.flags.owndata:
+            return False
+        return owner.nbytes == target.nbytes and self._arrays.setdefault(id(owner), name) == name
 
     def _agree(self, first: _Taken, second: _Taken) -> bool:
         """Return whether two saved tensors have the same where the live ones share memory."""

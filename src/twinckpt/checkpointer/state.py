@@ -299,7 +299,7 @@ class _InPlace:
             or not self._may_reuse
             or type(live) is not np.ndarray
             or (live.dtype, live.shape) != (made.dtype, made.shape)
-            or not (live.flags.writeable and live.flags.owndata)  # it may be a tensor's memory
+            or not live.flags.writeable
             or not self._live.take_array(live, name)
         ):
             return self._made.arrays.setdefault(name, made)
