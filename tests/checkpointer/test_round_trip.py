@@ -1,8 +1,12 @@
 """What is saved comes back bit for bit, in place."""
 
+import datetime
+import enum
 import math
 import random
 from collections import OrderedDict, deque
+from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -354,10 +358,19 @@ def test_what_cannot_be_carried_is_refused_by_name(value):
         (random.Random(1), r"its getstate\(\)"),
         (np.random.default_rng(1), r"its bit_generator\.state"),
         (np.random.RandomState(1), r"its get_state\(\)"),
+        ([{torch.nn.Linear(1, 1)}], r"its state_dict\(\)"),
+        (bytearray(1), "its bytes"),
+        (torch.ones(2).max(0), "a plain tuple of its items"),
+        (range(3), "a list of its items"),
+        (enum.Enum("Phase", "WARM").WARM, "its value"),
+        (Path("/data"), "it as text"),
+        (datetime.datetime(2026, 1, 1), "it as text"),
+        (Decimal("0.1"), "it as text"),
+        (np.dtype("f4"), "it as text"),
     ],
 )
 def test_a_refusal_says_what_may_be_stored_instead(value, instead):
-    with pytest.raises(UnsupportedStateError, match=f"mine is a .*; store {instead}, or leave"):
+    with pytest.raises(UnsupportedStateError, match=f"mine.* is a .*; store {instead}, or leave"):
         stage({"mine": value})
 
 

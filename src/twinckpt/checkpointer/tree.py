@@ -13,6 +13,10 @@ import struct
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time
+from enum import Enum
+from numbers import Number
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +42,13 @@ _INSTEAD = {
     random.Random: "store its getstate()",
     np.random.Generator: "store its bit_generator.state",
     np.random.RandomState: "store its get_state()",
+    torch.Generator: "store its get_state()",
+    torch.nn.Module | torch.optim.Optimizer: "store its state_dict()",
+    bytearray | memoryview: "store its bytes",
+    tuple: "store a plain tuple of its items",
+    range: "store a list of its items",
+    Enum: "store its value",
+    PurePath | date | time | Number | np.dtype: "store it as text",
     object: "give it state_dict() and load_state_dict() that return tensors and plain values",
 }
 
