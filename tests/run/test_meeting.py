@@ -1,5 +1,6 @@
 """A store that is listened for before it is served."""
 
+import socket
 import threading
 from datetime import timedelta
 
@@ -40,8 +41,9 @@ def test_who_comes_before_it_is_served_is_not_refused(monkeypatch):
 def test_it_is_not_served_where_others_meet_elsewhere(monkeypatch):
     """Nor listened for any longer."""
     point = MeetingPoint("127.0.0.1")
-    _, port = meet_at(monkeypatch, point.endpoint)
+    address = meet_at(monkeypatch, point.endpoint)
     monkeypatch.setenv("MASTER_PORT", "1")
+    socket.create_connection(address).close()
     assert point.serve() is None
-    with pytest.raises(RuntimeError):
-        TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(milliseconds=1))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
