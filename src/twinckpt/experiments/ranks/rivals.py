@@ -56,6 +56,7 @@ class Twinckpt(Rival):
         self._handle: SaveHandle | None = None
 
     def save(self, step: int) -> None:
+        self.finish()  # there is no slot for another one
         self._handle = self._checkpointer.save(step)
         if self._handle.status == "skipped":
             raise RuntimeError(f"step {step} was skipped: no slot was free")
