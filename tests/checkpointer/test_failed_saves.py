@@ -1,5 +1,6 @@
 """A save that fails: by default counted, training goes on; `strict` raises it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 from unittest import mock
 
@@ -8,7 +9,7 @@ import torch
 
 from twinckpt import Checkpointer
 from twinckpt.checkpointer import moving
-from twinckpt.checkpointer.staging import TornCopyError
+from twinckpt.checkpointer.staging import SlotWriter, TornCopyError
 from twinckpt.errors import ConfigurationError, UnsupportedStateError
 
 
@@ -205,6 +206,26 @@ def test_a_step_abandoned_while_it_is_copied_stays_abandoned(state, monkeypatch)
         assert handle.wait(timeout_s=30) == "abandoned"
         assert checkpointer.save(3, block=True).status == "committed"
         assert handle.status == "abandoned"
+
+
+def test_a_step_abandoned_before_it_has_a_handle_ends(state, monkeypatch):
+    """Another thread waits for an older step, and takes in what becomes of this one."""
+    with Checkpointer(state) as checkpointer, ThreadPoolExecutor(1) as pool:
+        checkpointer.save(1, block=True)
+        copy_now, client = SlotWriter.copy_now, checkpointer._client
+
+        def copy_now_and_be_abandoned(writer, names):
+            copy_now(writer, names)
+            client.attach(checkpointer._slot_bytes)
+            assert pool.submit(client.wait_for_grant, 30).result()  # the next: this one is decided
+            pool.submit(checkpointer._poll).result()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SlotWriter, "copy_now", copy_now_and_be_abandoned)
+            handle = checkpointer.save(2)
+        checkpointer.fence()
+        assert handle.wait(timeout_s=30) == "abandoned"
+        assert checkpointer.save(3, block=True).status == "committed"
 
 
 def test_waiting_for_what_is_no_status_is_refused(state):

@@ -95,6 +95,7 @@ class AgentClient:
         self.world_size = world_size
         self.num_machines = num_machines
         self.grants: list[Grant] = []
+        self._open: set[int] = set()  # tickets that were granted and are not decided
         self.replicated: deque[int] = deque()
         self.resolved: deque[local.Resolved] = deque()
         self.committed_step: int | None = None
@@ -117,6 +118,7 @@ class AgentClient:
         Smaller ones are let go: the kernel keeps a slot as long as any process has it mapped.
         """
         self.grants.clear()
+        self._open.clear()
         self._mappings.forget_smaller(slot_bytes)
         self._link.send(local.Attach(slot_bytes))
 
@@ -124,6 +126,15 @@ class AgentClient:
         """Nothing is staged or restored here any more; the process may live on for long."""
         self.grants.clear()
         self._mappings.forget_smaller(sys.maxsize)
+
+    def is_open(self, ticket: int) -> bool:
+        """Whether this ticket's slot may be filled: it is not decided, nor too small by now."""
+        return ticket in self._open
+
+    def give_back(self, grant: Grant) -> None:
+        """Let the next save have a grant that none has used, if it may still be used."""
+        if self.is_open(grant.ticket):
+            self.grants.insert(0, grant)
 
     def staged(self, seal: Seal) -> None:
         """Hand a filled slot over; from now on it is immutable. Called from any thread."""
@@ -240,10 +251,12 @@ class AgentClient:
             case local.Granted():
                 assert fd is not None
                 slot = self._mappings.map(fd, message.capacity_bytes)
+                self._open.add(message.ticket)
                 self.grants.append(Grant(message.ticket, message.not_before_step, slot))
             case local.Replicated():
                 self.replicated.append(message.ticket)
             case local.Resolved():
+                self._open.discard(message.ticket)
                 for grant in [g for g in self.grants if g.ticket == message.ticket]:
                     self.grants.remove(grant)
                 self.resolved.append(message)

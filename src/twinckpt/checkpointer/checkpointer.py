@@ -327,8 +327,8 @@ class Checkpointer:
         """Use the slot of a save that failed for the next one, unless that ticket is decided."""
         while self._unused:
             grant = self._unused.pop()
-            if self._handles.pop(grant.ticket, None) is not None:
-                self._client.grants.insert(0, grant)
+            self._handles.pop(grant.ticket, None)
+            self._client.give_back(grant)
 
     def _attach(self, layout: Layout, room_bytes: int = 0) -> None:
         """Ask for slots for this layout and more; keep nothing of those that are too small."""
@@ -345,9 +345,8 @@ class Checkpointer:
         try:
             return self._begin(step, grant, block)
         except BaseException:
-            is_large_enough = grant.slot.capacity_bytes >= self._slot_bytes
-            if grant.ticket not in self._handles and is_large_enough:
-                self._client.grants.insert(0, grant)
+            if grant.ticket not in self._handles:
+                self._client.give_back(grant)
             raise
 
     def _begin(self, step: int, grant: Grant, block: bool) -> SaveHandle:
@@ -367,10 +366,12 @@ class Checkpointer:
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, self._advance)
         self._handles[grant.ticket] = handle
+        if not self._client.is_open(grant.ticket):  # it was decided in a thread that waits
+            self._decide(grant.ticket, is_committed=False)
         try:
             self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
         except TwinckptError:  # nothing will be copied, so that no fence may wait for it
-            del self._handles[grant.ticket]
+            self._handles.pop(grant.ticket, None)
             raise
         self._writer = writer
         if not steady or self._is_first:
@@ -460,9 +461,12 @@ class Checkpointer:
             if handle is not None:
                 handle.reach("replicated")
         for resolved in _taken_from(self._client.resolved):
-            handle = self._handles.pop(resolved.ticket, None)
-            if handle is not None:
-                handle.reach("committed" if resolved.committed else "abandoned")
+            self._decide(resolved.ticket, resolved.committed)
+
+    def _decide(self, ticket: int, is_committed: bool) -> None:
+        handle = self._handles.pop(ticket, None)
+        if handle is not None:
+            handle.reach("committed" if is_committed else "abandoned")
 
     def _advance(self, timeout_s: float) -> None:
         """Let a handle that is waited for make progress."""
