@@ -36,7 +36,7 @@ def test_storage_that_fails_is_told_once_and_again_only_after_it_worked(
     )
 
     def is_drained(step):
-        return drain(StartDrain(1, step, step, 1, (0,), digest=""))
+        return drain.begin(StartDrain(1, step, step, 1, (0,), digest=""))()
 
     directory.touch()
     assert not any(is_drained(step) for step in (1, 2, 1, 2))
@@ -67,10 +67,23 @@ def test_a_step_is_drained_though_an_older_one_cannot_be_removed(checkpoints, tm
     drain = StepDrain(checkpoints, config)
     step_directory(tmp_path, 0).touch()  # a user's file, say
     for step in (1, 2):
-        assert drain(StartDrain(1, step, step, 1, (0,), digest=""))
+        assert drain.begin(StartDrain(1, step, step, 1, (0,), digest=""))()
     assert drained_steps(tmp_path) == (2,)
     assert len(caplog.messages) == 1
     assert "more than the newest steps stay: [Errno 20] Not a directory" in caplog.messages[0]
+
+
+def test_a_step_is_drained_though_the_next_one_commits_before_its_turn_comes(checkpoints, tmp_path):
+    """The thread was still at another step; then nothing was left of this one."""
+    drain = StepDrain(
+        checkpoints, WorkerAgentConfig("m", "s", "h", 1, drain_directory=str(tmp_path))
+    )
+    copy = drain.begin(StartDrain(1, 1, 1, 1, (0,), digest=""))
+    checkpoints.drop_where(older_than=2)
+    assert checkpoints.begin(0, 3) is None
+    assert copy()
+    assert drained_steps(tmp_path) == (1,)
+    assert checkpoints.begin(0, 3) is not None
 
 
 def test_a_transfer_whose_turn_comes_late_leaves_the_slot_to_what_is_there_now(checkpoints):

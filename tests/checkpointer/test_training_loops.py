@@ -19,6 +19,7 @@ from helpers import agents_of_tests
 from twinckpt import Checkpointer
 from twinckpt.errors import ConfigurationError
 from twinckpt.memory import checksums
+from twinckpt.memory.drained import drained_steps
 from twinckpt.net.ports import free_port
 
 # In a process of its own: an agent keeps the slots that it has made, and they may be large enough.
@@ -115,6 +116,16 @@ def test_other_settings_than_the_agents_of_this_process_run_with_are_refused(sta
     with pytest.raises(ConfigurationError, match=r"drain_directory=.* agents of this job run"):
         Checkpointer(state, drain_directory=str(tmp_path), drain_every_commits=1)
     Checkpointer(state).close()
+
+
+def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained(tmp_path):
+    """However slow the storage: this one would take a quarter of a minute for the first step."""
+    slow = {"drain_directory": str(tmp_path), "drain_mib_per_s": 1, "drain_every_commits": 1}
+    weights = torch.rand(4 << 20)
+    with Checkpointer({"weights": weights}, replicas=1, num_slots=3, **slow) as checkpointer:
+        for step in range(1, 10):
+            assert checkpointer.save(step, block=True).status == "committed"
+        assert not drained_steps(tmp_path)
 
 
 def slots_open():

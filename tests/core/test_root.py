@@ -3,6 +3,7 @@
 import pytest
 
 from twinckpt.core import messages as m
+from twinckpt.core.drains import SLOW_S
 from twinckpt.core.recovery import Recovery
 from twinckpt.core.root import Log, Root, RootConfig, Send
 from twinckpt.errors import ConfigurationError
@@ -225,14 +226,41 @@ def test_a_damaged_copy_is_fetched_again_from_its_twin():
     assert cluster.messages(m.Fetch) == [("a", m.Fetch(1, 0, 1, 10, (address("b"),)))]
 
 
-def test_no_ticket_while_draining():
-    """The slot that is copied to disk must not be overwritten."""
+def issued(cluster):
+    """Return which tickets the machines have just been given."""
+    return {ticket.ticket for _, ticket in cluster.messages(m.Ticket)}
+
+
+def test_a_step_that_is_drained_keeps_its_slot_when_the_next_one_commits():
+    """What is copied to disk must not be overwritten."""
     cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)
     assert [to for to, _ in cluster.messages(m.Drain)] == ["a", "b", "c"]
-    assert cluster.messages(m.Ticket) == []
+    assert issued(cluster) == {2}
+    cluster.commit(2, step=6)
+    assert "committed" in cluster.events
+    assert issued(cluster) == set()
     for machine in "abc":
+        assert issued(cluster) == set()
         cluster.tell(machine, m.Drained(1, 1, ok=True))
-    assert [to for to, _ in cluster.messages(m.Ticket)] == ["a", "b", "c"]
+    assert issued(cluster) == {3}
+
+
+def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained():
+    """However long that takes."""
+    cluster = Cluster(drain_every_commits=1, num_slots=3).form().attach_all().commit(1, step=5)
+    assert issued(cluster) == {3}
+    cluster.commit(2, step=6)
+    assert issued(cluster) == set()
+    for ticket in range(3, 9):
+        assert issued(cluster.commit(ticket, step=4 + ticket)) == {ticket + 1}
+        assert cluster.messages(m.Drain) == []
+
+
+def test_a_drain_that_takes_long_is_told_of_once():
+    """Storage that hangs keeps a slot."""
+    cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)
+    told = [cluster.wait(SLOW_S).events.count("drain_is_slow") for _ in range(4)]
+    assert sum(told) == 1
 
 
 def test_tickets_begin_again_after_a_rank_attached_anew_needs_larger_slots():

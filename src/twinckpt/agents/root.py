@@ -27,6 +27,7 @@ from twinckpt.agents.metrics_endpoint import serve_metrics
 from twinckpt.agents.process import allow_all_descriptors, when_process_ends
 from twinckpt.agents.status import FROM_CALLER, StatusBoard, StatusQuestion
 from twinckpt.core import messages as m
+from twinckpt.core.drains import SLOW_S
 from twinckpt.core.root import Action, Disconnect, Log, Root, Send
 from twinckpt.errors import AuthenticationError
 from twinckpt.net import wire
@@ -37,6 +38,10 @@ from twinckpt.net.strangers import Strangers
 logger = logging.getLogger(__name__)
 
 _UNNAMED = {"", "none"}  # what torchrun says where --rdzv-id is left out
+_SLOW_DRAIN = (
+    "step %d has been on its way to persistent storage for %.0f s, and keeps its slot meanwhile: "
+    "of num_slots=%d one fewer is left for checkpoints. Is the storage gone, drain_mib_per_s low?"
+)
 _CHANGE_THE_RECORD = ("generation_formed", "machine_left")
 
 
@@ -184,6 +189,8 @@ class RootAgent:
                     self._board.note(event, fields)
                     if event == "waiting_for_machines":
                         logger.warning("the job waits for machines: %s", fields["reason"])
+                    if event == "drain_is_slow":
+                        logger.warning(_SLOW_DRAIN, fields["step"], SLOW_S, fields["num_slots"])
                     if event != "save_counts":  # every second from every rank
                         self._events.write(event, fields)
                     if event in _CHANGE_THE_RECORD:

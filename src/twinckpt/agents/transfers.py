@@ -1,15 +1,17 @@
 """What a worker agent's threads do: receive a shard from a peer, copy a step to storage."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.core.worker import StartDrain, StartFetch
 from twinckpt.errors import DamagedCopyError
 from twinckpt.memory import drained
-from twinckpt.memory.in_memory import InMemoryCheckpoint
+from twinckpt.memory.in_memory import CheckpointEntry, InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net.bulk import BulkClient, TransferCancelled
 
@@ -66,34 +68,49 @@ class StepDrain:
         self._told: set[tuple[type[Exception], int | None]] = set()
         self._is_told_what_stays = False
 
-    def __call__(self, work: StartDrain) -> bool:
-        """Copy this machine's shards of a ticket; return whether all are there.
+    def begin(self, work: StartDrain) -> Callable[[], bool]:
+        """Keep this machine's shards of a ticket from reuse; return what copies them.
 
-        The last machine to do so completes the step, and removes those that are too old.
+        Called at once: the next commit drops them. What is returned is for a thread; it returns
+        whether all shards are there.
         """
+        kept = ExitStack()
+        try:
+            pins = (self._checkpoints.pinned(rank, work.ticket) for rank in work.ranks)
+            entries = [kept.enter_context(pin) for pin in pins]
+        except DamagedCopyError as error:
+            kept.close()
+            return partial(self._fail, work, error)
+        return partial(self._copy, work, entries, kept)
+
+    def _copy(self, work: StartDrain, entries: Sequence[CheckpointEntry], kept: ExitStack) -> bool:
+        """The last machine to copy its shards completes the step, and removes the oldest."""
         directory = drained.location(self._config.drain_directory)
         try:
-            for rank in work.ranks:
-                with self._checkpoints.pinned(rank, work.ticket) as entry:
+            with kept:
+                for entry in entries:
                     rate = self._config.drain_bytes_per_s
                     drained.write_shard(directory, entry.seal, entry.data, rate)
             what = (work.step, work.ticket, work.world_size, work.digest)
             if drained.finish_step(directory, *what):
                 self._keep_newest(directory)
         except Exception as error:  # drivers of remote storage raise their own
-            kind = type(error), getattr(error, "errno", None)  # the message names the step
-            if kind not in self._told:
-                self._told.add(kind)
-                logger.warning(
-                    "step %d was not drained to %s: %s; training and checkpoints in RAM go on, "
-                    "and this is told again only after a step was drained",
-                    work.step,
-                    directory,
-                    error,
-                )
-            return False
+            return self._fail(work, error)
         self._told.clear()
         return True
+
+    def _fail(self, work: StartDrain, error: Exception) -> bool:
+        kind = type(error), getattr(error, "errno", None)  # the message names the step
+        if kind not in self._told:
+            self._told.add(kind)
+            logger.warning(
+                "step %d was not drained to %s: %s; training and checkpoints in RAM go on, "
+                "and this is told again only after a step was drained",
+                work.step,
+                drained.location(self._config.drain_directory),
+                error,
+            )
+        return False
 
     def _keep_newest(self, directory: Path) -> None:
         """Remove what is too old; the step is drained, whether or not that can be done."""

@@ -357,7 +357,7 @@ class WorkerAgent:
                 case core.StartFetch():
                     self._start(self._transfers, self._fetch, action)
                 case core.StartDrain():
-                    self._start(self._drains, self._drain, action)
+                    self._drain(action)
                 case core.TellRefused(rank, reason):
                     self._tell_rank(rank, local.Refused(OutOfMemoryError.__name__, reason))
                 case core.BreakGeneration(reason, is_final):
@@ -437,9 +437,14 @@ class WorkerAgent:
     def _on_scrubbed_damage(self, rank: int, ticket: int, reason: str) -> None:
         self._in_loop(lambda: self._act(self._core.found_damaged(rank, ticket, reason)))
 
-    def _drain(self, work: core.StartDrain) -> Callable[[], None]:
-        ok = self._drain_step(work)
-        return lambda: self._act(self._core.drained(work, ok))
+    def _drain(self, work: core.StartDrain) -> None:
+        copy = self._drain_step.begin(work)
+
+        def drain(work: core.StartDrain) -> Callable[[], None]:
+            ok = copy()
+            return lambda: self._act(self._core.drained(work, ok))
+
+        self._start(self._drains, drain, work)
 
 
 def main() -> None:

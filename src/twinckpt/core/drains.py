@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+SLOW_S = 60.0
+
 
 class Drains:
     """At most one drain at a time, every so many commits or seconds; 0 means never."""
@@ -12,7 +14,8 @@ class Drains:
         self._every_s = every_s
         self._num_commits = 0
         self._began_at_s: float | None = None
-        self._step = 0
+        self.step = 0  # the one that is drained, or was the last
+        self._is_told = False
         self._awaited: set[str] = set()
         self._is_ok = True
 
@@ -25,6 +28,12 @@ class Drains:
     def is_busy(self) -> bool:
         """Return whether a machine still copies: its slot must not be overwritten."""
         return bool(self._awaited)
+
+    def has_become_slow(self, now_s: float) -> bool:
+        """Return once for each drain, when it takes long, that it does."""
+        is_slow = self.is_busy and now_s - (self._began_at_s or 0.0) > SLOW_S
+        is_news, self._is_told = is_slow and not self._is_told, is_slow
+        return is_news
 
     def has(self, step: int) -> bool:
         """Return whether this step, or a newer one, is safe in persistent storage."""
@@ -59,7 +68,7 @@ class Drains:
     def begin(self, step: int, machines: Iterable[str], now_s: float) -> None:
         """These machines copy a committed step from now on."""
         self._began_at_s = now_s
-        self._step, self._awaited, self._is_ok = step, set(machines), True
+        self.step, self._awaited, self._is_ok = step, set(machines), True
 
     def ended(self, machine: str, *, ok: bool) -> bool:
         """A machine has copied its shards, or failed to; return whether the step is complete.
@@ -72,7 +81,7 @@ class Drains:
         self._awaited.remove(machine)
         if self._awaited or not self._is_ok:
             return False
-        self.found([self._step])
+        self.found([self.step])
         return True
 
     def give_up(self) -> None:

@@ -269,9 +269,13 @@ class Generation:
     # Tickets.
 
     def _issue_tickets(self) -> None:
-        if self._drains.is_busy or not self._reservations.is_complete:
+        if not self._reservations.is_complete:
             return
-        for ticket, not_before_step in self._commits.issue():
+        if self._drains.is_busy and self.is_growing:
+            return  # what is drained must be the newest commit, or growing would lose a step
+        # The step that is drained keeps its slot when a newer one commits.
+        is_held = self._drains.is_busy and self._drains.step != self._commits.committed_step
+        for ticket, not_before_step in self._commits.issue(num_held=int(is_held)):
             self._broadcast(m.Ticket(self.number, ticket, not_before_step))
 
     def _commit_complete(self) -> None:

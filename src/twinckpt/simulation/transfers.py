@@ -43,18 +43,18 @@ class Transfers:
         self._cluster.act_worker(machine, failed)
 
     def drain(self, machine: SimulatedMachine, drain: w.StartDrain) -> None:
-        """Write the sealed shards of this machine's ranks, one after the other."""
+        """Write the sealed shards of this machine's ranks, which a newer commit leaves there."""
         states = []
         for rank in drain.ranks:
             slot = machine.slots.find(rank, drain.ticket)
             if slot is not None:
                 states.append(machine.slots.state(rank, slot))
                 states[-1].num_pins += 1
+        copies = [machine.slots.holding(rank, drain.ticket) for rank in drain.ranks]
 
         def end() -> None:
             for state in states:
                 state.num_pins -= 1
-            copies = [machine.slots.holding(rank, drain.ticket) for rank in drain.ranks]
             ok = all(copy is not None and self._cluster.storage.write(copy) for copy in copies)
             self._cluster.act_worker(machine, machine.worker.drained(drain, ok))
 
