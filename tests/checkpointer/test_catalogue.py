@@ -69,6 +69,16 @@ def test_what_is_new_shares_the_memory_of_what_it_was_in_a_module(names):
     assert [tensor.data_ptr() for tensor in into["x"]["more"]] == live
 
 
+def test_a_parameter_goes_on_being_trained_where_what_was_detached_from_it_was_saved():
+    """In a list that begins with the parameters themselves: the model was frozen, in silence."""
+    saved, fresh = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    into = {"model": fresh, "seen": [fresh.weight]}
+    restored(slot_of({"model": saved, "seen": [saved.weight.detach()]}), into)
+    assert fresh.weight.requires_grad
+    assert not into["seen"][0].requires_grad
+    assert into["seen"][0].data_ptr() == fresh.weight.data_ptr()
+
+
 def test_an_array_that_is_new_is_the_live_one_that_it_was():
     array = np.random.rand(3)
     into = {"x": {"now": np.zeros(3)}}

@@ -229,6 +229,7 @@ class _Made:
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     filled: dict[str, torch.Tensor] = field(default_factory=dict)
+    of_torch: set[int] = field(default_factory=set)
 
     def join(self) -> None:
         """Let what was made share the memory of what was filled, once no GPU fills either."""
@@ -275,13 +276,19 @@ class _InPlace:
                 )
             fits = (target.dtype, target.shape) == self._saved.kind(name)
             is_plain = is_dense(target) and moving.has_own_memory(target)
-            if fits and is_plain and self._live.take(target, name, self._is_module):
+            # Whether a module's parameter is trained is the script's to say.
+            is_trained = _requires_grad(node, live.requires_grad)
+            is_apart = id(live) in self._made.of_torch and is_trained != live.requires_grad
+            may_be_live = self._is_of_torch or not is_apart
+            if fits and is_plain and may_be_live and self._live.take(target, name, self._is_module):
                 if (name, id(live)) not in self._filled:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
                     self._made.filled.setdefault(name, target)
-                if not self._is_of_torch and live.is_leaf:  # those set it by themselves
-                    live.requires_grad_(_requires_grad(node, live.requires_grad))
+                if self._is_of_torch:
+                    self._made.of_torch.add(id(live))
+                elif live.is_leaf:  # those set it by themselves
+                    live.requires_grad_(is_trained)
                 return live
             if fits and self._is_module and is_dense(target) and live is target:
                 # Expanded: nothing can be written to it, not by `load_state_dict` either.
