@@ -56,6 +56,23 @@ with Checkpointer({"seen": seen}) as checkpointer:
 """
 
 
+# The history of LBFGS: eight tensors more a step, until it has a hundred pairs.
+GROWING_FAST = """
+import torch
+from twinckpt import Checkpointer
+
+seen = {"history": []}
+weight = torch.randn(400, 400)
+with Checkpointer({"seen": seen}) as checkpointer:
+    for step in range(1, 61):
+        seen["history"] += [torch.zeros(1000) for _ in range(8)]
+        checkpointer.save(step)
+        for _ in range(20):
+            weight = torch.nn.functional.normalize(weight @ weight)
+    print(checkpointer.num_skipped)
+"""
+
+
 @pytest.fixture
 def state():
     """A model, its optimizer and gradients."""
@@ -83,9 +100,10 @@ def test_a_blocking_save_is_committed_where_the_state_has_outgrown_its_slots():
     assert run.returncode == 0, run.stderr
 
 
-def test_a_state_that_grows_with_every_step_is_checkpointed():
+@pytest.mark.parametrize("script", [GROWING, GROWING_FAST])
+def test_a_state_that_grows_with_every_step_is_checkpointed(script):
     """Slots made to measure would be too small by the time that they are there."""
-    run = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert int(run.stdout) < 50, run.stderr  # else all but a few of the 60
 
 

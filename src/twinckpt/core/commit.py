@@ -160,11 +160,15 @@ class CommitLog:
         self.resumable_ticket, self.resumable_step = ticket, flight.step
         return flight.step, flight.is_new
 
-    def abandon(self, ticket: int) -> int:
-        """Decide that `ticket` never commits; return the step it was used at (or 0)."""
+    def abandon(self, ticket: int, *, is_outgrown: bool = False) -> int:
+        """Decide that `ticket` never commits; return the step it was used at (or 0).
+
+        `is_outgrown`: its slots are too small, which says nothing about how far ranks are apart.
+        """
         flight = self._in_flight.pop(ticket, _InFlight())
         self._not_before_step = self._newest_step + self._head_start_steps
-        self._head_start_steps = min(2 * self._head_start_steps, _MAX_HEAD_START_STEPS)
+        if not is_outgrown:
+            self._head_start_steps = min(2 * self._head_start_steps, _MAX_HEAD_START_STEPS)
         return flight.step or 0
 
     def abandonable(self) -> list[int]:

@@ -192,7 +192,7 @@ class Generation:
         home = self._index[machine]
         is_again = rank in self._reservations.home  # another Checkpointer, without the grants
         if self._reservations.attach(rank, home, attached.world_size, slot_bytes) or is_again:
-            self._abandon(self._commits.abandonable())
+            self._abandon(self._commits.abandonable(), is_outgrown=True)
         self._reserve_lacking(rank)
 
     def _reserve_lacking(self, rank: int) -> None:
@@ -305,9 +305,9 @@ class Generation:
             self._drains.begin(step, self.places, self._now_s)
             self._drain(self._commits.committed_ticket, step)
 
-    def _abandon(self, tickets: Sequence[int]) -> None:
+    def _abandon(self, tickets: Sequence[int], *, is_outgrown: bool = False) -> None:
         for ticket in tickets:
-            step = self._commits.abandon(ticket)
+            step = self._commits.abandon(ticket, is_outgrown=is_outgrown)
             self._copies.remove_tickets([ticket])
             self._broadcast(m.Resolve(self.number, ticket, step, committed=False))
             self._log("abandoned", step=step, ticket=ticket)
