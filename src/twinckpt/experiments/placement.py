@@ -7,8 +7,9 @@ mean is described in docs/results-schema.md.
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from itertools import combinations
+from threading import Event
 
 import numpy as np
 
@@ -37,9 +38,14 @@ def measure(experiment: Experiment) -> None:
         for num_machines in section.killed_sizes
         for kind in _kinds(num_machines, section.num_replicas)
     ]
+    stopped = Event()
     with ThreadPoolExecutor(CLUSTERS_AT_ONCE) as pool:
-        for done in [pool.submit(_kill, experiment, placement) for placement in killed]:
-            done.result()
+        clusters = [pool.submit(_kill, experiment, placement, stopped) for placement in killed]
+        try:
+            for done in clusters:
+                done.result()
+        finally:
+            stopped.set()  # interrupted, or one has failed: no other goes on to its end
 
 
 def _kinds(num_machines: int, num_replicas: int) -> tuple[str, ...]:
@@ -84,8 +90,10 @@ def _compute_racks(experiment: Experiment, unaware: Placement) -> None:
             experiment.add(placement.kind, "rack_probability", value, "ratio", phase=name, **place)
 
 
-def _kill(experiment: Experiment, placement: Placement) -> None:
+def _kill(experiment: Experiment, placement: Placement, stopped: Event) -> None:
     """Lose every set of up to `max_lost` machines, then every rack, of one real cluster."""
+    if stopped.is_set():
+        return
     section = experiment.config.placement
     kind, num_machines, replicas = placement.kind, placement.num_machines, placement.num_replicas
     logger.info("%s of %d machines: killing every set of them", kind, num_machines)
@@ -96,7 +104,7 @@ def _kill(experiment: Experiment, placement: Placement) -> None:
                 place = {"machine": num_machines, "step": num_lost, "repeat": repeat}
                 phase = "lost_" + "_".join(map(str, lost))
                 predicted = probability.survives(placement, lost)
-                recovered = _survived(cluster, lost)
+                recovered = _survived(cluster, lost, stopped)
                 experiment.add(kind, "predicted", predicted, "bool", phase=phase, **place)
                 experiment.add(kind, "recovered", recovered, "bool", phase=phase, **place)
         racks = _racks(num_machines, section.machines_per_rack)
@@ -108,12 +116,14 @@ def _kill(experiment: Experiment, placement: Placement) -> None:
             for rack in sorted(set(racks)):
                 lost = tuple(i for i, machine in enumerate(order) if racks[machine] == rack)
                 place = {"machine": num_machines, "repeat": rack}
-                recovered = _survived(cluster, lost)
+                recovered = _survived(cluster, lost, stopped)
                 experiment.add(kind, "rack_recovered", recovered, "bool", phase=name, **place)
 
 
-def _survived(cluster: AgentCluster, lost: Sequence[int]) -> bool:
+def _survived(cluster: AgentCluster, lost: Sequence[int], stopped: Event) -> bool:
     """Checkpoint, kill, recover; an older step than the committed one would be a defect."""
+    if stopped.is_set():
+        raise CancelledError
     committed = cluster.checkpoint()
     resumed = cluster.lose(lost)
     if resumed not in (None, committed):
