@@ -4,7 +4,7 @@
 
 A verdict is one of
 - `reproduced`: the same direction, clearly (the whole interval), and the published number lies in
-  our 95 % interval, or we do better than it;
+  our 95 % interval, or the effect is larger here;
 - `in shape`: the same direction, clearly, but a smaller effect;
 - `not reproduced`: neither (a limit, like `< 5 %`, must hold over the whole interval to be
   reproduced, and for the median to be in shape). So a wide interval counts against a claim. One

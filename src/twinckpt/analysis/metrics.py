@@ -125,7 +125,7 @@ METRICS = (
     Metric("save_stall_speedup_x", "x", SAVE, "the loop's wait on disk over its wait on RAM",
            _speedup(SAVE, "stall_s", "disk", "ram_replica")),
     *(
-        Metric(f"{clock}_vs_{name}_x", "x", SAVE, f"{words}, over RAM on two machines; largest",
+        Metric(f"{clock}_vs_{name}_x", "x", SAVE, f"{words}, over RAM on all replicas; largest",
                save_sweep.over_ram(metric, method))
         for clock, name, metric, method, words in (
             ("save", "dcp", "sweep_done_s", "dcp_sync", "DCP: until recoverable"),

@@ -30,7 +30,7 @@ def series(data: Dataset, metric: str, method: str) -> dict[int, list[float]]:
 
 
 def over_ram(metric: str, method: str, ours: str = "ram_ring") -> Callable[[Dataset], Estimate]:
-    """A method's time over that of RAM on two machines, at the largest size."""
+    """A method's time over that of RAM on all replicas, at the largest size."""
 
     def compute(data: Dataset) -> Estimate:
         theirs, own = (series(data, metric, name) for name in (method, ours))

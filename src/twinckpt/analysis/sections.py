@@ -34,7 +34,7 @@ SECTIONS: dict[str, Section] = {
         r"loop waits \saveDiskStallMs{} for disk and \saveRamStallMs{} for RAM; the state is safe "
         r"after \saveDiskMs{} and \saveRamMs{}. Dots are repeats, whiskers intervals. Below, "
         r"states of several sizes, with nothing else to do: at the largest, DCP takes "
-        r"\saveVsDcpX{} and DCP async \saveVsDcpAsyncX{} of the time of RAM on two machines; a "
+        r"\saveVsDcpX{} and DCP async \saveVsDcpAsyncX{} of the time of RAM on all replicas; a "
         r"blocking stall of DCP async is \saveStallVsDcpAsyncX{} of ours.",
     ),
     "recovery_time": Section(
