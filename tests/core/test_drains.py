@@ -9,9 +9,9 @@ def due(drains, times_s):
     """Commit a step at each of these times; return the times at which one is drained."""
     found = []
     for step, now_s in enumerate(times_s, 1):
-        if drains.committed(step, ["a"], now_s):
+        if drains.committed(step, step, ["a"], now_s):
             found.append(now_s)
-            drains.ended("a", ok=True)
+            drains.ended("a", step, ok=True)
     return found
 
 
@@ -29,17 +29,27 @@ def test_whichever_comes_first():
 
 def test_never_while_one_is_under_way():
     drains = Drains(1)
-    assert drains.committed(1, ["a", "b"], 0.0)
-    drains.ended("a", ok=True)
-    assert not drains.committed(2, ["a", "b"], 1.0)
-    drains.ended("b", ok=True)
+    assert drains.committed(7, 1, ["a", "b"], 0.0)
+    drains.ended("a", 7, ok=True)
+    assert not drains.committed(8, 2, ["a", "b"], 1.0)
+    drains.ended("b", 7, ok=True)
     assert drains.newest_step == 1
 
 
 @pytest.mark.parametrize("failed", ["a", "b"])
 def test_a_step_that_one_machine_could_not_write_does_not_count(failed):
     drains = Drains(1)
-    drains.committed(1, ["a", "b"], 0.0)
+    drains.committed(7, 1, ["a", "b"], 0.0)
     for machine in "ab":
-        drains.ended(machine, ok=machine != failed)
+        drains.ended(machine, 7, ok=machine != failed)
     assert drains.newest_step is None
+
+
+def test_what_another_root_had_a_machine_copy_before_does_not_count():
+    """Nor what is told twice: the step would be taken for drained with a shard missing."""
+    drains = Drains(1)
+    drains.committed(7, 1, ["a", "b"], 0.0)
+    assert not drains.ended("b", 6, ok=True)
+    assert not drains.ended("a", 7, ok=True)
+    assert drains.newest_step is None
+    assert drains.ended("b", 7, ok=True)

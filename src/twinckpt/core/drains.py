@@ -14,7 +14,7 @@ class Drains:
         self._every_s = every_s
         self._num_commits = 0
         self._began_at_s: float | None = None
-        self.step = 0  # the one that is drained, or was the last
+        self.ticket, self.step = 0, 0  # what is drained, or was the last
         self._is_told = False
         self._awaited: set[str] = set()
         self._is_ok = True
@@ -49,7 +49,13 @@ class Drains:
         self.newest_step = max(steps, default=None)
 
     def committed(
-        self, step: int, machines: Iterable[str], now_s: float, *, is_wanted: bool = False
+        self,
+        ticket: int,
+        step: int,
+        machines: Iterable[str],
+        now_s: float,
+        *,
+        is_wanted: bool = False,
     ) -> bool:
         """Count a commit; return whether these machines must copy it now.
 
@@ -62,20 +68,22 @@ class Drains:
         is_late = bool(self._every_s) and now_s - self._began_at_s >= self._every_s
         if not (is_due or is_late or is_wanted) or self.is_busy:
             return False
-        self.begin(step, machines, now_s)
+        self.begin(ticket, step, machines, now_s)
         return True
 
-    def begin(self, step: int, machines: Iterable[str], now_s: float) -> None:
+    def begin(self, ticket: int, step: int, machines: Iterable[str], now_s: float) -> None:
         """These machines copy a committed step from now on."""
         self._began_at_s = now_s
-        self.step, self._awaited, self._is_ok = step, set(machines), True
+        self.ticket, self.step = ticket, step
+        self._awaited, self._is_ok = set(machines), True
 
-    def ended(self, machine: str, *, ok: bool) -> bool:
+    def ended(self, machine: str, ticket: int, *, ok: bool) -> bool:
         """A machine has copied its shards, or failed to; return whether the step is complete.
 
-        That is so once the last one has, if none has failed.
+        That is so once the last one has, if none has failed. What another root had it copy before
+        is no part of that.
         """
-        if machine not in self._awaited:
+        if ticket != self.ticket or machine not in self._awaited:
             return False
         self._is_ok = self._is_ok and ok
         self._awaited.remove(machine)

@@ -91,7 +91,7 @@ class Generation:
                 self._log("rank_started", rank=message.rank, pid=message.pid, machine=machine)
             case m.Drained():
                 self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
-                if self._drains.ended(machine, ok=message.ok):
+                if self._drains.ended(machine, message.ticket, ok=message.ok):
                     self._drain_what_grew_old()
             case _:
                 pass
@@ -274,7 +274,7 @@ class Generation:
         if self._drains.is_busy and self.is_growing:
             return  # what is drained must be the newest commit, or growing would lose a step
         # The step that is drained keeps its slot when a newer one commits.
-        is_held = self._drains.is_busy and self._drains.step != self._commits.committed_step
+        is_held = self._drains.is_busy and self._drains.ticket != self._commits.committed_ticket
         for ticket, not_before_step in self._commits.issue(num_held=int(is_held)):
             self._broadcast(m.Ticket(self.number, ticket, not_before_step))
 
@@ -286,8 +286,8 @@ class Generation:
             self._abandon([t for t in self._commits.undecided() if t < ticket])
             self._copies.remove_tickets([t for t in self._copies.tickets() if t < ticket])
             self._log("committed" if is_new else "redundancy_restored", step=step, ticket=ticket)
-            wanted = self.is_growing
-            if is_new and self._drains.committed(step, self.places, self._now_s, is_wanted=wanted):
+            drained = ticket, step, self.places, self._now_s
+            if is_new and self._drains.committed(*drained, is_wanted=self.is_growing):
                 self._drain(ticket, step)
             # First the next ticket: whoever waits for a commit may checkpoint right after it.
             self._issue_tickets()
@@ -302,8 +302,9 @@ class Generation:
         """A step committed while the one before it was drained: who waits to grow needs it too."""
         step = self._commits.committed_step
         if self.is_growing and step is not None and not self._drains.has(step):
-            self._drains.begin(step, self.places, self._now_s)
-            self._drain(self._commits.committed_ticket, step)
+            ticket = self._commits.committed_ticket
+            self._drains.begin(ticket, step, self.places, self._now_s)
+            self._drain(ticket, step)
 
     def _abandon(self, tickets: Sequence[int], *, is_outgrown: bool = False) -> None:
         for ticket in tickets:

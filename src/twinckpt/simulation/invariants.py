@@ -53,7 +53,7 @@ class Invariants:
         its holders that lives, until a newer commit.
     plan names intact copies: all sources of a recovery hold sealed copies of that step, of one
         world size and with one digest a shard; ranks restore just that step; a drained step is
-        complete in storage.
+        complete in storage, then, and when the root takes it for drained.
     commit monotonic: tickets of new commits grow for ever, their steps within a generation; but
         what a root decided and told no machine its successor may decide anew.
     commit real: a commit is sealed on all machines of every replica group, all of one step.
@@ -86,6 +86,8 @@ class Invariants:
                 self._on_commit(cluster, log, is_new=log.event == "committed")
             elif log.event == "generation_formed":
                 self._on_planned(cluster)
+            elif log.event == "drained":
+                self._on_drained(cluster)
         self._num_logs = len(cluster.log)
         for name, formed in cluster.formed[self._num_formed :]:
             self._on_formed(cluster, name, formed)
@@ -142,6 +144,13 @@ class Invariants:
             for machine in machines:
                 kept.setdefault(id(machine), _Kept(machine, [])).ranks.append(rank)
         self._kept = list(kept.values())
+
+    def _on_drained(self, cluster: SimulatedCluster) -> None:
+        drains = cluster.last_root.drains
+        is_taken = not drains.is_busy and drains.newest_step == drains.step
+        if is_taken and not cluster.storage.is_complete(drains.step):
+            what = f"step {drains.step} is taken for drained, and is not complete in storage"
+            self._fail(cluster, "plan names intact copies", what)
 
     def _check_kept(self, cluster: SimulatedCluster) -> None:
         for kept in self._kept:
