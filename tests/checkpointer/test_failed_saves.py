@@ -55,6 +55,40 @@ def test_strict_raises_at_the_fence_and_the_next_save_works(state, monkeypatch):
         assert checkpointer.save(3, block=True).status == "committed"
 
 
+class Moody:
+    """An object of the user's own that now and then has no state."""
+
+    mood = "good"
+
+    def state_dict(self):
+        return {"mood": {"good": 1}[self.mood]}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_a_part_whose_state_cannot_be_read_fails_that_save_and_not_the_training(state):
+    part = state["moody"] = Moody()
+    with Checkpointer(state) as checkpointer:
+        checkpointer.save(1, block=True)
+        part.mood = "bad"
+        handle = checkpointer.save(2)
+        assert handle.status == "failed"
+        assert str(handle.error) == "moody.state_dict() raised KeyError: 'bad'"
+        part.mood = "good"
+        assert checkpointer.save(3, block=True).status == "committed"
+
+
+def test_a_part_whose_state_cannot_be_read_is_named_by_the_first_save(state):
+    part = state["moody"] = Moody()
+    part.mood = "bad"
+    with (
+        Checkpointer(state) as checkpointer,
+        pytest.raises(UnsupportedStateError, match=r"moody\.state_dict\(\) raised KeyError"),
+    ):
+        checkpointer.save(1)
+
+
 def test_where_no_thread_is_to_be_had_training_goes_on(state, optimizer):
     """The fence would wait for it for ever."""
     with Checkpointer(state) as checkpointer:

@@ -21,7 +21,7 @@ from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
 from twinckpt.checkpointer.zero import is_zero, load_local_state, local_state
-from twinckpt.errors import RestoreError, TwinckptError
+from twinckpt.errors import RestoreError, TwinckptError, UnsupportedStateError
 
 
 class TrainingState:
@@ -61,7 +61,7 @@ class TrainingState:
 
         Raises UnsupportedStateError for what cannot be carried, by name.
         """
-        return self._capture({name: _state_of(part) for name, part in self._parts.items()})
+        return self._capture({name: _state_of(name, part) for name, part in self._parts.items()})
 
     @torch.no_grad()
     def capture_of_torch(self) -> FlatState:
@@ -71,7 +71,7 @@ class TrainingState:
         """
         kinds = torch.nn.Module | torch.optim.Optimizer | torch.Tensor
         parts = {name: part for name, part in self._parts.items() if isinstance(part, kinds)}
-        return Capture()({name: _state_of(part) for name, part in parts.items()})
+        return Capture()({name: _state_of(name, part) for name, part in parts.items()})
 
     def steady_names(self, tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
         """Return the names of the tensors that change only inside `optimizer.step()`.
@@ -135,7 +135,7 @@ class TrainingState:
                 f"the checkpoint and the state differ in {', '.join(missing)}: restore into the "
                 f"same names ({', '.join(sorted(json))})"
             )
-        states = {name: _state_of(part) for name, part in parts.items()}
+        states = {name: _state_of(name, part) for name, part in parts.items()}
         usual = {name for name, part in parts.items() if loads_as_usual(part)}
         values: dict[str, Any] = {}
         memory, made = LiveMemory(saved), _Made()
@@ -384,8 +384,20 @@ def _is_of_torch(part: Any) -> bool:
     return isinstance(part, torch.nn.Module | torch.optim.Optimizer)
 
 
-def _state_of(part: Any) -> Any:
-    """Return a part's state; of a module the live parameters themselves, which is cheaper."""
+def _state_of(name: str, part: Any) -> Any:
+    """Return a part's state; raises UnsupportedStateError with whatever it raises itself."""
+    try:
+        return _read_state(part)
+    except TwinckptError:
+        raise
+    except Exception as error:
+        raise UnsupportedStateError(
+            f"{name}.state_dict() raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_state(part: Any) -> Any:
+    """Read a part's state; of a module the live parameters themselves, which is cheaper."""
     if isinstance(part, torch.nn.Module):
         try:
             return part.state_dict(keep_vars=True)
