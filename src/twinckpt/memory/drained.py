@@ -19,7 +19,7 @@ import xxhash
 
 from twinckpt.core.copies import checkpoint_digest
 from twinckpt.errors import ConfigurationError, DamagedCopyError
-from twinckpt.memory.seal import Seal
+from twinckpt.memory.seal import SEAL_DECODER, Seal
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ class Manifest(msgspec.Struct, frozen=True):
             return False
         digests = self.digests[seal.rank : seal.rank + 1]
         return not self.digests or digests == (seal.holding.digest,)
+
+
+_MANIFEST_DECODER = msgspec.json.Decoder(Manifest)
 
 
 def step_directory(directory: Path, step: int) -> Path:
@@ -119,7 +122,7 @@ def read_manifest(directory: Path, step: int) -> Manifest | None:
     """Return what makes a step complete; None if nothing does."""
     try:
         content = (step_directory(directory, step) / _MANIFEST).read_bytes()
-        manifest = msgspec.json.decode(content, type=Manifest)
+        manifest = _MANIFEST_DECODER.decode(content)
     except (OSError, ValueError):  # no JSON, or no text at all
         return None
     return manifest if manifest.step == step and manifest.world_size > 0 else None
@@ -319,6 +322,6 @@ def _read_seal(path: Path) -> Seal | None:
         content = found[start:]
         if found[:start] != _SEAL_FORMAT + xxhash.xxh3_128_digest(content):
             return None
-        return msgspec.msgpack.decode(content, type=Seal)
+        return SEAL_DECODER.decode(content)
     except (OSError, msgspec.DecodeError, DamagedCopyError):
         return None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import msgspec
 import xxhash
 
 from twinckpt.core.messages import Holding
@@ -98,3 +99,7 @@ class Seal:
         chunk_bytes = chunk_bytes_of(len(buffer))
         digests = checksum(buffer, chunk_bytes)
         return cls(size_bytes=len(buffer), digests=digests, chunk_bytes=chunk_bytes, **identity)
+
+
+# Made once: msgspec may crash where two threads meet a type for the first time.
+SEAL_DECODER = msgspec.msgpack.Decoder(Seal)

@@ -24,7 +24,7 @@ from twinckpt.core.messages import Address
 from twinckpt.errors import AuthenticationError, DamagedCopyError
 from twinckpt.memory.checksums import chunks
 from twinckpt.memory.in_memory import InMemoryCheckpoint
-from twinckpt.memory.seal import Seal
+from twinckpt.memory.seal import SEAL_DECODER, Seal
 from twinckpt.net import wire
 from twinckpt.net.auth import HANDSHAKE_TIMEOUT_S, accept, call
 from twinckpt.net.strangers import ACCEPT_RETRY_S, Strangers
@@ -272,7 +272,7 @@ def _receive_seal(sock: socket.socket, address: Address, rank: int, ticket: int)
             f"machine {address.machine} has no copy of rank {rank} at ticket {ticket}"
         )
     try:
-        seal = msgspec.msgpack.decode(payload, type=Seal)
+        seal = SEAL_DECODER.decode(payload)
     except (msgspec.DecodeError, ValueError) as error:
         raise wire.ProtocolError(f"machine {address.machine} sent no seal: {error}") from error
     if (seal.rank, seal.ticket) != (rank, ticket):

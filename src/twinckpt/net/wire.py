@@ -20,11 +20,17 @@ class ProtocolError(TwinckptError):
     """A peer sent bytes that are no message we expect."""
 
 
+_NAMED = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
+
+
 class Codec:
-    """Encodes and decodes the message types of one direction of one link."""
+    """Encodes and decodes the message types of one direction of one link, in any thread.
+
+    Decoders are made once: msgspec may crash where two threads meet a type for the first time.
+    """
 
     def __init__(self, types: Any) -> None:
-        self._types = {t.__name__: t for t in get_args(types)}
+        self._decoders = {t.__name__: msgspec.msgpack.Decoder(t) for t in get_args(types)}
 
     def encode(self, message: Any) -> bytes:
         """Return the bytes of a message, without the frame."""
@@ -33,8 +39,8 @@ class Codec:
     def decode(self, payload: bytes | memoryview) -> Any:
         """Return the message in `payload`; raises ProtocolError for anything else."""
         try:
-            name, body = msgspec.msgpack.decode(payload, type=tuple[str, msgspec.Raw])
-            return msgspec.msgpack.decode(body, type=self._types[name])
+            name, body = _NAMED.decode(payload)
+            return self._decoders[name].decode(body)
         except (KeyError, ValueError, RecursionError, DamagedCopyError) as error:
             raise ProtocolError(f"not a message of this link: {error}") from error
 
