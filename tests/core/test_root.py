@@ -256,6 +256,21 @@ def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained():
         assert cluster.messages(m.Drain) == []
 
 
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_step_that_was_due_while_another_one_was_drained_is_drained_next(ok):
+    """The newest of them: or a job that ends would leave an older one behind."""
+    cluster = Cluster(drain_every_commits=2, num_slots=3).form().attach_all()
+    for ticket in range(1, 8):
+        cluster.commit(ticket, step=4 + ticket)
+    for machine in "abc":
+        assert cluster.messages(m.Drain) == []
+        cluster.tell(machine, m.Drained(1, 2, ok=ok))
+    assert {drain.step for _, drain in cluster.messages(m.Drain)} == {11}
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(1, 7, ok=ok))
+        assert cluster.messages(m.Drain) == []
+
+
 def test_a_drain_that_takes_long_is_told_of_once():
     """Storage that hangs keeps a slot."""
     cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)

@@ -91,8 +91,8 @@ class Generation:
                 self._log("rank_started", rank=message.rank, pid=message.pid, machine=machine)
             case m.Drained():
                 self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
-                if self._drains.ended(machine, message.ticket, ok=message.ok):
-                    self._drain_what_grew_old()
+                self._drains.ended(machine, message.ticket, ok=message.ok)
+                self._drain_what_is_owed()
             case _:
                 pass
         if reason is None:
@@ -298,11 +298,12 @@ class Generation:
         digest = self._copies.digest(ticket)
         self._broadcast(m.Drain(self.number, ticket, step, world_size, digest))
 
-    def _drain_what_grew_old(self) -> None:
-        """A step committed while the one before it was drained: who waits to grow needs it too."""
-        step = self._commits.committed_step
-        if self.is_growing and step is not None and not self._drains.has(step):
-            ticket = self._commits.committed_ticket
+    def _drain_what_is_owed(self) -> None:
+        """A step committed while the one before it was drained: it was due, or growing needs it."""
+        ticket, step = self._commits.committed_ticket, self._commits.committed_step
+        if self._drains.is_busy or ticket == self._drains.ticket or step is None:
+            return
+        if (self._drains.is_owed or self.is_growing) and not self._drains.has(step):
             self._drains.begin(ticket, step, self.places, self._now_s)
             self._drain(ticket, step)
 
