@@ -15,7 +15,6 @@ class Drains:
         self._num_commits = 0
         self._began_at_s: float | None = None
         self.ticket, self.step = 0, 0  # what is drained, or was the last
-        self.is_owed = False  # a step was due while another one was drained
         self._is_told = False
         self._awaited: set[str] = set()
         self._is_ok = True
@@ -67,10 +66,7 @@ class Drains:
             self._began_at_s = now_s
         is_due = bool(self._every_commits) and self._num_commits % self._every_commits == 0
         is_late = bool(self._every_s) and now_s - self._began_at_s >= self._every_s
-        if not (is_due or is_late or is_wanted):
-            return False
-        if self.is_busy:
-            self.is_owed = True
+        if not (is_due or is_late or is_wanted) or self.is_busy:
             return False
         self.begin(ticket, step, machines, now_s)
         return True
@@ -78,7 +74,7 @@ class Drains:
     def begin(self, ticket: int, step: int, machines: Iterable[str], now_s: float) -> None:
         """These machines copy a committed step from now on."""
         self._began_at_s = now_s
-        self.ticket, self.step, self.is_owed = ticket, step, False
+        self.ticket, self.step = ticket, step
         self._awaited, self._is_ok = set(machines), True
 
     def ended(self, machine: str, ticket: int, *, ok: bool) -> bool:
@@ -98,4 +94,4 @@ class Drains:
 
     def give_up(self) -> None:
         """The generation is over; whether its drain was completed is not known."""
-        self._awaited, self.is_owed = set(), False
+        self._awaited = set()
