@@ -6,7 +6,6 @@ messages; so it stays there until what is held is released.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from faulty_cluster import FaultyCluster, Machine
 from puppets import SHARD_BYTES
@@ -77,24 +76,6 @@ class Scene:
         wait_until(lambda: all(self.is_sealed(rank) for rank in first), "the other shards sealed")
         self.cluster.stage([self.cluster.machines[last]])
 
-    def wait_until_told(self) -> None:
-        """Return once every machine knows that the step is committed, and whether to drain it."""
-        for machine in self.cluster.machines:
-            wait_until(partial(self._is_told, machine), "the commit told")
-
-    def _is_told(self, machine: Machine) -> bool:
-        passed = list(machine.root.passed)
-        return any(isinstance(x, m.Resolve) and x.step == self.step for x in passed)
-
-    def drains(self) -> set[int]:
-        """Return the tickets of the steps that are being copied to persistent storage."""
-        found: set[int] = set()
-        for machine in self.cluster.machines:
-            passed = list(machine.root.passed)
-            ended = {x.ticket for x in passed if isinstance(x, m.Drained)}
-            found |= {x.ticket for x in passed if isinstance(x, m.Drain)} - ended
-        return found
-
     def is_committed(self) -> bool:
         """Return whether the root has decided that the step is committed."""
         return bool(self.cluster.logged("committed", self.begun_at, step=self.step))
@@ -110,8 +91,7 @@ class Scene:
         self.step = self.cluster.checkpoint()
         while not drained_steps(self.cluster.drain_directory):
             self.step = self.cluster.checkpoint()
-        self.wait_until_told()
-        wait_until(lambda: not self.drains(), "nothing being drained")
+        self.cluster.all_ranks("take_grant")  # so nothing is being drained
         self.cluster.machines[source].bulk.hold_after(HALF)
         self.victim.kill()
         self.cluster.recover([self.victim])
@@ -188,12 +168,8 @@ def committed(scene: Scene) -> None:
 
 def draining(scene: Scene) -> None:
     """Rank 1's shard is being written to persistent storage."""
-    is_drained = False
-    while not is_drained:  # it is not where another step still was when it was committed
-        scene.step = scene.cluster.checkpoint()
-        scene.wait_until_told()
-        passed = list(scene.victim.root.passed)
-        is_drained = any(isinstance(x, m.Drain) and x.step == scene.step for x in passed)
+    scene.begin()
+    scene.cluster.stage()
     folder = step_directory(scene.cluster.drain_directory, scene.step)
     scene.is_there = lambda: scene.is_committed() and any(folder.glob(".rank-00001.*"))
 
