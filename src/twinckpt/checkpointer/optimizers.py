@@ -18,6 +18,18 @@ def owned(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     return chain.from_iterable(group["params"] for group in optimizer.param_groups)
 
 
+def owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
+    """Return the parameter that a tensor called like `optimizer.state.3.exp_avg` belongs to."""
+    prefix = f"{part_name}.state."
+    if not isinstance(part, torch.optim.Optimizer) or not name.startswith(prefix):
+        return None
+    number, _, rest = name.removeprefix(prefix).partition(".")
+    if not rest or not number.isdecimal():
+        return None
+    index = int(number)
+    return next((found for i, found in enumerate(owned(part)) if i == index), None)
+
+
 def load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Load a state, which keeps its types: torch casts it to that of the parameters."""
     optimizer.load_state_dict(saved)

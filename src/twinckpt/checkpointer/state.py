@@ -6,20 +6,18 @@ and shape receives the bytes, whatever else is handed to `load_state_dict`.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 
-from twinckpt.checkpointer import containers, moving, optimizers
+from twinckpt.checkpointer import containers, optimizers
 from twinckpt.checkpointer.capture import Capture
+from twinckpt.checkpointer.in_place import InPlace, Made, is_of_torch
 from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.loading import has_extra_state, loads_as_usual, misfit
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
-from twinckpt.checkpointer.tree import FlatState, is_dense, local_tensor, unflatten
+from twinckpt.checkpointer.tree import FlatState, unflatten
 from twinckpt.checkpointer.zero import is_zero, load_local_state, local_state
 from twinckpt.errors import RestoreError, TwinckptError, UnsupportedStateError
 
@@ -117,7 +115,7 @@ class TrainingState:
         def counterpart(name: str) -> torch.Tensor | None:
             if name in live:
                 return live[name]
-            owners = (_owner(name, part_name, part) for part_name, part in parts)
+            owners = (optimizers.owner(name, part_name, part) for part_name, part in parts)
             return next((owner for owner in owners if owner is not None), None)
 
         return counterpart
@@ -138,10 +136,10 @@ class TrainingState:
         states = {name: _state_of(name, part) for name, part in parts.items()}
         usual = {name for name, part in parts.items() if loads_as_usual(part)}
         values: dict[str, Any] = {}
-        memory, made = LiveMemory(saved), _Made()
+        memory, made = LiveMemory(saved), Made()
         with torch.no_grad():
-            for name, part in sorted(parts.items(), key=lambda item: not _is_of_torch(item[1])):
-                place = _InPlace(name, part, saved, memory, made)
+            for name, part in sorted(parts.items(), key=lambda item: not is_of_torch(item[1])):
+                place = InPlace(name, part, saved, memory, made)
                 try:
                     values[name] = unflatten(json[name], place.tensor, states[name], place.array)
                 except TwinckptError:
@@ -215,173 +213,6 @@ class TrainingState:
                 part.data = value.detach().to(part.device)  # other than it was: shape, type
         else:
             self._parts.replace(name, value)
-
-
-@dataclass
-class _Made:
-    """New tensors and arrays of all parts, so that they share what they shared.
-
-    One memory may occur as a parameter, and detached from it. Of what is `filled` in one place, and
-    made in another, the live memory is what both have in the end.
-    """
-
-    tensors: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
-    memory: dict[str, torch.Tensor] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    filled: dict[str, torch.Tensor] = field(default_factory=dict)
-    of_torch: set[int] = field(default_factory=set)
-
-    def join(self) -> None:
-        """Let what was made share the memory of what was filled, once no GPU fills either."""
-        for (name, *_), tensor in self.tensors.items():
-            if name in self.filled and not isinstance(tensor, DTensor):
-                tensor.data = self.filled[name]
-
-
-class _InPlace:
-    """Gives each saved tensor its live counterpart, filled; or a new one.
-
-    Modules and optimizers come first; whatever else shares their memory, but was saved as another
-    tensor, gets memory of its own.
-    """
-
-    def __init__(
-        self, name: str, part: Any, saved: SavedTensors, memory: LiveMemory, made: _Made
-    ) -> None:
-        self._part = part
-        self._name = name
-        self._saved = saved
-        self._live = memory
-        self._made = made
-        self._is_of_torch = _is_of_torch(part)
-        self._is_module = isinstance(part, torch.nn.Module)
-        self._may_reuse = self._is_of_torch or not is_stateful(part)
-        self._filled: set[tuple[str, int]] = set()
-
-    def tensor(self, node: dict[str, Any], live: Any) -> torch.Tensor:
-        """Return the tensor of a node of the saved tree: what is `live` there, if it fits."""
-        name = node["tensor"]
-        if node["$"] != "tensor":
-            return self._saved.tensor(name)  # it is copied into something else at once
-        if (
-            self._may_reuse
-            and isinstance(live, torch.Tensor)
-            and not torch.nn.parameter.is_lazy(live)
-        ):
-            target = local_tensor(live)
-            if target.is_meta:
-                raise RestoreError(
-                    f"{name} is to be restored into the meta device, which has no data; "
-                    "materialize the module first (module.to_empty(device=...))"
-                )
-            fits = (target.dtype, target.shape) == self._saved.kind(name)
-            is_plain = is_dense(target) and moving.has_own_memory(target)
-            # Whether a module's parameter is trained is the script's to say.
-            is_trained = _requires_grad(node, live.requires_grad)
-            is_apart = id(live) in self._made.of_torch and is_trained != live.requires_grad
-            may_be_live = self._is_of_torch or not is_apart
-            if fits and is_plain and may_be_live and self._live.take(target, name, self._is_module):
-                if (name, id(live)) not in self._filled:
-                    self._saved.copy_into(target, name)
-                    self._filled.add((name, id(live)))
-                    self._made.filled.setdefault(name, target)
-                if self._is_of_torch:
-                    self._made.of_torch.add(id(live))
-                elif live.is_leaf:  # those set it by themselves
-                    live.requires_grad_(is_trained)
-                return live
-            if fits and self._is_module and is_dense(target) and live is target:
-                # Expanded: nothing can be written to it, not by `load_state_dict` either.
-                live.data = self._copied(node, name, target.device)
-                return live
-        kind = name, node.get("parameter"), node.get("requires_grad")
-        if kind not in self._made.tensors:
-            self._made.tensors[kind] = self._make(node, name)
-        return self._made.tensors[kind]
-
-    def array(self, name: str, made: np.ndarray, live: Any) -> np.ndarray:
-        """Return the live NumPy array, filled, if it fits: others may hold it by a variable."""
-        if (
-            self._is_of_torch
-            or not self._may_reuse
-            or type(live) is not np.ndarray
-            or (live.dtype, live.shape) != (made.dtype, made.shape)
-            or not live.flags.writeable
-            or not self._live.take_array(live, name)
-        ):
-            return self._made.arrays.setdefault(name, made)
-        live[...] = made
-        self._made.arrays.setdefault(name, live)
-        return live
-
-    def _make(self, node: dict[str, Any], name: str) -> torch.Tensor:
-        """Return a new tensor; one of an optimizer's state is placed like its parameter."""
-        owner = _owner(name, self._name, self._part)
-        if "global_shape" in node and isinstance(owner, DTensor):
-            return DTensor.from_local(
-                self._copied(node, name, local_tensor(owner).device),
-                owner.device_mesh,
-                owner.placements,
-                run_check=False,
-                shape=owner.shape,
-                stride=owner.stride(),
-            )
-        _, shape = self._saved.kind(name)
-        if list(shape) != node.get("global_shape", list(shape)):
-            raise RestoreError(
-                f"{name} is a DTensor and has no live counterpart; create it before restore()"
-            )
-        if name not in self._made.memory:
-            self._made.memory[name] = self._copied(node, name, self._device_of(name, owner))
-        made = self._made.memory[name].detach()
-        if "parameter" in node:
-            return torch.nn.Parameter(made, node["parameter"])
-        return made.requires_grad_(_requires_grad(node, False))
-
-    def _device_of(self, name: str, owner: torch.Tensor | None) -> torch.device:
-        """Where a new tensor belongs: where it was, on the GPU of its parameter or this process."""
-        if self._saved.device_type(name) == "cpu" or not torch.cuda.is_available():
-            return torch.device("cpu")
-        if owner is not None:
-            return owner.device
-        return torch.device("cuda", torch.cuda.current_device())
-
-    def _copied(self, node: dict[str, Any], name: str, device: torch.device) -> torch.Tensor:
-        """Return a copy in the saved order: fused optimizers go through memory as parameters'."""
-        dtype, shape = self._saved.kind(name)
-        if "stride" in node:
-            made = torch.empty_strided(shape, node["stride"], dtype=dtype, device=device)
-        else:
-            made = torch.empty(shape, dtype=dtype, device=device)
-        self._saved.copy_into(made, name)
-        return made
-
-
-def _requires_grad(node: dict[str, Any], otherwise: bool) -> bool:
-    """Return whether a tensor was trained; `otherwise` if nobody knows, as of an imported one."""
-    known = node.get("parameter", node.get("requires_grad", False))
-    return otherwise if known is None else bool(known)
-
-
-def _owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
-    """Return the parameter that a tensor called like `optimizer.state.3.exp_avg` belongs to."""
-    prefix = f"{part_name}.state."
-    if not isinstance(part, torch.optim.Optimizer) or not name.startswith(prefix):
-        return None
-    number, _, rest = name.removeprefix(prefix).partition(".")
-    if not rest or not number.isdecimal():
-        return None
-    index = int(number)
-    for group in part.param_groups:
-        parameters: list[torch.Tensor] = group["params"]
-        if index < len(parameters):
-            return parameters[index]
-        index -= len(parameters)
-    return None
-
-
-def _is_of_torch(part: Any) -> bool:
-    return isinstance(part, torch.nn.Module | torch.optim.Optimizer)
 
 
 def _state_of(name: str, part: Any) -> Any:
