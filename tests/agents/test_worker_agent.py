@@ -49,15 +49,20 @@ def test_a_connection_that_fails_leaves_no_descriptor_behind(agent):
     assert os.listdir("/proc/self/fd") == before
 
 
-HOLDER = """
-import sys
+BECOME_A_RANK = """
+import os, sys
 from twinckpt.experiments.agent_cluster import next_message
 from twinckpt.net import local
 from twinckpt.net.local_socket import AgentLink
 
-link = AgentLink(sys.argv[1], b"s" * 32)
-link.send(local.RankHello(0, 1))
-next_message(link, local.Welcome)
+def become_a_rank():
+    link = AgentLink(sys.argv[1], b"s" * 32)
+    link.send(local.RankHello(0, 1))
+    next_message(link, local.Welcome)
+    return link
+"""
+HOLDER = f"""{BECOME_A_RANK}
+link = become_a_rank()
 print("the rank", flush=True)
 sys.stdin.read()
 """
@@ -102,18 +107,11 @@ def test_a_rank_that_ends_after_its_generation_does_not_break_the_next(agent):
     assert launcher.receive(0.0) is None
 
 
-CONTAINED = """
-import os, sys
-from twinckpt.experiments.agent_cluster import next_message
-from twinckpt.net import local
-from twinckpt.net.local_socket import AgentLink
-
-while os.path.exists(f"/proc/{os.getpid()}"):  # outside, that is another process
+CONTAINED = f"""{BECOME_A_RANK}
+while os.path.exists(f"/proc/{{os.getpid()}}"):  # outside, that is another process
     if child := os.fork():
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-link = AgentLink(sys.argv[1], b"s" * 32)
-link.send(local.RankHello(0, 1))
-next_message(link, local.Welcome)
+link = become_a_rank()
 link.send(local.Attach(1 << 20))
 next_message(link, local.Granted)
 link.say_goodbye()
