@@ -38,6 +38,18 @@ def agents_of_tests(kind: str = "twinckpt.agents") -> list[psutil.Process]:
     return [process for process in alive if kind in " ".join(process.cmdline())]
 
 
+def open_descriptors() -> set[tuple[int, int, str]]:
+    """Return this process's descriptors: number, inode (a number is used again) and what it is.
+
+    Tests look at what is new, since what earlier tests have left may be closed at any time.
+    """
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the one by which they were listed
+            found.add((fd, os.fstat(fd).st_ino, os.readlink(f"/proc/self/fd/{fd}")))
+    return found
+
+
 @contextlib.contextmanager
 def played_agent(
     call: Callable[..., _Found], secret: bytes, *arguments: object

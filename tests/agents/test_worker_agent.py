@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from helpers import open_descriptors
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig
 from twinckpt.agents.launch import connect_to_agent
 from twinckpt.agents.local_server import LocalPeer
@@ -41,12 +42,12 @@ def agent(tmp_path):
 def test_a_connection_that_fails_leaves_no_descriptor_behind(agent):
     """Who waits for an agent tries fifty times a second."""
     connect_to_agent(agent, SECRET).close()
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     with pytest.raises(AuthenticationError):
         AgentLink(agent, b"x" * 32)
     with pytest.raises(AgentUnavailableError):
         AgentLink("twinckpt-nobody", SECRET)
-    assert os.listdir("/proc/self/fd") == before
+    assert not open_descriptors() - before
 
 
 BECOME_A_RANK = """
@@ -74,10 +75,10 @@ def test_a_rank_that_another_process_is_already_is_refused(agent):
     program, pipe = [sys.executable, "-c", HOLDER, agent], subprocess.PIPE
     with subprocess.Popen(program, stdin=pipe, stdout=pipe) as holder:
         assert holder.stdout.readline() == b"the rank\n"
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         with pytest.raises(TwinckptError, match="needs a Checkpointer of its own job"):
             AgentClient(agent, SECRET, 0, 1, 1)
-        assert os.listdir("/proc/self/fd") == before
+        assert not open_descriptors() - before
 
 
 def introduced(agent):

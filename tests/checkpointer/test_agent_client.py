@@ -1,12 +1,11 @@
 """A rank's side of the conversation with its agent, which this process plays."""
 
-import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from helpers import played_agent
+from helpers import open_descriptors, played_agent
 from twinckpt.checkpointer.agent_client import AgentClient, ArrivalFailed, Copy
 from twinckpt.memory.seal import Seal
 from twinckpt.memory.slot import Slot
@@ -59,12 +58,12 @@ def test_what_came_for_a_restore_that_failed_is_no_answer_to_the_next(
     client, agent = conversation
     arriving = local.RestoreArriving(seal, slot.capacity_bytes)
     assert isinstance(answer_to_request(conversation, arriving, slot), Copy)
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     say(agent, local.RestoreFrom(seal, slot.capacity_bytes, "peer"), slot)
     if is_heard:
         client.wait_for_arrival(seal, 100, TIMEOUT_S)
     assert answer_to_request(conversation, local.RestoreNothing()) is None
-    assert os.listdir("/proc/self/fd") == before
+    assert not open_descriptors() - before
 
 
 def test_a_copy_that_is_given_up_while_it_arrives_is_an_error(conversation, slot, seal):

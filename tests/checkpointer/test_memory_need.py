@@ -1,7 +1,5 @@
 """What checkpoints take of the memory is told before training starts, and if it does not fit."""
 
-import gc
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from helpers import open_descriptors
 from twinckpt.checkpointer.memory_need import bytes_to_come
 from twinckpt.errors import OutOfMemoryError
 from twinckpt.memory import slot
@@ -106,13 +105,12 @@ def test_slots_that_do_not_fit_are_refused_with_the_sum_and_nothing_is_kept(monk
     """Some of them would have fitted."""
     free = iter([9 * MIB, 5 * MIB, 1 * MIB])
     monkeypatch.setattr(slot, "available_bytes", lambda: next(free))
-    gc.collect()  # of what earlier tests have left, nothing may be closed meanwhile
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     checkpoints = InMemoryCheckpoint(max_checkpoints=3)
     with pytest.raises(OutOfMemoryError, match=r"12 MiB are needed for 3 slots .*; 2 fitted"):
         checkpoints.reserve(0, 4 * MIB)
     assert checkpoints.allocated_bytes == 0
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_descriptors() - before
 
 
 TOO_LARGE = """
