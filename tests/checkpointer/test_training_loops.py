@@ -72,6 +72,22 @@ with Checkpointer({"seen": seen}) as checkpointer:
 """
 
 
+# However slow the storage: this one takes a quarter of a minute for the first step.
+SLOW_STORAGE = """
+import sys
+from pathlib import Path
+import torch
+from twinckpt import Checkpointer
+from twinckpt.memory.drained import drained_steps
+
+slow = {"drain_directory": sys.argv[1], "drain_mib_per_s": 1, "drain_every_commits": 1}
+with Checkpointer({"weights": torch.rand(4 << 20)}, num_slots=3, **slow) as checkpointer:
+    for step in range(1, 10):
+        checkpointer.save(step, block=True)
+    print(checkpointer.committed_step, drained_steps(Path(sys.argv[1])))
+"""
+
+
 @pytest.fixture
 def state():
     """A model, its optimizer and gradients."""
@@ -97,6 +113,12 @@ def test_a_blocking_save_is_committed_where_the_state_has_outgrown_its_slots():
     """Another save skips the step while larger ones are made; the one before is not lost."""
     run = subprocess.run([sys.executable, "-c", OUTGROWN], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained(tmp_path):
+    program = [sys.executable, "-c", SLOW_STORAGE, str(tmp_path)]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.stdout == "9 ()\n", run.stderr
 
 
 @pytest.mark.parametrize("script", [GROWING, GROWING_FAST])

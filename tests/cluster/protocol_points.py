@@ -6,6 +6,7 @@ messages; so it stays there until what is held is released.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from faulty_cluster import FaultyCluster, Machine
 from puppets import SHARD_BYTES
@@ -86,12 +87,34 @@ class Scene:
             machine.root.release()
             machine.bulk.release()
 
+    def wait_until_told(self) -> None:
+        """Return once every machine knows that the step is committed, and whether to drain it."""
+        for machine in self.cluster.machines:
+            wait_until(partial(self._is_told, machine), "the commit told")
+
+    def _is_told(self, machine: Machine) -> bool:
+        passed = list(machine.root.passed)
+        return any(isinstance(x, m.Resolve) and x.step == self.step for x in passed)
+
+    def is_nothing_drained(self) -> bool:
+        """Return whether every drain that a machine was told of has ended."""
+        drains = set()
+        for place, machine in enumerate(self.cluster.machines):
+            for message in list(machine.root.passed):
+                if isinstance(message, m.Drain | m.Drained):
+                    drains ^= {(place, message.ticket)}
+        return not drains
+
     def lose_a_machine(self, source: int) -> None:
-        """A first failure, of machine 1 after a commit; half a shard comes from `source`."""
+        """A first failure, of machine 1 after a commit; half a shard comes from `source`.
+
+        The newest step is in persistent storage, so that nothing is on its way there, nor will be.
+        """
         self.step = self.cluster.checkpoint()
-        while not drained_steps(self.cluster.drain_directory):
+        while drained_steps(self.cluster.drain_directory)[-1:] != (self.step,):
             self.step = self.cluster.checkpoint()
-        self.cluster.all_ranks("take_grant")  # so nothing is being drained
+            self.wait_until_told()
+            wait_until(self.is_nothing_drained, "nothing being drained")
         self.cluster.machines[source].bulk.hold_after(HALF)
         self.victim.kill()
         self.cluster.recover([self.victim])

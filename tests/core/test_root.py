@@ -226,14 +226,49 @@ def test_a_damaged_copy_is_fetched_again_from_its_twin():
     assert cluster.messages(m.Fetch) == [("a", m.Fetch(1, 0, 1, 10, (address("b"),)))]
 
 
-def test_no_ticket_while_draining():
-    """The slot that is copied to disk must not be overwritten."""
+def issued(cluster):
+    """Return which tickets the machines have just been given."""
+    return {ticket.ticket for _, ticket in cluster.messages(m.Ticket)}
+
+
+def test_a_step_that_is_drained_keeps_its_slot_when_the_next_one_commits():
+    """What is copied to disk must not be overwritten."""
     cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)
     assert [to for to, _ in cluster.messages(m.Drain)] == ["a", "b", "c"]
-    assert cluster.messages(m.Ticket) == []
+    assert issued(cluster) == {2}
+    cluster.commit(2, step=6)
+    assert "committed" in cluster.events
+    assert issued(cluster) == set()
     for machine in "abc":
+        assert issued(cluster) == set()
         cluster.tell(machine, m.Drained(1, 1, ok=True))
-    assert [to for to, _ in cluster.messages(m.Ticket)] == ["a", "b", "c"]
+    assert issued(cluster) == {3}
+
+
+def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained():
+    """However long that takes."""
+    cluster = Cluster(drain_every_commits=1, num_slots=3).form().attach_all().commit(1, step=5)
+    assert issued(cluster) == {3}
+    cluster.commit(2, step=6)
+    assert issued(cluster) == set()
+    for ticket in range(3, 9):
+        assert issued(cluster.commit(ticket, step=4 + ticket)) == {ticket + 1}
+        assert cluster.messages(m.Drain) == []
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_step_that_was_due_while_another_one_was_drained_is_drained_next(ok):
+    """The newest of them: or a job that ends would leave an older one behind."""
+    cluster = Cluster(drain_every_commits=2, num_slots=3).form().attach_all()
+    for ticket in range(1, 8):
+        cluster.commit(ticket, step=4 + ticket)
+    for machine in "abc":
+        assert cluster.messages(m.Drain) == []
+        cluster.tell(machine, m.Drained(1, 2, ok=ok))
+    assert {drain.step for _, drain in cluster.messages(m.Drain)} == {11}
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(1, 7, ok=ok))
+        assert cluster.messages(m.Drain) == []
 
 
 def test_a_drain_that_takes_long_is_told_of_once():

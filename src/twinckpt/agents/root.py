@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 _UNNAMED = {"", "none"}  # what torchrun says where --rdzv-id is left out
 _SLOW_DRAIN = (
-    "step %d has been on its way to persistent storage for %.0f s; until it is there, no further "
-    "one is checkpointed. Is the storage gone, or drain_mib_per_s too low?"
+    "step %d has been on its way to persistent storage for %.0f s, and keeps its slot meanwhile: "
+    "of num_slots=%d one fewer is left for checkpoints. Is the storage gone, drain_mib_per_s low?"
 )
 _CHANGE_THE_RECORD = ("generation_formed", "machine_left")
 
@@ -190,7 +190,7 @@ class RootAgent:
                     if event == "waiting_for_machines":
                         logger.warning("the job waits for machines: %s", fields["reason"])
                     if event == "drain_is_slow":
-                        logger.warning(_SLOW_DRAIN, fields["step"], SLOW_S)
+                        logger.warning(_SLOW_DRAIN, fields["step"], SLOW_S, fields["num_slots"])
                     if event != "save_counts":  # every second from every rank
                         self._events.write(event, fields)
                     if event in _CHANGE_THE_RECORD:

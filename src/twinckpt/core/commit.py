@@ -103,10 +103,13 @@ class CommitLog:
         for ticket in undecided:
             self._in_flight.setdefault(ticket, _InFlight())
 
-    def issue(self) -> list[tuple[int, int]]:
-        """Return new tickets as (ticket, not_before_step) while slots are free for them."""
+    def issue(self, num_held: int = 0) -> list[tuple[int, int]]:
+        """Return new tickets as (ticket, not_before_step) while slots are free for them.
+
+        `num_held` slots hold older steps than the committed one, and are still read.
+        """
         issued = []
-        while len(self._in_flight) < self.window:
+        while len(self._in_flight) < self.window - num_held:
             self._last_ticket += 1
             self._in_flight[self._last_ticket] = _InFlight()
             issued.append((self._last_ticket, self._not_before_step))

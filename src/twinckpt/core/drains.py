@@ -15,6 +15,7 @@ class Drains:
         self._num_commits = 0
         self._began_at_s: float | None = None
         self.ticket, self.step = 0, 0  # what is drained, or was the last
+        self.is_owed = False  # a step was due while another one was drained
         self._is_told = False
         self._awaited: set[str] = set()
         self._is_ok = True
@@ -66,7 +67,10 @@ class Drains:
             self._began_at_s = now_s
         is_due = bool(self._every_commits) and self._num_commits % self._every_commits == 0
         is_late = bool(self._every_s) and now_s - self._began_at_s >= self._every_s
-        if not (is_due or is_late or is_wanted) or self.is_busy:
+        if not (is_due or is_late or is_wanted):
+            return False
+        if self.is_busy:
+            self.is_owed = True
             return False
         self.begin(ticket, step, machines, now_s)
         return True
@@ -74,24 +78,21 @@ class Drains:
     def begin(self, ticket: int, step: int, machines: Iterable[str], now_s: float) -> None:
         """These machines copy a committed step from now on."""
         self._began_at_s = now_s
-        self.ticket, self.step = ticket, step
+        self.ticket, self.step, self.is_owed = ticket, step, False
         self._awaited, self._is_ok = set(machines), True
 
-    def ended(self, machine: str, ticket: int, *, ok: bool) -> bool:
-        """A machine has copied its shards, or failed to; return whether the step is complete.
+    def ended(self, machine: str, ticket: int, *, ok: bool) -> None:
+        """A machine has copied its shards, or failed to; once the last one has, the step is safe.
 
-        That is so once the last one has, if none has failed. What another root had it copy before
-        is no part of that.
+        What another root had it copy before is no part of that.
         """
         if ticket != self.ticket or machine not in self._awaited:
-            return False
+            return
         self._is_ok = self._is_ok and ok
         self._awaited.remove(machine)
-        if self._awaited or not self._is_ok:
-            return False
-        self.found([self.step])
-        return True
+        if not self._awaited and self._is_ok:
+            self.found([self.step])
 
     def give_up(self) -> None:
         """The generation is over; whether its drain was completed is not known."""
-        self._awaited = set()
+        self._awaited, self.is_owed = set(), False

@@ -91,8 +91,8 @@ class Generation:
                 self._log("rank_started", rank=message.rank, pid=message.pid, machine=machine)
             case m.Drained():
                 self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
-                if self._drains.ended(machine, message.ticket, ok=message.ok):
-                    self._drain_what_grew_old()
+                self._drains.ended(machine, message.ticket, ok=message.ok)
+                self._drain_what_is_owed()
             case _:
                 pass
         if reason is None:
@@ -269,9 +269,13 @@ class Generation:
     # Tickets.
 
     def _issue_tickets(self) -> None:
-        if self._drains.is_busy or not self._reservations.is_complete:
+        if not self._reservations.is_complete:
             return
-        for ticket, not_before_step in self._commits.issue():
+        if self._drains.is_busy and self.is_growing:
+            return  # what is drained must be the newest commit, or growing would lose a step
+        # The step that is drained keeps its slot when a newer one commits.
+        is_held = self._drains.is_busy and self._drains.ticket != self._commits.committed_ticket
+        for ticket, not_before_step in self._commits.issue(num_held=int(is_held)):
             self._broadcast(m.Ticket(self.number, ticket, not_before_step))
 
     def _commit_complete(self) -> None:
@@ -294,11 +298,12 @@ class Generation:
         digest = self._copies.digest(ticket)
         self._broadcast(m.Drain(self.number, ticket, step, world_size, digest))
 
-    def _drain_what_grew_old(self) -> None:
-        """A step committed while the one before it was drained: who waits to grow needs it too."""
-        step = self._commits.committed_step
-        if self.is_growing and step is not None and not self._drains.has(step):
-            ticket = self._commits.committed_ticket
+    def _drain_what_is_owed(self) -> None:
+        """A step committed while the one before it was drained: it was due, or growing needs it."""
+        ticket, step = self._commits.committed_ticket, self._commits.committed_step
+        if self._drains.is_busy or ticket == self._drains.ticket or step is None:
+            return
+        if (self._drains.is_owed or self.is_growing) and not self._drains.has(step):
             self._drains.begin(ticket, step, self.places, self._now_s)
             self._drain(ticket, step)
 

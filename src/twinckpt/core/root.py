@@ -183,7 +183,7 @@ class Root:
         if self.adoption and self.adoption.is_late(now_s, timeout_s):
             self._give_up_on_the_missing(self.adoption)
         if self.drains.has_become_slow(now_s):
-            self._log("drain_is_slow", step=self.drains.step)
+            self._log("drain_is_slow", step=self.drains.step, num_slots=self.config.num_slots)
         self._form_if_complete()
         return self._outbox.take()
 
