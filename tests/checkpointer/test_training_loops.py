@@ -19,6 +19,7 @@ from helpers import agents_of_tests, open_descriptors
 from twinckpt import Checkpointer
 from twinckpt.errors import ConfigurationError
 from twinckpt.memory import checksums
+from twinckpt.memory.drained import drained_steps
 from twinckpt.net.ports import free_port
 
 # In a process of its own: an agent keeps the slots that it has made, and they may be large enough.
@@ -72,7 +73,7 @@ with Checkpointer({"seen": seen}) as checkpointer:
 """
 
 
-# However slow the storage: this one takes a quarter of a minute for the first step.
+# However slow the storage: this one takes two seconds for a step.
 SLOW_STORAGE = """
 import sys
 from pathlib import Path
@@ -81,10 +82,24 @@ from twinckpt import Checkpointer
 from twinckpt.memory.drained import drained_steps
 
 slow = {"drain_directory": sys.argv[1], "drain_mib_per_s": 1, "drain_every_commits": 1}
-with Checkpointer({"weights": torch.rand(4 << 20)}, num_slots=3, **slow) as checkpointer:
+with Checkpointer({"weights": torch.rand(1 << 19)}, num_slots=3, **slow) as checkpointer:
     for step in range(1, 10):
         checkpointer.save(step, block=True)
     print(checkpointer.committed_step, drained_steps(Path(sys.argv[1])))
+"""
+
+
+# What shall be a directory is a file; and the last step is not due.
+NO_STORAGE = """
+import sys
+from pathlib import Path
+import torch
+from twinckpt import Checkpointer
+
+settings = {"drain_directory": sys.argv[1], "drain_every_commits": 10}
+with Checkpointer({"weights": torch.rand(10)}, **settings) as checkpointer:
+    checkpointer.save(1)
+    Path(sys.argv[1]).touch()
 """
 
 
@@ -116,9 +131,19 @@ def test_a_blocking_save_is_committed_where_the_state_has_outgrown_its_slots():
 
 
 def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained(tmp_path):
+    """The last of them is in storage when the program ends."""
     program = [sys.executable, "-c", SLOW_STORAGE, str(tmp_path)]
     run = subprocess.run(program, capture_output=True, text=True)
     assert run.stdout == "9 ()\n", run.stderr
+    assert drained_steps(tmp_path) == (1, 9)
+
+
+def test_a_last_step_that_cannot_be_drained_is_told_of(tmp_path):
+    """The program ends as well as it would have."""
+    program = [sys.executable, "-c", NO_STORAGE, str(tmp_path / "drained")]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "the last step, 1, is not in persistent storage (the newest there is None)" in run.stderr
 
 
 @pytest.mark.parametrize("script", [GROWING, GROWING_FAST])

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.cluster
 def train(folder: Path, num_ranks: int) -> None:
     """Run the script, which resumes where the directory says."""
     options = [f"--nproc-per-node={num_ranks}", f"--master-port={free_port()}"]
-    settings = {"DRAIN_DIRECTORY": str(folder / "drained"), "DRAIN_EVERY_COMMITS": "1"}
+    settings = {"DRAIN_DIRECTORY": str(folder / "drained"), "DRAIN_EVERY_COMMITS": "2"}
     env = {f"TWINCKPT_{name}": value for name, value in settings.items()}
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *options, str(SCRIPT), str(folder)],
@@ -35,6 +35,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     train(folder, 4)
     return folder
+
+
+def test_the_last_step_is_drained_though_it_is_not_due(job):
+    """The second is due, the third is the last."""
+    assert drained_steps(job / "drained") == (2, 3)
 
 
 def test_an_intact_checkpoint_is_verified(job, capsys):

@@ -59,6 +59,7 @@ def test_a_job_drains_to_a_url_and_resumes_from_it(served, tmp_path, capsys):
     train(tmp_path, served, 2)
     steps = drained_steps(location(served))
     assert len(steps) == 2  # the older ones are deleted
+    assert steps[-1] == 3
     assert main(["verify", served]) == 0
     assert "2 of 2 shards intact" in capsys.readouterr().out
     train(tmp_path, served, 3)

@@ -271,6 +271,44 @@ def test_a_step_that_was_due_while_another_one_was_drained_is_drained_next(ok):
         assert cluster.messages(m.Drain) == []
 
 
+@pytest.mark.parametrize("ok", [True, False])
+def test_the_last_step_of_a_job_is_drained_though_it_is_not_due(ok):
+    """Whoever has finished is answered when it is in storage, or could not be written."""
+    cluster = Cluster(drain_every_commits=1000).form().attach_all().commit(1, step=5)
+    cluster.tell("b", m.Finished(1, 1))
+    assert {drain.step for _, drain in cluster.messages(m.Drain)} == {5}
+    for machine in "abc":
+        assert cluster.tell("c", m.Finished(1, 2)).sent == []
+        cluster.tell(machine, m.Drained(1, 1, ok=ok))
+    cluster.tell("c", m.Finished(1, 2))
+    assert cluster.messages(m.Drain) == []
+    newest_step = 5 if ok else None
+    assert cluster.messages(m.NothingToDrain) == [("c", m.NothingToDrain(1, 2, newest_step))]
+
+
+def test_a_step_that_is_being_drained_when_the_job_ends_is_followed_by_the_last_one():
+    """In storage is what was committed last."""
+    cluster = Cluster(drain_every_commits=2).form().attach_all()
+    for ticket in range(1, 4):
+        cluster.commit(ticket, step=4 + ticket)
+    assert cluster.tell("b", m.Finished(1, 1)).sent == []
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(1, 2, ok=True))
+    cluster.tell("b", m.Finished(1, 1))
+    assert {drain.step for _, drain in cluster.messages(m.Drain)} == {7}
+
+
+@pytest.mark.parametrize("commits", [0, 1])
+def test_a_job_without_storage_has_nothing_to_wait_for(commits):
+    """Nor has one that has committed nothing."""
+    cluster = Cluster(drain_every_commits=1 - commits).form().attach_all()
+    for ticket in range(1, commits + 1):
+        cluster.commit(ticket, step=ticket)
+    cluster.tell("a", m.Finished(1, 0))
+    assert cluster.messages(m.Drain) == []
+    assert cluster.messages(m.NothingToDrain) == [("a", m.NothingToDrain(1, 0, None))]
+
+
 def test_a_drain_that_takes_long_is_told_of_once():
     """Storage that hangs keeps a slot."""
     cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)

@@ -91,7 +91,7 @@ class JobSettings:
             raise ConfigurationError(
                 f"metrics_port={self.metrics_port}: a port is at most {_MAX_PORT}"
             )
-        if (self.drain_every_commits or self.drain_every_s) and not self.drain_directory:
+        if self.is_draining and not self.drain_directory:
             raise ConfigurationError("draining needs drain_directory, where to drain to")
         for name, value in asdict(self).items():
             if isinstance(value, str) and not _is_text(value):
@@ -160,6 +160,11 @@ class JobSettings:
     def environment(self) -> dict[str, str]:
         """Return the variables from which `load` makes these settings again."""
         return {_variable(f.name): str(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether committed steps go to persistent storage."""
+        return bool(self.drain_every_commits or self.drain_every_s)
 
     @property
     def tls(self) -> TlsFiles:

@@ -309,6 +309,8 @@ class WorkerAgent:
             case local.SaveCounts(saves, skipped, failed):
                 counts = (self._core.generation, peer.rank, saves, skipped, failed)
                 self._root.send(m.SaveCounts(*counts))
+            case local.Finished():
+                self._root.send(m.Finished(self._core.generation, peer.rank))
             case local.Damaged():
                 return self._core.damaged(peer.rank, message.ticket, message.reason)
             case local.DamagedDrained(step, reason):
@@ -358,6 +360,8 @@ class WorkerAgent:
                     self._start(self._transfers, self._fetch, action)
                 case core.StartDrain():
                     self._drain(action)
+                case core.TellNothingToDrain(rank, newest_step):
+                    self._tell_rank(rank, local.NothingToDrain(newest_step))
                 case core.TellRefused(rank, reason):
                     self._tell_rank(rank, local.Refused(OutOfMemoryError.__name__, reason))
                 case core.BreakGeneration(reason, is_final):

@@ -19,6 +19,8 @@ _ANSWERS = (
     local.RestoreNothing,
 )
 
+_ASK_AGAIN_S = 0.5  # a root that takes over has not heard the question
+
 # Another thread may take in what is waited for, and a launcher may say that it will not come.
 _LONGEST_WAIT_S = 0.1
 
@@ -182,6 +184,21 @@ class AgentClient:
         """Say that a drained step is damaged: the next generation resumes an older one."""
         self._link.send(local.DamagedDrained(step, reason))
 
+    def wait_until_drained(self, timeout_s: float) -> int | None:
+        """Say that nothing more is saved; return the newest step in persistent storage.
+
+        Waits until the newest committed step is there, or could not be written. Raises TimeoutError
+        where that takes too long.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            self._link.send(local.Finished())
+            received = self._next_of(local.NothingToDrain, _ASK_AGAIN_S)
+            if received is not None:
+                assert isinstance(received[0], local.NothingToDrain)
+                return received[0].newest_step
+        raise TimeoutError(f"it was on its way for {timeout_s:.0f} s")
+
     def close(self) -> None:
         """Say goodbye, so that the end of this process does not count as a failure.
 
@@ -223,7 +240,19 @@ class AgentClient:
     def _expect(
         self, kinds: type | tuple[type, ...], timeout_s: float
     ) -> tuple[local.FromAgent, int | None]:
-        """Wait for a message of one of these kinds, taking in the others."""
+        """Wait for a message of one of these kinds, which has to come."""
+        received = self._next_of(kinds, timeout_s)
+        if received is None:
+            raise AgentUnavailableError(
+                f"the worker agent did not answer rank {self.rank} within {timeout_s:.0f} s; "
+                "its log says whom it waits for"
+            )
+        return received
+
+    def _next_of(
+        self, kinds: type | tuple[type, ...], timeout_s: float
+    ) -> tuple[local.FromAgent, int | None] | None:
+        """Wait for a message of one of these kinds, taking in the others; None if none comes."""
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             received = self._link.receive(min(left_s, _LONGEST_WAIT_S))
@@ -233,10 +262,7 @@ class AgentClient:
             if isinstance(received[0], kinds):
                 return received
             self._take(*received)
-        raise AgentUnavailableError(
-            f"the worker agent did not answer rank {self.rank} within {timeout_s:.0f} s; "
-            "its log says whom it waits for"
-        )
+        return None
 
     def _raise_if_broken(self) -> None:
         """A launcher would end this process with its generation; without one, an error has to."""

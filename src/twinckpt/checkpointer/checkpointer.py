@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
 DECISION_TIMEOUT_S = 30.0
+LAST_DRAIN_TIMEOUT_S = 600.0
 _Item = TypeVar("_Item")
 _ALIKE = "do all ranks call save(), for the same steps?"
 _NO_SLOT = f"no slot was granted within {GRANT_TIMEOUT_S:.0f} s: {_ALIKE}"
@@ -160,10 +161,15 @@ class Checkpointer:
     def close(self, failed: bool = False) -> None:
         """End checkpointing.
 
-        After an exception (`failed`) the agent takes the rank for lost once the program has ended.
+        In a job that drains, this waits until the last committed step is in persistent storage.
+        After an exception (`failed`) it does not, and the agent takes the rank for lost once the
+        program has ended.
         """
         if os.getpid() != self._pid:
             return  # forked: connection and staging thread are the parent's
+        is_first = Checkpointer._open is self and self._attached
+        if is_first and not failed and self._settings.is_draining:
+            self._wait_until_drained()
         atexit.unregister(self._close_at_exit)
         if Checkpointer._open is self:
             Checkpointer._open = None
@@ -176,6 +182,29 @@ class Checkpointer:
         self._client.let_go_of_slots()
         if not failed:
             self._client.close()
+
+    def _wait_until_drained(self) -> None:
+        """What goes wrong is told: the program ends as well as it can."""
+        if threading.get_ident() in self._busy_threads:
+            return  # a signal's handler ends the program, in the midst of a save
+        try:
+            self._wait_for_decisions()
+            newest = self._client.wait_until_drained(LAST_DRAIN_TIMEOUT_S)
+        except (TwinckptError, TimeoutError) as error:
+            logger.warning("the last step may be missing in persistent storage: %s", error)
+            return
+        if self.committed_step is not None and (newest is None or newest < self.committed_step):
+            logger.warning(
+                "the last step, %d, is not in persistent storage (the newest there is %s): the "
+                "agents' log says why",
+                self.committed_step,
+                newest,
+            )
+
+    def _wait_for_decisions(self) -> None:
+        for handle in list(self._handles.values()):
+            with contextlib.suppress(TimeoutError):  # another rank did not save that step
+                handle.wait(timeout_s=DECISION_TIMEOUT_S)
 
     def _close_at_exit(self) -> None:
         """A program that has come to its end without `close` has not failed."""
@@ -496,9 +525,7 @@ class Checkpointer:
         self._check_open()
         self.fence()
         self._newest_step = 0
-        for handle in list(self._handles.values()):
-            with contextlib.suppress(TimeoutError):  # another rank did not save that step
-                handle.wait(timeout_s=DECISION_TIMEOUT_S)
+        self._wait_for_decisions()
         with self._alone():
             return self._restorer.restore()
 

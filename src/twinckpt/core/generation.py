@@ -92,7 +92,10 @@ class Generation:
             case m.Drained():
                 self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
                 self._drains.ended(machine, message.ticket, ok=message.ok)
-                self._drain_what_is_owed()
+                if self._drains.is_owed or self.is_growing:
+                    self._drain_newest()
+            case m.Finished():
+                self._on_finished(machine, message.rank)
             case _:
                 pass
         if reason is None:
@@ -298,14 +301,22 @@ class Generation:
         digest = self._copies.digest(ticket)
         self._broadcast(m.Drain(self.number, ticket, step, world_size, digest))
 
-    def _drain_what_is_owed(self) -> None:
-        """A step committed while the one before it was drained: it was due, or growing needs it."""
+    def _drain_newest(self) -> None:
+        """Drain the newest commit, unless it is in storage already or could not be written."""
         ticket, step = self._commits.committed_ticket, self._commits.committed_step
         if self._drains.is_busy or ticket == self._drains.ticket or step is None:
             return
-        if (self._drains.is_owed or self.is_growing) and not self._drains.has(step):
+        if not self._drains.has(step):
             self._drains.begin(ticket, step, self.places, self._now_s)
             self._drain(ticket, step)
+
+    def _on_finished(self, machine: str, rank: int) -> None:
+        """No newer step can commit without this rank: the newest one is what the job leaves."""
+        if self._drains.is_enabled and self._reservations.is_attached:
+            self._drain_newest()
+        if not self._drains.is_busy:
+            answer = m.NothingToDrain(self.number, rank, self._drains.newest_step)
+            self._outbox.send(machine, answer)
 
     def _abandon(self, tickets: Sequence[int], *, is_outgrown: bool = False) -> None:
         for ticket in tickets:

@@ -200,6 +200,17 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """A rank saves nothing more: the last committed step belongs in persistent storage.
+
+    Said again until `NothingToDrain` is the answer.
+    """
+
+    generation: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class SaveCounts:
     """How many saves of a rank there were, were skipped, and failed, since it started."""
 
@@ -332,6 +343,18 @@ class Resolve:
 
 
 @dataclass(frozen=True, slots=True)
+class NothingToDrain:
+    """Answer to `Finished`: no step is on its way to persistent storage, nor will be.
+
+    `newest_step` is the newest one there; None if there is none.
+    """
+
+    generation: int
+    rank: int
+    newest_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Copy the local shards of a committed ticket to persistent storage.
 
@@ -358,6 +381,7 @@ ToRoot = (
     | RankLost
     | Drained
     | DamagedDrained
+    | Finished
     | SaveCounts
     | Leave
 )
@@ -375,4 +399,5 @@ ToWorker = (
     | Replicated
     | Resolve
     | Drain
+    | NothingToDrain
 )

@@ -120,6 +120,14 @@ class ServeRestore:
 
 
 @dataclass(frozen=True, slots=True)
+class TellNothingToDrain:
+    """Action: tell a local rank that has finished the newest step in persistent storage."""
+
+    rank: int
+    newest_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TellRefused:
     """Action: tell a local rank that a peer has no room for its replica, and why."""
 
@@ -143,6 +151,7 @@ Action = (
     | StartFetch
     | StartDrain
     | ServeRestore
+    | TellNothingToDrain
     | TellRefused
     | BreakGeneration
 )
@@ -192,6 +201,8 @@ class Worker:
                     ranks = tuple(self._now.ranks)
                     what = (message.ticket, message.step, message.world_size)
                     self._do(StartDrain(self.generation, *what, ranks, message.digest))
+                case m.NothingToDrain(_, rank, newest_step):
+                    self._do(TellNothingToDrain(rank, newest_step))
         self._retry()
         return self._flush()
 

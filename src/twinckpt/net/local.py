@@ -40,6 +40,11 @@ class RestoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """The rank saves nothing more; see `twinckpt.core.messages.Finished`."""
+
+
+@dataclass(frozen=True, slots=True)
 class SaveCounts:
     """How many saves there were, were skipped, and failed, since this process started."""
 
@@ -218,6 +223,13 @@ class RestoreNothing:
 
 
 @dataclass(frozen=True, slots=True)
+class NothingToDrain:
+    """Answer to `Finished`: `newest_step` is the newest step in persistent storage."""
+
+    newest_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The agent could not do what was asked; `reason` says why and what to do."""
 
@@ -277,6 +289,7 @@ FromAgent = (
     | RestoreProgress
     | RestoreDrained
     | RestoreNothing
+    | NothingToDrain
     | Refused
     | LauncherFormed
     | LauncherBroken
@@ -292,6 +305,7 @@ ToAgent = (
     | Damaged
     | DamagedDrained
     | SaveCounts
+    | Finished
     | Goodbye
     | LauncherJoin
     | LauncherStandby

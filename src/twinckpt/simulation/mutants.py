@@ -135,8 +135,8 @@ def _plan_with_ranks_missing(
     return recovery.Recovery(newest.step, newest.ticket, sources)
 
 
-def _every_drain_succeeds(self: Drains, machine: str, ticket: int, *, ok: bool) -> bool:
-    return _ended(self, machine, ticket, ok=True)
+def _every_drain_succeeds(self: Drains, machine: str, ticket: int, *, ok: bool) -> None:
+    _ended(self, machine, ticket, ok=True)
 
 
 def _commit_resumed_anew(self: CommitLog, ticket: int) -> tuple[int, bool]:
