@@ -232,9 +232,9 @@ def test_a_step_abandoned_while_it_is_copied_stays_abandoned(state, monkeypatch)
             patched.setattr(moving, "move", move_once_abandoned)
             handle = checkpointer.save(2)
             assert is_moving.wait(30)
-            checkpointer._client.attach(checkpointer._slot_bytes)
+            checkpointer._client.attach(checkpointer._slots.slot_bytes)
             while not handle.is_final:
-                checkpointer._poll(1.0)
+                checkpointer._in_flight.poll(1.0)
             is_abandoned.set()
             checkpointer.fence()
         assert handle.wait(timeout_s=30) == "abandoned"
@@ -250,9 +250,9 @@ def test_a_step_abandoned_before_it_has_a_handle_ends(state, monkeypatch):
 
         def copy_now_and_be_abandoned(writer, names):
             copy_now(writer, names)
-            client.attach(checkpointer._slot_bytes)
+            client.attach(checkpointer._slots.slot_bytes)
             assert pool.submit(client.wait_for_grant, 30).result()  # the next: this one is decided
-            pool.submit(checkpointer._poll).result()
+            pool.submit(checkpointer._in_flight.poll).result()
 
         with monkeypatch.context() as patched:
             patched.setattr(SlotWriter, "copy_now", copy_now_and_be_abandoned)

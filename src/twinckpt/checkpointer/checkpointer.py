@@ -5,8 +5,8 @@ of this machine's worker agent during the next forward and backward passes. A fe
 `optimizer.step()` waits for what is left of the copy. The agent does the rest.
 
 All that a `Checkpointer` holds belongs to the thread that saves. The staging thread runs `copy`
-of `_copy_job` alone: it moves its handle on, hands the slot over, and leaves the grant of a save
-that failed in `_unused`. Others may wait for a handle, which takes in what the agent has said.
+of `_copy_job` alone: it moves its handle on, hands the slot over, or leaves the grant of a save
+that failed. Others may wait for a handle, which takes in what the agent has said.
 """
 
 import atexit
@@ -16,10 +16,9 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -28,13 +27,14 @@ from twinckpt.checkpointer.agent_client import AgentClient, Grant
 from twinckpt.checkpointer.connect import JobSettings, connect, job_settings
 from twinckpt.checkpointer.device import DeviceCopies, PinnedSlots, is_capturing
 from twinckpt.checkpointer.handle import SaveHandle, checked_step
-from twinckpt.checkpointer.layout import Layout, metadata_of
+from twinckpt.checkpointer.in_flight import SavesInFlight
+from twinckpt.checkpointer.layout import Layout
 from twinckpt.checkpointer.memory_need import MemoryNeed, tell_need
+from twinckpt.checkpointer.own_slots import OwnSlots
 from twinckpt.checkpointer.restorer import Restorer
 from twinckpt.checkpointer.stager import Stager
-from twinckpt.checkpointer.staging import SlotTarget, SlotWriter
+from twinckpt.checkpointer.staging import SlotWriter
 from twinckpt.checkpointer.state import TrainingState
-from twinckpt.checkpointer.tree import FlatState
 from twinckpt.errors import ConfigurationError, OutOfMemoryError, TwinckptError
 from twinckpt.memory.checksums import chunk_bytes_of
 from twinckpt.memory.seal import Seal
@@ -43,9 +43,7 @@ logger = logging.getLogger(__name__)
 
 GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
-DECISION_TIMEOUT_S = 30.0
 LAST_DRAIN_TIMEOUT_S = 600.0
-_Item = TypeVar("_Item")
 _ALIKE = "do all ranks call save(), for the same steps?"
 _NO_SLOT = f"no slot was granted within {GRANT_TIMEOUT_S:.0f} s: {_ALIKE}"
 _INTERRUPTED = (
@@ -53,7 +51,6 @@ _INTERRUPTED = (
     "the handler set a flag, and save where the loop finds it set"
 )
 REPORT_INTERVAL_S = 1.0
-ROOM_TO_GROW = 0.25  # of the state, once it has outgrown its slots twice
 
 
 class Checkpointer:
@@ -106,15 +103,11 @@ class Checkpointer:
         self._pid = os.getpid()
         self._client: AgentClient = connect(self._settings)
         self._stager = Stager()
-        self._pinned = PinnedSlots()
         self._device = DeviceCopies()
         self._writer: SlotWriter | None = None
-        self._layout: Layout | None = None
-        self._slot_bytes = 0
-        self._num_outgrown = 0
-        self._targets: dict[int, SlotTarget] = {}
-        self._handles: dict[int, SaveHandle] = {}
-        self._unused: list[Grant] = []
+        pinned = PinnedSlots()
+        self._slots = OwnSlots(self._client, pinned)
+        self._in_flight = SavesInFlight(self._client)
         self._attached = False
         self.num_saves = 0
         self.num_skipped = 0
@@ -126,7 +119,7 @@ class Checkpointer:
         self._newest_step = 0
         self._busy_threads: set[int] = set()
         self.stall_s = 0.0
-        self._restorer = Restorer(self._state, self._client, self._pinned)
+        self._restorer = Restorer(self._state, self._client, pinned)
         if self._client.generation <= 1:  # a restart need not wait for what has been said
             tell_need(self._state, self._need, is_teller=self._client.rank == 0)
         # Of all optimizers: one may step what is in the state without being there itself, and a
@@ -167,17 +160,16 @@ class Checkpointer:
         """
         if os.getpid() != self._pid:
             return  # forked: connection and staging thread are the parent's
-        is_first = Checkpointer._open is self and self._attached
-        if is_first and not failed and self._settings.is_draining:
+        is_in_use = Checkpointer._open is self and self._attached
+        if is_in_use and not failed and self._settings.is_draining:
             self._wait_until_drained()
         atexit.unregister(self._close_at_exit)
         if Checkpointer._open is self:
             Checkpointer._open = None
         self._hook.remove()
         self._stager.close()
-        self._pinned.close()
-        self._targets.clear()
-        self._unused.clear()
+        self._slots.let_go()
+        self._in_flight.forget_unused()
         self._writer = None
         self._client.let_go_of_slots()
         if not failed:
@@ -188,7 +180,7 @@ class Checkpointer:
         if threading.get_ident() in self._busy_threads:
             return  # a signal's handler ends the program, in the midst of a save
         try:
-            self._wait_for_decisions()
+            self._in_flight.wait()
             newest = self._client.wait_until_drained(LAST_DRAIN_TIMEOUT_S)
         except (TwinckptError, TimeoutError) as error:
             logger.warning("the last step may be missing in persistent storage: %s", error)
@@ -200,11 +192,6 @@ class Checkpointer:
                 self.committed_step,
                 newest,
             )
-
-    def _wait_for_decisions(self) -> None:
-        for handle in list(self._handles.values()):
-            with contextlib.suppress(TimeoutError):  # another rank did not save that step
-                handle.wait(timeout_s=DECISION_TIMEOUT_S)
 
     def _close_at_exit(self) -> None:
         """A program that has come to its end without `close` has not failed."""
@@ -221,7 +208,7 @@ class Checkpointer:
     @property
     def shard_bytes(self) -> int:
         """Size of this rank's shard, header included; 0 before the first save."""
-        return self._layout.size_bytes if self._layout else 0
+        return self._slots.layout.size_bytes if self._slots.layout else 0
 
     @property
     def committed_step(self) -> int | None:
@@ -268,7 +255,7 @@ class Checkpointer:
     def _save(self, step: int, block: bool) -> SaveHandle:
         self.fence()
         started_s = time.monotonic()
-        if self._layout is None or not self._layout.on_device:
+        if self._slots.layout is None or not self._slots.layout.on_device:
             self._stager.wait()  # for checksums alone; a GPU's copies may begin much later
         handle = self._save_once(step, block)
         while block and handle.wait(timeout_s=COMMIT_TIMEOUT_S) == "abandoned":
@@ -290,7 +277,7 @@ class Checkpointer:
 
     def _save_once(self, step: int, block: bool) -> SaveHandle:
         try:
-            self._poll()
+            self._in_flight.poll()
             grant = self._next_grant(step, block)
             return self._skip(step) if grant is None else self._use(step, grant, block)
         except TwinckptError as error:
@@ -333,9 +320,8 @@ class Checkpointer:
 
     def _next_grant(self, step: int, block: bool) -> Grant | None:
         if not self._attached:
-            flat = self._state.capture()
-            layout = Layout(flat)
-            self._attach(layout)
+            layout = Layout(self._state.capture())
+            self._slots.request(layout)
             try:
                 if not self._client.wait_for_grant(GRANT_TIMEOUT_S):
                     logger.warning("%s; until then nothing is checkpointed", _NO_SLOT)
@@ -344,7 +330,7 @@ class Checkpointer:
                     f"{error}. Checkpoints need {self._need(layout.size_bytes)}"
                 ) from error
             self._attached = True
-        self._take_back_unused()
+        self._in_flight.take_back_unused()
         if block and not self._client.wait_for_grant(GRANT_TIMEOUT_S):
             raise TimeoutError(_NO_SLOT)
         grants = self._client.grants
@@ -352,55 +338,34 @@ class Checkpointer:
             return grants.pop(0)
         return None
 
-    def _take_back_unused(self) -> None:
-        """Use the slot of a save that failed for the next one, unless that ticket is decided."""
-        while self._unused:
-            grant = self._unused.pop()
-            self._handles.pop(grant.ticket, None)
-            self._client.give_back(grant)
-
-    def _attach(self, layout: Layout, room_bytes: int = 0) -> None:
-        """Ask for slots for this layout and more; keep nothing of those that are too small."""
-        self._stager.wait()
-        self._layout = layout
-        self._slot_bytes = max(self._slot_bytes, layout.size_bytes + room_bytes)
-        self._targets.clear()
-        self._unused.clear()
-        self._pinned.close()
-        self._client.attach(self._slot_bytes)
-
     def _use(self, step: int, grant: Grant, block: bool) -> SaveHandle:
         """Begin to fill a slot; what ends that (a signal, too) gives the grant back."""
         try:
             return self._begin(step, grant, block)
         except BaseException:
-            if grant.ticket not in self._handles:
+            if grant not in self._in_flight:
                 self._client.give_back(grant)
             raise
 
     def _begin(self, step: int, grant: Grant, block: bool) -> SaveHandle:
         """Copy now what may change before the next optimizer step, and the rest later."""
         flat = self._state.capture()
-        layout, header = self._laid_out(flat, step)
+        layout, header = self._slots.laid_out(flat, step)
         if layout.size_bytes > grant.slot.capacity_bytes:
-            logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
-            self._num_outgrown += 1
-            # What grows again would outgrow each slot while it is made, and never be checkpointed.
-            is_growing = self._num_outgrown > 1
-            self._attach(layout, int(ROOM_TO_GROW * layout.size_bytes) if is_growing else 0)
+            self._stager.wait()
+            self._in_flight.forget_unused()
+            self._slots.request_larger(layout)
             larger = self._next_grant(step, block)
             return self._skip(step) if larger is None else self._use(step, larger, block)
-        writer = SlotWriter(self._target(layout, grant), flat, header, self._device)
+        writer = SlotWriter(self._slots.target(layout, grant), flat, header, self._device)
         steady = self._state.steady_names(flat.tensors)
         writer.copy_now(frozenset(flat.tensors.keys() - steady))
         handle = SaveHandle(step, self._advance)
-        self._handles[grant.ticket] = handle
-        if not self._client.is_open(grant.ticket):  # it was decided in a thread that waits
-            self._decide(grant.ticket, is_committed=False)
+        self._in_flight.begin(grant, handle)
         try:
             self._stager.start(self._copy_job(writer, layout.size_bytes, grant, handle))
         except TwinckptError:  # nothing will be copied, so that no fence may wait for it
-            self._handles.pop(grant.ticket, None)
+            self._in_flight.cancel(grant)
             raise
         self._writer = writer
         if not steady or self._is_first:
@@ -433,29 +398,9 @@ class Checkpointer:
                 client.staged(seal)
             except Exception as error:
                 self._note(handle, error)
-                self._unused.append(grant)
+                self._in_flight.leave(grant)
 
         return copy
-
-    def _target(self, layout: Layout, grant: Grant) -> SlotTarget:
-        target = self._targets.get(grant.slot.fd)
-        if target is None or target.layout is not layout:
-            self._pinned.pin(grant.slot.buffer)
-            target = self._targets[grant.slot.fd] = SlotTarget(layout, grant.slot.buffer)
-        return target
-
-    def _laid_out(self, flat: FlatState, step: int) -> tuple[Layout, bytes]:
-        """Return the layout as before if the state still fits it, else a new one."""
-        layout = self._layout
-        header = None
-        if layout is not None and layout.kinds == flat.kinds:
-            header = layout.header(metadata_of(flat, layout, step=step))
-        if layout is None or header is None:
-            layout = Layout(flat)
-            header = layout.header(metadata_of(flat, layout, step=step))
-            assert header is not None
-        self._layout = layout
-        return layout, header
 
     def _skip(self, step: int) -> SaveHandle:
         self.num_skipped += 1
@@ -483,27 +428,13 @@ class Checkpointer:
         if error is not None:
             raise error
 
-    def _poll(self, timeout_s: float = 0.0) -> None:
-        self._client.poll(timeout_s)
-        for ticket in _taken_from(self._client.replicated):
-            handle = self._handles.get(ticket)
-            if handle is not None:
-                handle.reach("replicated")
-        for resolved in _taken_from(self._client.resolved):
-            self._decide(resolved.ticket, resolved.committed)
-
-    def _decide(self, ticket: int, is_committed: bool) -> None:
-        handle = self._handles.pop(ticket, None)
-        if handle is not None:
-            handle.reach("committed" if is_committed else "abandoned")
-
     def _advance(self, timeout_s: float) -> None:
         """Let a handle that is waited for make progress."""
         self._check_open()
         if self._stager.is_busy:
             self._stager.wait()
         else:
-            self._poll(timeout_s)
+            self._in_flight.poll(timeout_s)
 
     # Restoring.
 
@@ -525,15 +456,6 @@ class Checkpointer:
         self._check_open()
         self.fence()
         self._newest_step = 0
-        self._wait_for_decisions()
+        self._in_flight.wait()
         with self._alone():
             return self._restorer.restore()
-
-
-def _taken_from(queue: "deque[_Item]") -> Iterator[_Item]:
-    """Take all items off a queue, which other threads may take from as well."""
-    while True:
-        try:
-            yield queue.popleft()
-        except IndexError:
-            return
