@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from twinckpt.experiments.agent_cluster import AgentCluster
+from twinckpt.memory.drained import step_directory
 from twinckpt.results.jsonl import read_jsonl
 
 SHARD_BYTES = 100_000
@@ -32,6 +33,14 @@ class Watched:
     def root_pid(self):
         """The process of the root that was elected last."""
         return self.events("root_started")[-1]["pid"]
+
+
+@pytest.fixture
+def draining(tmp_path, monkeypatch):
+    """The directory that the cluster drains to."""
+    monkeypatch.setenv("TWINCKPT_DRAIN_DIRECTORY", str(tmp_path / "drained"))
+    monkeypatch.setenv("TWINCKPT_DRAIN_EVERY_COMMITS", "10")
+    return tmp_path / "drained"
 
 
 @pytest.fixture
@@ -69,6 +78,17 @@ def test_a_frozen_root_is_replaced_and_resigns_when_it_is_thawed(watched):
     os.kill(watched.root_pid, signal.SIGKILL)  # the thawed one stands by again
     watched.wait_for("generation_adopted", 2)
     assert watched.root_pid == frozen
+
+
+def test_storage_that_hangs_keeps_no_machine_from_the_next_root(draining, watched):
+    """They list what is drained whenever they have found one, and it does not wait for long."""
+    listed = step_directory(draining, 99) / "manifest.json"
+    listed.parent.mkdir(parents=True)
+    os.mkfifo(listed)  # who reads this waits for a writer
+    os.kill(watched.root_pid, signal.SIGKILL)
+    watched.wait_for("generation_adopted", 1)
+    assert watched.cluster.checkpoint() == 2
+    assert watched.events("generation_broken") == []
 
 
 def test_a_machine_lost_together_with_the_root_is_recovered(watched):

@@ -40,6 +40,7 @@ from twinckpt.net.secret import load_secret
 logger = logging.getLogger(__name__)
 
 ROOT_ABSENCE_S = 600.0  # how long ranks go on while no root is elected
+_SLOW_LISTING_S = 10.0
 
 _Work = TypeVar("_Work")
 
@@ -76,6 +77,7 @@ class WorkerAgent:
         self._join: m.Join | None = None
         self._wishes: tuple[int, int, int] | None = None  # the end of a Join
         self._given_up = ""
+        self._listed: tuple[tuple[int, ...], int] = ((), 0)
         self._received: set[tuple[int, int]] = set()
         self._arriving: dict[int, tuple[core.StartFetch, Seal, int]] = {}
         self._reads_along: dict[int, core.StartFetch] = {}
@@ -116,7 +118,7 @@ class WorkerAgent:
 
     async def _hello(self) -> list[m.ToRoot]:
         """What the root must know first, on each new connection."""
-        steps, ticket = await self._loop.run_in_executor(self._listings, self._find_drained)
+        steps, ticket = await self._list_drained()
         if self._absence is not None:
             self._absence.cancel()
         inventory = tuple(self._checkpoints.holdings())
@@ -130,8 +132,24 @@ class WorkerAgent:
         )
         return [hello, *self._core.unheard(), *([self._join] if self._join is not None else [])]
 
+    async def _list_drained(self) -> tuple[tuple[int, ...], int]:
+        """Look at storage, which may be slow, and so in a thread of its own.
+
+        A root that takes over waits for machines that train, but not for long: in time it is told
+        what was there before.
+        """
+        listing = self._loop.run_in_executor(self._listings, self._find_drained)
+        trains = self._core.formed is not None
+        patience_s = self._config.heartbeat_timeout_s / 2 if trains else _SLOW_LISTING_S
+        await asyncio.wait([listing], timeout=patience_s)
+        if not listing.done() and not trains:
+            logger.warning("waits for %s: is that storage gone?", self._config.drain_directory)
+            await asyncio.wait([listing])
+        if listing.done():
+            self._listed = listing.result()
+        return self._listed
+
     def _find_drained(self) -> tuple[tuple[int, ...], int]:
-        """Look at storage, which may be slow, and so in a thread of its own."""
         directory = self._config.drain_directory
         return drained.known(drained.location(directory)) if directory else ((), 0)
 
@@ -426,7 +444,8 @@ class WorkerAgent:
         peer.send(local.RestoreProgress(num_bytes))
 
     def _on_fetched(self, fetch: core.StartFetch, fetched: Fetched) -> None:
-        self._arriving.pop(fetch.rank, None)
+        if self._arriving.get(fetch.rank, (None,))[0] is fetch:
+            del self._arriving[fetch.rank]
         is_wanted = self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot
         if fetched.seal is not None and is_wanted:
             formed = self._core.formed

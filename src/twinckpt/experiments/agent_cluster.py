@@ -270,6 +270,7 @@ class AgentCluster:
             num_slots=self._settings.num_slots,
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             heartbeat_timeout_s=self._settings.heartbeat_timeout_s,
+            drain_directory=self._settings.drain_directory,
             watch_pid=os.getpid(),
             log_file=str(self._run_dir / "agents.log"),
             event_log=self._settings.event_log,
