@@ -69,11 +69,15 @@ class LocalServer:
     async def run(self) -> None:
         """Accept until cancelled."""
         loop = asyncio.get_running_loop()
+        is_told = False
         while True:
             try:
                 sock, _ = await loop.sock_accept(self._listener)
+                is_told = False
             except OSError as error:
-                logger.warning("no local process can be accepted: %s", error)
+                if not is_told:
+                    logger.warning("no local process can be accepted: %s", error)
+                is_told = True
                 await asyncio.sleep(ACCEPT_RETRY_S)  # too many open files: some will be closed
                 continue
             if _process_and_user_of(sock)[1] not in (os.getuid(), _SUPERUSER):
