@@ -64,15 +64,18 @@ class Settings:
 
     def digest(self, experiment: str) -> str:
         """Return a hash of the settings that this experiment's results depend on."""
-        try:
-            return config_sha256(relevant(load(experiment, self.overrides)))
-        except ConfigurationError as error:
-            _stop(str(error))
+        return config_sha256(self._relevant(experiment))
 
     def files(self, experiment: str) -> list[str]:
         """Return the files that these settings have an experiment read."""
-        path = relevant(load(experiment, self.overrides)).get("data", {}).get("path")
+        path = self._relevant(experiment).get("data", {}).get("path")
         return [path] if path else []
+
+    def _relevant(self, experiment: str) -> dict[str, Any]:
+        try:
+            return relevant(load(experiment, self.overrides))
+        except ConfigurationError as error:
+            _stop(str(error))
 
 
 def sources(*layers: str) -> list[str]:

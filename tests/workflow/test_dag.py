@@ -111,11 +111,21 @@ def test_a_fresh_variant_runs_everything_once(scale):
     assert {name: counts.get(name) for name in expected} == expected
 
 
-def test_an_unknown_setting_ends_in_one_line():
-    """Nothing is planned."""
-    result = snakemake("--config", "scales=quick")
-    assert result.returncode != 0
-    assert "--config knows scale, name, overrides, not scales" in result.stderr
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("scales=quick", "--config knows scale, name, overrides, not scales"),
+        ("scale=quack", "Could not find 'scale/quack'; Available options in 'scale':"),
+        ("overrides=cluster.replicas=9", "cluster.replicas=9 is more than cluster.num_machines=4"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_line(config, says):
+    """Nothing is planned, and no traceback is shown."""
+    result = snakemake("--config", config)
+    assert result.returncode == 2
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("twinckpt: "))
+    assert says in line
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["scaling", "soak"])
