@@ -104,6 +104,13 @@ def test_results_of_two_machines_do_not_mix(results: Path) -> None:
         summary.summarise(Dataset(results))
 
 
+def test_a_run_that_was_kept_beside_the_new_one_does_not_mix_with_it(results: Path) -> None:
+    """Each repeat would be the worse one of both, and nothing would say so."""
+    shutil.copytree(results / "save_cost", results / "save_cost_before")
+    with pytest.raises(SampleError, match="move one of them"):
+        Dataset(results)
+
+
 def test_second_copy_is_identical(results: Path, tmp_path: Path) -> None:
     """`--also` writes the same bytes elsewhere."""
     first, second = tmp_path / "a.json", tmp_path / "b.json"

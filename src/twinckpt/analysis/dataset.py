@@ -1,5 +1,6 @@
 """A variant's results read into one table: `<results>/<experiment>/samples.csv` each."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from twinckpt.results.provenance import read_provenance
-from twinckpt.results.samples import COLUMNS, SampleError, read_samples
+from twinckpt.results.samples import COLUMNS, Sample, SampleError, read_samples
 
 EXPERIMENTS = (
     *("save_cost", "recovery_time", "throughput", "training", "wasted_time", "limits"),
@@ -29,7 +30,9 @@ class Dataset:
         self.paths = {path.parent.name: path for path in self.results.glob("*/samples.csv")}
         if not self.paths:
             raise SampleError(f"{self.results}: no */samples.csv below it; run an experiment first")
-        rows = [asdict(sample) for path in self.paths.values() for sample in read_samples(path)]
+        read = {path: read_samples(path) for path in self.paths.values()}
+        _refuse_second_ones(read)
+        rows = [asdict(sample) for samples in read.values() for sample in samples]
         self.samples = pd.DataFrame(rows, columns=list(COLUMNS))
         self.provenance: dict[str, dict[str, Any]] = {
             name: read_provenance(path.with_name("provenance.json"))
@@ -91,6 +94,19 @@ class Dataset:
                 f"({', '.join(found)}); rerun them on one machine or under another name"
             )
         return distinct[0] if distinct else {}
+
+
+def _refuse_second_ones(read: Mapping[Path, Sequence[Sample]]) -> None:
+    """Raise where two files hold one experiment: nothing would tell their repeats apart."""
+    first: dict[str, Path] = {}
+    for path, samples in sorted(read.items()):
+        for experiment in {sample.experiment for sample in samples}:
+            other = first.setdefault(experiment, path)
+            if other != path:
+                raise SampleError(
+                    f"{path}: samples of {experiment}, which {other} holds as well; move one of "
+                    "them to a directory of its own, outside this variant's"
+                )
 
 
 def _same_machine(first: dict[str, Any], second: dict[str, Any]) -> bool:
