@@ -14,6 +14,7 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler, swa_utils
 
+from twinckpt.checkpointer import rng
 from twinckpt.checkpointer.device import DeviceCopies
 from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.reading import SlotReader
@@ -119,8 +120,17 @@ def numpy():
 def random_states():
     return {
         "torch": torch.Generator().manual_seed(torch.randint(1000, ()).item()),
+        "python": random.Random(random.random()),
+        "numpy": [_drawn(kind) for kind in (np.random.PCG64, np.random.MT19937, np.random.SFC64)],
+        "legacy": {"numpy": np.random.RandomState(np.random.randint(1000))},
         "more": [torch.random.get_rng_state(), random.getstate(), np.random.get_state()],
     }
+
+
+def _drawn(kind):
+    generator = np.random.Generator(kind(np.random.randint(1000)))
+    generator.integers(9, dtype=np.int32)  # the other half of what was drawn is kept
+    return generator
 
 
 # Tensors.
@@ -449,8 +459,9 @@ def assert_same(left: Any, right: Any, path: str = "") -> None:
     elif isinstance(left, float):
         assert type(left) is type(right), path
         assert struct.pack("d", left) == struct.pack("d", right), path
-    elif isinstance(left, torch.Generator):
-        assert torch.equal(left.get_state(), right.get_state()), path
+    elif isinstance(left, rng.Generator):
+        assert type(left) is type(right), path
+        assert_same(rng.state_of(left), rng.state_of(right), path)
     elif hasattr(left, "state_dict"):
         assert_same(left.state_dict(), right.state_dict(), path)
     else:

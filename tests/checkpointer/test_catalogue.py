@@ -231,6 +231,8 @@ def _optimizer(num_parameters):
         (torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2)),
         (_optimizer(1), _optimizer(2)),
         (5, torch.Generator()),
+        (5, np.random.default_rng(1)),
+        (np.random.default_rng(1), np.random.Generator(np.random.MT19937(1))),
     ],
 )
 def test_a_part_that_has_become_another_one_is_named(saved, live):

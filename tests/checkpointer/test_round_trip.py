@@ -355,9 +355,9 @@ def test_what_cannot_be_carried_is_refused_by_name(value):
     ("value", "instead"),
     [
         (deque([1]), "a list of its items"),
-        (random.Random(1), r"its getstate\(\)"),
-        (np.random.default_rng(1), r"its bit_generator\.state"),
-        (np.random.RandomState(1), r"its get_state\(\)"),
+        ({random.Random(1)}, r"its getstate\(\)"),
+        ({np.random.default_rng(1)}, r"its bit_generator\.state"),
+        ({np.random.RandomState(1)}, r"its get_state\(\)"),
         ([{torch.nn.Linear(1, 1)}], r"its state_dict\(\)"),
         (bytearray(1), "its bytes"),
         (torch.ones(2).max(0), "a plain tuple of its items"),

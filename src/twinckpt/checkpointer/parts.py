@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from twinckpt.checkpointer.rng import Generator
 from twinckpt.checkpointer.tree import is_plain_key
 from twinckpt.errors import ConfigurationError
 
@@ -85,7 +86,7 @@ def is_stateful(part: Any) -> bool:
 
 def _is_filled(part: Any) -> bool:
     """Return whether a restore writes into a part itself."""
-    kinds = dict | list | set | torch.Tensor | torch.Generator
+    kinds = dict | list | set | torch.Tensor | Generator
     return is_stateful(part) or isinstance(part, kinds)
 
 
@@ -98,11 +99,7 @@ def _holds_stateful(value: Any, depth: int = 0) -> bool:
     items = value.values() if isinstance(value, dict) else value
     return any(
         type(item) not in _LEAVES
-        and (
-            is_stateful(item)
-            or isinstance(item, torch.Generator)
-            or _holds_stateful(item, depth + 1)
-        )
+        and (is_stateful(item) or isinstance(item, Generator) or _holds_stateful(item, depth + 1))
         for item in items
     )
 

@@ -1,10 +1,33 @@
-"""The random number generators of a process, as one stateful object."""
+"""Generators of random numbers: those of a process as one stateful object, and single ones."""
 
 import random
 from typing import Any
 
 import numpy as np
 import torch
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+
+def state_of(generator: Generator) -> Any:
+    """Return a copy of what a generator is at."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return generator.get_state()
+
+
+def set_state(generator: Generator, state: Any) -> None:
+    """Set a generator of the same kind to what `state_of` returned."""
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
 
 
 class RngState:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from twinckpt.checkpointer import containers, optimizers
+from twinckpt.checkpointer import containers, optimizers, rng
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.in_place import InPlace, Made, is_of_torch
 from twinckpt.checkpointer.live_memory import LiveMemory
@@ -204,8 +204,8 @@ class TrainingState:
             optimizers.load(part, value)
         elif is_stateful(part):
             part.load_state_dict(value)
-        elif isinstance(part, torch.Generator):
-            part.set_state(value)
+        elif isinstance(part, rng.Generator):
+            rng.set_state(part, value)
         elif any(isinstance(part, kind) and isinstance(value, kind) for kind in (dict, list, set)):
             containers.fill(part, value)
         elif isinstance(part, torch.Tensor) and isinstance(value, torch.Tensor):
@@ -234,8 +234,8 @@ def _read_state(part: Any) -> Any:
             return part.state_dict(keep_vars=True)
         except TypeError:  # its own `state_dict` has no such argument
             return part.state_dict()
-    if isinstance(part, torch.Generator):
-        return part.get_state()
+    if isinstance(part, rng.Generator):
+        return rng.state_of(part)
     if is_zero(part):
         return local_state(part)
     return part.state_dict() if is_stateful(part) else part
