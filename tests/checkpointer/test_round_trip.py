@@ -392,6 +392,16 @@ def test_what_no_checkpoint_holds_is_refused_by_name(node):
         TrainingState({"plain": {"x": 1}}).restore({"plain": {"x": node}}, SavedTensors({}))
 
 
+def test_what_an_optimizer_returned_in_its_place_is_warned_of(caplog):
+    """As in what one hands to `torch.save`; here the same would be saved in every step."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    TrainingState({"model": model.state_dict(), "optimizer": optimizer})
+    assert not caplog.messages
+    TrainingState({"model": model, "mine": optimizer.state_dict()})
+    assert ["mine is what an optimizer's" in message for message in caplog.messages] == [True]
+
+
 def test_tied_weights_are_stored_once_and_stay_tied():
     """Two names, one tensor."""
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))

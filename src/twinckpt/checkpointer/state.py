@@ -4,6 +4,7 @@
 and shape receives the bytes, whatever else is handed to `load_state_dict`.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
@@ -21,13 +22,21 @@ from twinckpt.checkpointer.tree import FlatState, unflatten
 from twinckpt.checkpointer.zero import is_zero, load_local_state, local_state
 from twinckpt.errors import RestoreError, TwinckptError, UnsupportedStateError
 
+logger = logging.getLogger(__name__)
+
 
 class TrainingState:
     """The user's mapping, with what the library must know of its parts."""
 
     def __init__(self, parts: MutableMapping[str, Any]) -> None:
         self._parts = Parts(parts)
-        self._parts.items()
+        for name, part in self._parts.items():
+            if isinstance(part, dict) and part.keys() == {"state", "param_groups"}:
+                logger.warning(
+                    "%s is what an optimizer's state_dict() returned, which its steps do not "
+                    "change and a restore does not load: give the optimizer itself",
+                    name,
+                )
         self._capture = Capture()
         self._steady: tuple[set[str], frozenset[str]] | None = None
         self._distrusted: set[str] = set()
