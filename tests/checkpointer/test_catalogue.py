@@ -276,6 +276,43 @@ def test_a_module_of_torch_that_changes_its_shapes_to_what_it_loads_may_do_so():
 
 def _called_from(depth, function):
     return function() if depth == 0 else _called_from(depth - 1, function)
+def _pair(is_tied):
+    pair = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(2))
+    if is_tied:
+        pair[1].weight = pair[0].weight
+    return pair
+
+
+def test_weights_that_were_untied_are_not_restored_into_tied_ones():
+    """Both got the values of one of them, in silence."""
+    fresh = seeded(2, lambda: _pair(True))
+    with pytest.raises(RestoreError, match=r"x\.0\.weight and x\.1\.weight are one tensor here"):
+        restored(slot_of({"x": seeded(1, lambda: _pair(False))}), {"x": fresh})
+    assert_same(fresh, seeded(2, lambda: _pair(True)))
+
+
+def test_weights_that_were_untied_and_alike_are_restored_into_tied_ones():
+    saved, fresh = _pair(False), _pair(True)
+    saved[1].load_state_dict(saved[0].state_dict())
+    assert_same(saved, restored(slot_of({"x": saved}), {"x": fresh})["x"])
+
+
+@pytest.mark.parametrize("names", [("model", "optimizer"), ("optimizer", "model")])
+def test_optimizer_state_that_begins_as_the_parameter_is_restored_beside_it(names):
+    """Where the optimizer came first, an average that began as the weights was the weights."""
+
+    def build(is_new):
+        model = torch.nn.Linear(2, 2, bias=False)
+        optimizer = torch.optim.SGD(model.parameters())
+        weight = model.weight
+        optimizer.state[weight] = {"mean": weight.detach() if is_new else torch.rand(2, 2)}
+        state = {"model": model, "optimizer": optimizer}
+        return {name: state[name] for name in names}
+
+    saved = build(is_new=False)
+    assert_same(saved, restored(slot_of(saved), build(is_new=True)))
+
+
 
 
 @pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: (x,), lambda x: OrderedDict(k=x)])

@@ -15,9 +15,11 @@ from twinckpt.checkpointer.tree import is_dense, local_tensor
 from twinckpt.errors import RestoreError
 
 
-def is_of_torch(part: Any) -> bool:
-    """Return whether a part is a module or an optimizer."""
-    return isinstance(part, torch.nn.Module | torch.optim.Optimizer)
+def precedence(part: Any) -> int:
+    """Return when a part's turn is: modules' tensors are filled whatever else shares their memory,
+    and what comes later makes way."""
+    kinds = torch.nn.Module, torch.optim.Optimizer, object
+    return next(turn for turn, kind in enumerate(kinds) if isinstance(part, kind))
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Made:
 class InPlace:
     """Gives each saved tensor its live counterpart, filled; or a new one.
 
-    Modules and optimizers come first; whatever else shares their memory, but was saved as another
+    Modules come first, then optimizers; whatever else shares their memory, but was saved as another
     tensor, gets memory of its own.
     """
 
@@ -56,7 +58,7 @@ class InPlace:
         self._saved = saved
         self._live = memory
         self._made = made
-        self._is_of_torch = is_of_torch(part)
+        self._is_of_torch = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
         self._is_module = isinstance(part, torch.nn.Module)
         self._may_reuse = self._is_of_torch or not is_stateful(part)
         self._filled: set[tuple[str, int]] = set()

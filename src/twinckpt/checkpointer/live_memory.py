@@ -37,13 +37,19 @@ class LiveMemory:
         """Return whether a saved tensor may fill a live one: nothing else fills its memory.
 
         A module's are filled in any case: its optimizer knows no others. Raises RestoreError if
-        the memory is read-only.
+        the memory is read-only, or two tensors of modules that were apart are one here.
         """
         if not target.numel():
             return True
         place = target.device, target.data_ptr(), target.dtype, target.shape, target.stride()
         if place in self._places:
-            return self._places[place] == name or is_of_module
+            former = self._places[place]
+            if is_of_module and not self._are_alike(former, name):
+                raise RestoreError(
+                    f"{former} and {name} are one tensor here, and were two with different values "
+                    "when they were saved. Nothing is overwritten: untie them before restore()"
+                )
+            return former == name or is_of_module
         storage = target.untyped_storage()
         # What torch has allocated can be written to, and resized.
         is_foreign = target.is_cpu and not storage.resizable()
@@ -69,6 +75,11 @@ class LiveMemory:
         if type(owner) is not np.ndarray or not owner.flags.owndata:
             return False
         return owner.nbytes == target.nbytes and self._arrays.setdefault(id(owner), name) == name
+
+    def _are_alike(self, first: str, second: str) -> bool:
+        return first == second or moving.same_bits(
+            self._saved.tensor(first), self._saved.tensor(second)
+        )
 
     def _agree(self, first: _Taken, second: _Taken) -> bool:
         """Return whether two saved tensors have the same where the live ones share memory."""

@@ -13,7 +13,7 @@ import torch
 
 from twinckpt.checkpointer import containers, optimizers, rng
 from twinckpt.checkpointer.capture import Capture
-from twinckpt.checkpointer.in_place import InPlace, Made, is_of_torch
+from twinckpt.checkpointer.in_place import InPlace, Made, precedence
 from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.loading import has_extra_state, loads_as_usual, misfit
 from twinckpt.checkpointer.parts import Parts, is_stateful
@@ -147,7 +147,7 @@ class TrainingState:
         values: dict[str, Any] = {}
         memory, made = LiveMemory(saved), Made()
         with torch.no_grad():
-            for name, part in sorted(parts.items(), key=lambda item: not is_of_torch(item[1])):
+            for name, part in sorted(parts.items(), key=lambda item: precedence(item[1])):
                 place = InPlace(name, part, saved, memory, made)
                 try:
                     values[name] = unflatten(json[name], place.tensor, states[name], place.array)
