@@ -208,6 +208,17 @@ def test_a_tensor_that_is_a_part_takes_another_shape_and_type(live):
     assert_same(saved, live)
 
 
+@pytest.mark.parametrize("live", [torch.zeros(5), torch.zeros(3, dtype=torch.int64)])
+def test_a_tensor_that_is_a_part_is_trained_if_it_was(live):
+    """One of another shape or type came back as one that nothing trains, or not at all."""
+    saved, trained = torch.rand(3), torch.rand(3, requires_grad=True)
+    restored(slot_of({"x": trained}), {"x": live})
+    assert_same(trained, live)
+    for odd in (torch.arange(2), saved):
+        restored(slot_of({"x": odd}), {"x": live})
+        assert_same(odd, live)
+
+
 def test_a_lazy_module_gets_its_shape_from_the_checkpoint():
     def build():
         return torch.nn.Sequential(torch.nn.LazyLinear(2), torch.nn.LazyBatchNorm1d())

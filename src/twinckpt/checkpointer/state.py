@@ -218,8 +218,12 @@ class TrainingState:
         elif any(isinstance(part, kind) and isinstance(value, kind) for kind in (dict, list, set)):
             containers.fill(part, value)
         elif isinstance(part, torch.Tensor) and isinstance(value, torch.Tensor):
-            if value is not part:
-                part.data = value.detach().to(part.device)  # other than it was: shape, type
+            if value is not part:  # other than it was: shape, type
+                if part.is_leaf:
+                    part.requires_grad_(False)
+                part.data = value.detach().to(part.device)
+                if part.is_leaf:
+                    part.requires_grad_(value.requires_grad)
         else:
             self._parts.replace(name, value)
 
