@@ -419,6 +419,7 @@ REFUSED |= {
     "records": _refusing(lambda: np.zeros(2, dtype=[("a", "i4"), ("b", "f8")])),
     "masked_array": _refusing(lambda: np.ma.array([1, 2], mask=[0, 1])),
     "deque": _refusing(lambda: deque([1])),
+    "key_of_many_digits": _refusing(lambda: {10**5000: 1}),
     "bytearray": _refusing(lambda: bytearray(b"x")),
     "path": _refusing(lambda: pathlib.Path("/x")),
     "function": _refusing(lambda: len),

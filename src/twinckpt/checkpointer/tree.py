@@ -123,6 +123,12 @@ def flatten(
             f"{name or 'the state'} contains itself, or is nested deeper than {_MAX_DEPTH} levels; "
             "make it flatter"
         ) from None
+    except UnsupportedStateError:
+        raise
+    except Exception as error:  # as Python's, of a key of 5000 digits
+        raise UnsupportedStateError(
+            f"{name or 'the state'} cannot be read: {type(error).__name__}: {error}"
+        ) from error
     return flattener.flat, frozenset(flattener.borrowed)
 
 
