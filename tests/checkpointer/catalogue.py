@@ -328,7 +328,11 @@ def optim_own_state():
     """Of kinds that torch's own `load_state_dict` makes other values of."""
     state = _trained(optim.Adam, lr=0.1)()
     half = state["model"].half()
-    state["optimizer"].state[half.weight] |= {"phase": "warm", "pair": (torch.rand(2), ["a"])}
+    state["optimizer"].state[half.weight] |= {
+        "phase": "warm",
+        "pair": (torch.rand(2), ["a"]),
+        "kinds": OrderedDict(seen=Counter(a=1), names=frozenset("a"), mean=torch.rand(2)),
+    }
     return state
 
 
@@ -415,11 +419,11 @@ REFUSED |= {
     "items": _refusing(lambda: Items([1])),
     "wrapping": _refusing(lambda: Wrapping(torch.ones(3))),
     "no_shape_yet": _refusing(nn.parameter.UninitializedParameter),
+    "key_of_many_digits": _refusing(lambda: {10**5000: 1}),
     "tensor_as_key": _refusing(lambda: {torch.ones(1): 1}),
     "records": _refusing(lambda: np.zeros(2, dtype=[("a", "i4"), ("b", "f8")])),
     "masked_array": _refusing(lambda: np.ma.array([1, 2], mask=[0, 1])),
     "deque": _refusing(lambda: deque([1])),
-    "key_of_many_digits": _refusing(lambda: {10**5000: 1}),
     "bytearray": _refusing(lambda: bytearray(b"x")),
     "path": _refusing(lambda: pathlib.Path("/x")),
     "function": _refusing(lambda: len),

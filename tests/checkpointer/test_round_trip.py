@@ -299,6 +299,20 @@ def test_optimizer_state_that_begins_as_one_tensor_is_restored_apart() -> None:
     assert_same(saved.state_dict(), fresh.state_dict())
 
 
+def test_a_learning_rate_that_the_loop_holds_stays_the_optimizers() -> None:
+    """Torch copies it, and what the loop did to it from then on had no effect."""
+
+    def build(lr):
+        optimizer = torch.optim.SGD([torch.rand(2, requires_grad=True)], lr=torch.tensor(lr))
+        return {"optimizer": optimizer, "lr": optimizer.param_groups[0]["lr"]}
+
+    fresh = build(0.1)
+    lr = fresh["lr"]
+    restore(stage(build(0.3)), fresh)
+    assert fresh["optimizer"].param_groups[0]["lr"] is fresh["lr"] is lr
+    assert lr == torch.tensor(0.3)
+
+
 def test_plain_values_keep_value_and_type():
     """Nested containers of everything that JSON alone would change."""
     saved = {

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from twinckpt.checkpointer.loading import loads_as_usual
+
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return the optimizer that steps: a wrapper (as that of Accelerate) only passes calls on."""
@@ -35,6 +37,10 @@ def load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict(saved)
     if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
         return
+    if loads_as_usual(optimizer):
+        for group, given in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            # Torch makes copies, and what the loop has as its learning rate would be another one.
+            group.update((k, v) for k, v in given.items() if isinstance(v, torch.Tensor))
     numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
     for number, parameter in zip(numbers, owned(optimizer), strict=True):
         values, loaded = saved["state"].get(number), optimizer.state.get(parameter)
@@ -50,10 +56,10 @@ def _of_saved_type(loaded: Any, saved: Any) -> Any:
     match loaded, saved:
         case torch.Tensor(), torch.Tensor():
             return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
-        case str(), str():  # of which torch makes the name of a generator
+        case (str(), str()) | (set() | frozenset(), _):  # of a text torch makes another one
             return saved
         case (list(), list()) | (tuple(), tuple()) if len(loaded) == len(saved):
             return type(saved)(_of_saved_type(*pair) for pair in zip(loaded, saved, strict=True))
         case dict(), dict() if loaded.keys() == saved.keys():
-            return {key: _of_saved_type(loaded[key], value) for key, value in saved.items()}
+            return type(saved)({k: _of_saved_type(loaded[k], value) for k, value in saved.items()})
     return loaded
