@@ -276,17 +276,6 @@ def test_where_a_part_has_become_another_one_nothing_is_overwritten(live, reason
     assert_same(seeded(2, build), fresh)
 
 
-def test_a_module_of_torch_that_changes_its_shapes_to_what_it_loads_may_do_so():
-    """Quantization observers begin with shapes that their first batch changes."""
-    observer = pytest.importorskip("torch.ao.quantization").PerChannelMinMaxObserver
-    saved, fresh = observer(), observer()
-    saved(torch.rand(3, 5))
-    assert saved.min_val.shape != fresh.min_val.shape
-    assert_same(saved, restored(slot_of({"observer": saved}), {"observer": fresh})["observer"])
-
-
-def _called_from(depth, function):
-    return function() if depth == 0 else _called_from(depth - 1, function)
 def _pair(is_tied):
     pair = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(2))
     if is_tied:
@@ -324,6 +313,17 @@ def test_optimizer_state_that_begins_as_the_parameter_is_restored_beside_it(name
     assert_same(saved, restored(slot_of(saved), build(is_new=True)))
 
 
+def test_a_module_of_torch_that_changes_its_shapes_to_what_it_loads_may_do_so():
+    """Quantization observers begin with shapes that their first batch changes."""
+    observer = pytest.importorskip("torch.ao.quantization").PerChannelMinMaxObserver
+    saved, fresh = observer(), observer()
+    saved(torch.rand(3, 5))
+    assert saved.min_val.shape != fresh.min_val.shape
+    assert_same(saved, restored(slot_of({"observer": saved}), {"observer": fresh})["observer"])
+
+
+def _called_from(depth, function):
+    return function() if depth == 0 else _called_from(depth - 1, function)
 
 
 @pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: (x,), lambda x: OrderedDict(k=x)])

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from twinckpt.checkpointer import layout, moving
 from twinckpt.checkpointer.capture import Capture
+from twinckpt.checkpointer.placing import describe
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import unflatten
 from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError, UnsupportedStateError
@@ -112,10 +113,13 @@ def resharded(
         if is_sharded and live is None:
             raise RestoreError(f"{name} is sharded and has no live counterpart to be placed like")
         if isinstance(live, DTensor) and whole.shape == live.shape:
-            node["global_shape"] = list(whole.shape)  # now it is sharded, if it was not before
+            node |= describe(live)  # now it is sharded, if it was not before
             placed = distribute_tensor(whole, live.device_mesh, live.placements, src_data_rank=None)
             whole = placed.to_local().contiguous()
             node.pop("stride", None)  # that of another shape
+        elif is_sharded and not isinstance(live, DTensor):
+            for key in ("global_shape", "placements", "mesh"):  # now it is not
+                node.pop(key)
         tensors[name] = whole
     return own.metadata["state"], SavedTensors(tensors)
 

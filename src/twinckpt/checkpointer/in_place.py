@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from twinckpt.checkpointer import moving, optimizers
 from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.parts import is_stateful
+from twinckpt.checkpointer.placing import lies_as_saved, saved_places
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import is_dense, local_tensor
 from twinckpt.errors import RestoreError
@@ -80,6 +81,7 @@ class InPlace:
                     "materialize the module first (module.to_empty(device=...))"
                 )
             fits = (target.dtype, target.shape) == self._saved.kind(name)
+            fits = fits and lies_as_saved(live, node)
             is_plain = is_dense(target) and moving.has_own_memory(target)
             # Whether a module's parameter is trained is the script's to say.
             is_trained = _requires_grad(node, live.requires_grad)
@@ -101,7 +103,7 @@ class InPlace:
                 return live
         kind = name, node.get("parameter"), node.get("requires_grad")
         if kind not in self._made.tensors:
-            self._made.tensors[kind] = self._make(node, name)
+            self._made.tensors[kind] = self._make(node, name, live)
         return self._made.tensors[kind]
 
     def array(self, name: str, made: np.ndarray, live: Any) -> np.ndarray:
@@ -119,29 +121,44 @@ class InPlace:
         self._made.arrays.setdefault(name, live)
         return live
 
-    def _make(self, node: dict[str, Any], name: str) -> torch.Tensor:
+    def _make(self, node: dict[str, Any], name: str, live: Any) -> torch.Tensor:
         """Return a new tensor; one of an optimizer's state is placed like its parameter."""
         owner = optimizers.owner(name, self._name, self._part)
-        if "global_shape" in node and isinstance(owner, DTensor):
-            return DTensor.from_local(
-                self._copied(node, name, local_tensor(owner).device),
-                owner.device_mesh,
-                owner.placements,
-                run_check=False,
-                shape=owner.shape,
-                stride=owner.stride(),
-            )
-        _, shape = self._saved.kind(name)
-        if list(shape) != node.get("global_shape", list(shape)):
-            raise RestoreError(
-                f"{name} is a DTensor and has no live counterpart; create it before restore()"
-            )
-        if name not in self._made.memory:
+        placed = self._make_placed(node, name, live, owner) if "placements" in node else None
+        if placed is None and name not in self._made.memory:
             self._made.memory[name] = self._copied(node, name, self._device_of(name, owner))
-        made = self._made.memory[name].detach()
+        made = self._made.memory[name].detach() if placed is None else placed
         if "parameter" in node:
             return torch.nn.Parameter(made, node["parameter"])
         return made.requires_grad_(_requires_grad(node, False))
+
+    def _make_placed(
+        self, node: dict[str, Any], name: str, live: Any, owner: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Return a new DTensor like the live one or its parameter; None if it needs no mesh."""
+        is_whole = not saved_places(node)
+        for like in (live, owner):
+            if isinstance(like, DTensor) and lies_as_saved(like, node):
+                placements, shape, stride = like.placements, like.shape, like.stride()
+            elif isinstance(like, DTensor) and like is owner and is_whole:
+                placements = (Replicate(),) * like.device_mesh.ndim
+                shape, stride = None, None
+            else:
+                continue
+            return DTensor.from_local(
+                self._copied(node, name, local_tensor(like).device),
+                like.device_mesh,
+                placements,
+                run_check=False,
+                shape=shape,
+                stride=stride,
+            )
+        if is_whole:
+            return None
+        raise RestoreError(
+            f"{name} is a DTensor, placed {node['placements']} on a mesh of {node['mesh']} ranks, "
+            "and has no live counterpart that is placed so; create it before restore()"
+        )
 
     def _device_of(self, name: str, owner: torch.Tensor | None) -> torch.device:
         """Where a new tensor belongs: where it was, on the GPU of its parameter or this process."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from twinckpt.checkpointer import containers, optimizers, rng
 from twinckpt.checkpointer.capture import Capture
@@ -217,7 +218,11 @@ class TrainingState:
             rng.set_state(part, value)
         elif any(isinstance(part, kind) and isinstance(value, kind) for kind in (dict, list, set)):
             containers.fill(part, value)
-        elif isinstance(part, torch.Tensor) and isinstance(value, torch.Tensor):
+        elif (
+            isinstance(part, torch.Tensor)
+            and isinstance(value, torch.Tensor)
+            and isinstance(part, DTensor) == isinstance(value, DTensor)
+        ):
             if value is not part:  # other than it was: shape, type
                 if part.is_leaf:
                     part.requires_grad_(False)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from twinckpt.checkpointer.placing import describe
 from twinckpt.errors import UnsupportedStateError
 
 # A JSON object stands for itself only if its keys are strings and not this one.
@@ -290,9 +291,7 @@ class _Flattener:
             )
         node: dict[str, Any] = {_KIND: "tensor", "tensor": self._store(local, path, value)}
         if isinstance(value, DTensor):
-            node["global_shape"] = list(value.shape)
-            node["placements"] = [str(placement) for placement in value.placements]
-            node["mesh"] = list(value.device_mesh.shape)
+            node |= describe(value)
         if (1 in local.shape or not local.is_contiguous()) and _is_permuted(local):
             node["stride"] = list(local.stride())
         if isinstance(value, torch.nn.Parameter):
