@@ -219,6 +219,16 @@ def test_a_tensor_that_is_a_part_is_trained_if_it_was(live):
         assert_same(odd, live)
 
 
+@pytest.mark.parametrize("names", [("part", "other"), ("other", "part")])
+def test_a_tensor_that_is_a_part_leaves_alone_what_it_is_elsewhere(names):
+    """It took the shape of the one that it was saved as, and so did the other place's."""
+    live = torch.zeros(3)
+    saved = {"part": torch.rand(2), "other": {"t": torch.rand(3)}}
+    fresh = {"part": live, "other": {"t": live}}
+    fresh = restored(slot_of(saved), {name: fresh[name] for name in names})
+    assert_same(saved, {name: fresh[name] for name in saved})
+
+
 def test_a_lazy_module_gets_its_shape_from_the_checkpoint():
     def build():
         return torch.nn.Sequential(torch.nn.LazyLinear(2), torch.nn.LazyBatchNorm1d())

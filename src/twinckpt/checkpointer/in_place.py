@@ -28,7 +28,8 @@ class Made:
     """New tensors and arrays of all parts, so that they share what they shared.
 
     One memory may occur as a parameter, and detached from it. Of what is `filled` in one place, and
-    made in another, the live memory is what both have in the end.
+    made in another, the live memory is what both have in the end. `of_torch` and `live` are the
+    tensors that were filled, by identity: those of modules and optimizers, and all.
     """
 
     tensors: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Made:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     filled: dict[str, torch.Tensor] = field(default_factory=dict)
     of_torch: set[int] = field(default_factory=set)
+    live: set[int] = field(default_factory=set)
 
     def join(self) -> None:
         """Let what was made share the memory of what was filled, once no GPU fills either."""
@@ -92,6 +94,7 @@ class InPlace:
                     self._saved.copy_into(target, name)
                     self._filled.add((name, id(live)))
                     self._made.filled.setdefault(name, target)
+                self._made.live.add(id(live))
                 if self._is_of_torch:
                     self._made.of_torch.add(id(live))
                 elif live.is_leaf:  # those set it by themselves

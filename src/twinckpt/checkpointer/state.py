@@ -171,6 +171,9 @@ class TrainingState:
 
         def load(names: Iterable[str]) -> None:
             for name in names:
+                if id(parts[name]) in made.live and values[name] is not parts[name]:
+                    self._parts.replace(name, values[name])  # it has become what another place had
+                    continue
                 self._load(name, parts[name], states[name], values[name], name in usual)
 
         load(blind)
