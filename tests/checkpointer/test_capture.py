@@ -49,6 +49,16 @@ def test_a_tensor_that_changes_while_it_stays_the_same_object(
     assert (again.text, again.kinds, again.places) == (fresh.text, fresh.kinds, fresh.places)
 
 
+def test_a_result_that_becomes_a_leaf_is_noticed() -> None:
+    """As a hidden state between two pieces of a sequence: it came back as one without gradients."""
+    hidden = torch.randn(3, requires_grad=True) * 2
+    state = {"part": {"hidden": hidden}}
+    capture = Capture()
+    capture(state)
+    hidden.detach_().requires_grad_()
+    assert capture(state).text == Capture()(state).text
+
+
 def test_contents_do_not_matter() -> None:
     """A step that only writes into the tensors leaves the captured structure as it is."""
     weight = torch.nn.Parameter(torch.randn(3))

@@ -124,6 +124,7 @@ def _facts(tensors: list[torch.Tensor]) -> list[Any]:
         [tensor.shape for tensor in tensors],
         [tensor.stride() for tensor in tensors],
         [tensor.requires_grad for tensor in tensors],
+        [tensor.is_leaf for tensor in tensors],
         [tensor.is_conj() for tensor in tensors],
         [tensor.is_neg() for tensor in tensors],
     ]
@@ -139,7 +140,7 @@ def _identify(value: Any, identity: _Identity) -> bool:
     if isinstance(value, torch.Tensor):
         identity.wrappers.append(value)
         identity.tensors.append(local_tensor(value))
-        marks += (id(value), id(identity.tensors[-1]), value.requires_grad)
+        marks += (id(value), id(identity.tensors[-1]), value.requires_grad, value.is_leaf)
         return True
     if kind is dict or kind is OrderedDict:
         kinds = tuple(map(type, value))
