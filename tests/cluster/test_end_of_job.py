@@ -10,6 +10,7 @@ import pytest
 
 from helpers import wait_until
 from twinckpt.agents.event_log import EventReader
+from twinckpt.memory.drained import drained_steps
 from twinckpt.net.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -55,10 +56,10 @@ def launch(folder: Path, port: int, *options: str, who: str = "") -> subprocess.
     )
 
 
-def launch_two(folder: Path, *options: str) -> list[subprocess.Popen[str]]:
+def launch_two(folder: Path, *options: str, conf: str = "") -> list[subprocess.Popen[str]]:
     """Start two machines; the root agent is on the first one."""
     port = free_port()
-    events = f"--rdzv-conf=event_log={folder / 'events'}"
+    events = f"--rdzv-conf=event_log={folder / 'events'},{conf}".rstrip(",")
     machines = ("--nnodes=2", "--nproc-per-node=1", events, *options)
     first = launch(folder, port, *machines, who="first")
     wait_until(lambda: listens(port), "the root agent")
@@ -151,6 +152,28 @@ def test_the_machine_of_the_root_waits_for_those_that_still_work(tmp_path):
     outputs = [output_of(launcher) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     assert (begun(tmp_path, "first"), begun(tmp_path, "second")) == (1, 1)
+
+
+CLOSE_LATER = """
+with Checkpointer({"weight": weight}) as checkpointer:
+    checkpointer.save(1, block=True)
+    if who == "second":
+        wait_for("others-have-ended")
+dist.destroy_process_group()
+"""
+
+
+def test_a_rank_that_closes_later_than_others_have_ended_does_not_wait_for_storage(tmp_path):
+    """The last step is there already."""
+    script(tmp_path, CLOSE_LATER)
+    settings = f"drain_directory={tmp_path / 'drained'},drain_every_commits=10"
+    launchers = launch_two(tmp_path, conf=settings)
+    wait_until_one_has_left(tmp_path)
+    (tmp_path / "others-have-ended").touch()
+    outputs = [output_of(launcher) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    assert "persistent storage" not in "".join(outputs)
+    assert drained_steps(tmp_path / "drained") == (1,)
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])

@@ -273,17 +273,30 @@ def test_a_step_that_was_due_while_another_one_was_drained_is_drained_next(ok):
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_the_last_step_of_a_job_is_drained_though_it_is_not_due(ok):
-    """Whoever has finished is answered when it is in storage, or could not be written."""
+    """All that have finished are answered when it is in storage, or could not be written."""
     cluster = Cluster(drain_every_commits=1000).form().attach_all().commit(1, step=5)
     cluster.tell("b", m.Finished(1, 1))
     assert {drain.step for _, drain in cluster.messages(m.Drain)} == {5}
     for machine in "abc":
+        assert cluster.messages(m.NothingToDrain) == []
         assert cluster.tell("c", m.Finished(1, 2)).sent == []
         cluster.tell(machine, m.Drained(1, 1, ok=ok))
-    cluster.tell("c", m.Finished(1, 2))
-    assert cluster.messages(m.Drain) == []
     newest_step = 5 if ok else None
-    assert cluster.messages(m.NothingToDrain) == [("c", m.NothingToDrain(1, 2, newest_step))]
+    answers = [(to, m.NothingToDrain(1, rank, newest_step)) for rank, to in ((1, "b"), (2, "c"))]
+    assert cluster.messages(m.NothingToDrain) == answers
+    cluster.tell("a", m.Finished(1, 0))
+    assert cluster.messages(m.Drain) == []
+    assert cluster.messages(m.NothingToDrain) == [("a", m.NothingToDrain(1, 0, newest_step))]
+
+
+def test_a_rank_that_finishes_when_a_machine_has_left_need_not_wait():
+    """Without all machines nothing more is drained."""
+    cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(1, 1, ok=True))
+    cluster.tell("b", m.Leave())
+    cluster.tell("a", m.Finished(1, 0))
+    assert cluster.messages(m.NothingToDrain) == [("a", m.NothingToDrain(1, 0, 5))]
 
 
 def test_a_step_that_is_being_drained_when_the_job_ends_is_followed_by_the_last_one():
@@ -294,7 +307,7 @@ def test_a_step_that_is_being_drained_when_the_job_ends_is_followed_by_the_last_
     assert cluster.tell("b", m.Finished(1, 1)).sent == []
     for machine in "abc":
         cluster.tell(machine, m.Drained(1, 2, ok=True))
-    cluster.tell("b", m.Finished(1, 1))
+    assert cluster.messages(m.NothingToDrain) == []
     assert {drain.step for _, drain in cluster.messages(m.Drain)} == {7}
 
 

@@ -52,6 +52,7 @@ class Generation:
         self._outbox = outbox
         self._now_s = 0.0
         self.is_growing = False  # further machines wait for a drained step
+        self._finished: dict[int, str] = {}  # ranks to answer, and their machines
         self._copies.place(self._index, holders)
         self._commits.restart(recovery, number)
         self._drains.give_up()
@@ -92,8 +93,9 @@ class Generation:
             case m.Drained():
                 self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
                 self._drains.ended(machine, message.ticket, ok=message.ok)
-                if self._drains.is_owed or self.is_growing:
+                if self._drains.is_owed or self.is_growing or self._finished:
                     self._drain_newest()
+                self._answer_finished()
             case m.Finished():
                 self._on_finished(machine, message.rank)
             case _:
@@ -314,9 +316,16 @@ class Generation:
         """No newer step can commit without this rank: the newest one is what the job leaves."""
         if self._drains.is_enabled and self._reservations.is_attached:
             self._drain_newest()
+        self._finished[rank] = machine
+        self._answer_finished()
+
+    def _answer_finished(self) -> None:
+        """All at once, if nothing is on its way: agents may end with the first rank that does."""
         if not self._drains.is_busy:
-            answer = m.NothingToDrain(self.number, rank, self._drains.newest_step)
-            self._outbox.send(machine, answer)
+            for rank, machine in self._finished.items():
+                answer = m.NothingToDrain(self.number, rank, self._drains.newest_step)
+                self._outbox.send(machine, answer)
+            self._finished.clear()
 
     def _abandon(self, tickets: Sequence[int], *, is_outgrown: bool = False) -> None:
         for ticket in tickets:

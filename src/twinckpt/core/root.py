@@ -162,6 +162,10 @@ class Root:
                 self.adoption.keep(machine, message)
             case m.RankLost() if not self.record and message.generation == self._ended:
                 self._on_rank_lost_at_the_end(machine, message)
+            case m.Finished(number, rank) if not self.record and number == self._ended:
+                # Without the machine that has left nothing more is drained.
+                answer = m.NothingToDrain(number, rank, self.drains.newest_step)
+                self._outbox.send(machine, answer)
             case m.Holds() if self.awaits(machine, message):
                 self._awaited.discard((machine, message.holding.rank, message.holding.ticket))
                 self.copies.add(machine, message.holding)
