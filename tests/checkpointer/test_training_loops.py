@@ -89,6 +89,21 @@ with Checkpointer({"weights": torch.rand(1 << 19)}, num_slots=3, **slow) as chec
 """
 
 
+# A handler closes while it is waited for the storage, which takes two seconds.
+CLOSED_BY_A_HANDLER = """
+import signal
+import sys
+import torch
+from twinckpt import Checkpointer
+
+slow = {"drain_directory": sys.argv[1], "drain_mib_per_s": 1, "drain_every_commits": 10}
+with Checkpointer({"weights": torch.rand(1 << 19)}, **slow) as checkpointer:
+    checkpointer.save(1, block=True)
+    signal.signal(signal.SIGALRM, lambda *_: checkpointer.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+"""
+
+
 # What shall be a directory is a file; and the last step is not due.
 NO_STORAGE = """
 import sys
@@ -136,6 +151,15 @@ def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained(tmp_path):
     run = subprocess.run(program, capture_output=True, text=True)
     assert run.stdout == "9 ()\n", run.stderr
     assert drained_steps(tmp_path) == (1, 9)
+
+
+def test_a_signals_handler_may_close_what_is_being_closed(tmp_path):
+    """It waits for the last step as well."""
+    program = [sys.executable, "-c", CLOSED_BY_A_HANDLER, str(tmp_path)]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "missing" not in run.stderr
+    assert drained_steps(tmp_path) == (1,)
 
 
 def test_a_last_step_that_cannot_be_drained_is_told_of(tmp_path):

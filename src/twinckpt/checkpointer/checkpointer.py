@@ -183,7 +183,8 @@ class Checkpointer:
             self._in_flight.wait()
             newest = self._client.wait_until_drained(LAST_DRAIN_TIMEOUT_S)
         except (TwinckptError, TimeoutError) as error:
-            logger.warning("the last step may be missing in persistent storage: %s", error)
+            if Checkpointer._open is self:  # else a signal's handler has closed it meanwhile
+                logger.warning("the last step may be missing in persistent storage: %s", error)
             return
         if self.committed_step is not None and (newest is None or newest < self.committed_step):
             logger.warning(

@@ -108,11 +108,14 @@ class AgentLink:
 
         A timeout of 0 asks without waiting, None waits for ever; where several threads receive,
         one of them gets the message, the others None. Raises AgentUnavailableError if the agent
-        is gone.
+        is gone, or this end is closed.
         """
         timeout_ms = None if timeout_s is None else timeout_s * 1000
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        try:
+            poll.register(self._socket, select.POLLIN)
+        except ValueError as error:  # by another thread, or by a signal's handler
+            raise AgentUnavailableError("this process has left the worker agent") from error
         if not poll.poll(timeout_ms):
             return None
         if not self._receiving.acquire(blocking=False):
