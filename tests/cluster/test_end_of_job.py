@@ -176,6 +176,28 @@ def test_a_rank_that_closes_later_than_others_have_ended_does_not_wait_for_stora
     assert drained_steps(tmp_path / "drained") == (1,)
 
 
+LOST_IN_CLOSE = """
+with Checkpointer({"weight": weight}) as checkpointer:
+    if not checkpointer.restore():
+        checkpointer.save(1, block=True)
+        dist.barrier()
+        if who == "second":
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+"""
+
+
+def test_the_last_step_is_drained_though_a_rank_is_lost_while_it_waits_for_that(tmp_path):
+    """What its successor resumes is the last step, and nothing is left to train."""
+    script(tmp_path, LOST_IN_CLOSE.replace("weight}", "torch.rand(1 << 19)}"))
+    where = f"drain_directory={tmp_path / 'drained'}"
+    launchers = launch_two(tmp_path, conf=f"{where},drain_every_commits=10,drain_mib_per_s=0.5")
+    outputs = [output_of(launcher) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    assert begun(tmp_path, "second") == 2
+    assert drained_steps(tmp_path / "drained") == (1,)
+
+
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_a_spare_that_was_not_needed_ends_well_with_the_job(tmp_path, monkeypatch, warm):
     """It trains nothing, though it would be enough to begin the job again, and waits for that end.

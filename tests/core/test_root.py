@@ -289,6 +289,23 @@ def test_the_last_step_of_a_job_is_drained_though_it_is_not_due(ok):
     assert cluster.messages(m.NothingToDrain) == [("a", m.NothingToDrain(1, 0, newest_step))]
 
 
+def test_a_last_step_that_was_resumed_is_drained_though_nothing_was_saved_since():
+    """A rank was lost while it waited for that; nobody attaches any more."""
+    cluster = Cluster(drain_every_commits=1000).form().attach_all().commit(1, step=5)
+    cluster.tell("b", m.Finished(1, 1))
+    cluster.tell("b", m.RankLost(1, 1, -9))
+    for machine in "abc":
+        cluster.join(machine)
+    cluster.tell("a", m.Finished(2, 0))
+    assert [drain for _, drain in cluster.messages(m.Drain)] == 3 * [
+        m.Drain(2, 1, 5, 3, cluster.root.copies.digest(1))
+    ]
+    assert cluster.messages(m.NothingToDrain) == []
+    for machine in "abc":
+        cluster.tell(machine, m.Drained(2, 1, ok=True))
+    assert cluster.messages(m.NothingToDrain) == [("a", m.NothingToDrain(2, 0, 5))]
+
+
 def test_a_rank_that_finishes_when_a_machine_has_left_need_not_wait():
     """Without all machines nothing more is drained."""
     cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)

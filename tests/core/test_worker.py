@@ -3,7 +3,7 @@
 import pytest
 
 from twinckpt.core import messages as m
-from twinckpt.core.worker import GrantSlot, TellRefused, ToRootAgent, Worker
+from twinckpt.core.worker import GrantSlot, StartDrain, TellRefused, ToRootAgent, Worker
 from twinckpt.errors import OutOfMemoryError
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
@@ -133,3 +133,15 @@ def test_a_slot_that_is_read_no_more_is_granted_at_once():
     slots.on_unpinned = lambda: unpinned.extend(worker.unpinned())
     reading.__exit__(None, None, None)
     assert grants(unpinned) == [3]
+
+
+def test_a_rank_drains_what_it_has_resumed_before_it_attaches():
+    """A peer's replica is drained by the peer."""
+    worker = Worker(BookkeptSlots(2))
+    worker.receive(m.Formed(2, 1, 2, "a:1", m.Resume(5, 1)))
+    for rank, home in ((0, 0), (1, 1)):
+        worker.slots.reserve(rank, 10)
+        worker.slots.begin(rank, 1)
+        worker.slots.seal(m.Holding(rank, 1, 5, home, 2, 10, "d"))
+    drains = [a for a in worker.receive(m.Drain(2, 1, 5, 2, "")) if isinstance(a, StartDrain)]
+    assert [drain.ranks for drain in drains] == [(1,)]

@@ -160,7 +160,7 @@ class Checkpointer:
         """
         if os.getpid() != self._pid:
             return  # forked: connection and staging thread are the parent's
-        is_in_use = Checkpointer._open is self and self._attached
+        is_in_use = Checkpointer._open is self and (self._attached or self.restore_report)
         if is_in_use and not failed and self._settings.is_draining:
             self._wait_until_drained()
         atexit.unregister(self._close_at_exit)
@@ -186,11 +186,14 @@ class Checkpointer:
             if Checkpointer._open is self:  # else a signal's handler has closed it meanwhile
                 logger.warning("the last step may be missing in persistent storage: %s", error)
             return
-        if self.committed_step is not None and (newest is None or newest < self.committed_step):
+        last = self.committed_step
+        if last is None:  # nothing was left to train
+            last = self.restore_report.get("step")
+        if last is not None and (newest is None or newest < last):
             logger.warning(
                 "the last step, %d, is not in persistent storage (the newest there is %s): the "
                 "agents' log says why",
-                self.committed_step,
+                last,
                 newest,
             )
 

@@ -111,12 +111,16 @@ class Copies:
 
     def is_redundant(self, ticket: int) -> bool:
         """Return whether every shard of a ticket is sealed on all machines of its replica group."""
-        shards = self._of_ticket.get(ticket)
+        world_size, shards = self.world_size(ticket), self.of_ticket(ticket)
         if not shards:
             return False
-        world_size = next(iter(next(iter(shards.values())).values())).world_size
         wanted = world_size * len(self._holders[0]) if self._holders else 0
         return len(shards) == world_size and self._num_in_place.get(ticket, 0) == wanted
+
+    def world_size(self, ticket: int) -> int:
+        """Return how many shards a ticket has, held or not; 0 if none is held."""
+        shards = self.of_ticket(ticket)
+        return next(iter(next(iter(shards.values())).values())).world_size if shards else 0
 
     def _count(self, machine: str, holding: Holding, by: int) -> None:
         index = self._index.get(machine)

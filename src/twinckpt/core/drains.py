@@ -95,4 +95,4 @@ class Drains:
 
     def give_up(self) -> None:
         """The generation is over; whether its drain was completed is not known."""
-        self._awaited, self.is_owed = set(), False
+        self._awaited, self.ticket, self.is_owed = set(), 0, False

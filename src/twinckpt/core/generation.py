@@ -93,16 +93,16 @@ class Generation:
             case m.Drained():
                 self._log("drained", machine=machine, ticket=message.ticket, ok=message.ok)
                 self._drains.ended(machine, message.ticket, ok=message.ok)
-                if self._drains.is_owed or self.is_growing or self._finished:
+                if self._drains.is_owed or self.is_growing:
                     self._drain_newest()
-                self._answer_finished()
             case m.Finished():
-                self._on_finished(machine, message.rank)
+                self._finished[message.rank] = machine
             case _:
                 pass
         if reason is None:
             self._commit_complete()
             self._issue_tickets()
+            self._attend_to_finished()
         return reason
 
     def fetch_missing(self, ticket: int) -> None:
@@ -299,7 +299,7 @@ class Generation:
             self._broadcast(m.Resolve(self.number, ticket, step, committed=True))
 
     def _drain(self, ticket: int, step: int) -> None:
-        world_size = self._reservations.world_size
+        world_size = self._copies.world_size(ticket)  # nobody need have attached
         digest = self._copies.digest(ticket)
         self._broadcast(m.Drain(self.number, ticket, step, world_size, digest))
 
@@ -308,24 +308,23 @@ class Generation:
         ticket, step = self._commits.committed_ticket, self._commits.committed_step
         if self._drains.is_busy or ticket == self._drains.ticket or step is None:
             return
-        if not self._drains.has(step):
+        if not self._drains.has(step) and self._copies.world_size(ticket):
             self._drains.begin(ticket, step, self.places, self._now_s)
             self._drain(ticket, step)
 
-    def _on_finished(self, machine: str, rank: int) -> None:
-        """No newer step can commit without this rank: the newest one is what the job leaves."""
-        if self._drains.is_enabled and self._reservations.is_attached:
-            self._drain_newest()
-        self._finished[rank] = machine
-        self._answer_finished()
+    def _attend_to_finished(self) -> None:
+        """No newer step can commit without these ranks: the newest one is what the job leaves.
 
-    def _answer_finished(self) -> None:
-        """All at once, if nothing is on its way: agents may end with the first rank that does."""
-        if not self._drains.is_busy:
-            for rank, machine in self._finished.items():
-                answer = m.NothingToDrain(self.number, rank, self._drains.newest_step)
-                self._outbox.send(machine, answer)
-            self._finished.clear()
+        All are answered at once, since agents may end with the first rank that does.
+        """
+        if self._finished and self._drains.is_enabled:
+            self._drain_newest()
+            if self._drains.is_busy or self._commits.is_restoring:
+                return
+        for rank, machine in self._finished.items():
+            answer = m.NothingToDrain(self.number, rank, self._drains.newest_step)
+            self._outbox.send(machine, answer)
+        self._finished.clear()
 
     def _abandon(self, tickets: Sequence[int], *, is_outgrown: bool = False) -> None:
         for ticket in tickets:

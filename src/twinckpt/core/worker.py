@@ -198,13 +198,18 @@ class Worker:
                 case m.Resolve():
                     self._on_resolve(message)
                 case m.Drain():
-                    ranks = tuple(self._now.ranks)
                     what = (message.ticket, message.step, message.world_size)
+                    ranks = self._ranks_to_drain(message.ticket, self.formed.index)
                     self._do(StartDrain(self.generation, *what, ranks, message.digest))
                 case m.NothingToDrain(_, rank, newest_step):
                     self._do(TellNothingToDrain(rank, newest_step))
         self._retry()
         return self._flush()
+
+    def _ranks_to_drain(self, ticket: int, index: int) -> tuple[int, ...]:
+        """Return this machine's ranks; one that has only resumed a step has not attached."""
+        resumed = {h.rank for h in self.slots.holdings() if (h.ticket, h.home) == (ticket, index)}
+        return tuple(sorted(resumed.union(self._now.ranks)))
 
     def _on_formed(self, formed: m.Formed) -> None:
         self.generation, self.formed = formed.generation, formed
