@@ -6,7 +6,7 @@ from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.agents.transfers import StepDrain, fetch_shard
 from twinckpt.core.messages import Address
 from twinckpt.core.worker import StartDrain, StartFetch
-from twinckpt.memory.drained import drained_steps, step_directory
+from twinckpt.memory.drained import drained_steps, shard_path, step_directory
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net.bulk import BulkClient, BulkServer
@@ -71,6 +71,19 @@ def test_a_step_is_drained_though_an_older_one_cannot_be_removed(checkpoints, tm
     assert drained_steps(tmp_path) == (2,)
     assert len(caplog.messages) == 1
     assert "more than the newest steps stay: [Errno 20] Not a directory" in caplog.messages[0]
+
+
+def test_a_shard_that_is_in_storage_already_is_not_written_again(checkpoints, tmp_path):
+    """Another root has drained what its predecessor had; half a copy stayed when the job ended."""
+    drain = StepDrain(
+        checkpoints, WorkerAgentConfig("m", "s", "h", 1, drain_directory=str(tmp_path))
+    )
+    files = []
+    for _ in range(2):
+        assert drain.begin(StartDrain(1, 1, 1, 1, (0,), digest=""))()
+        files.append(shard_path(tmp_path, 1, 0).stat().st_ino)
+    assert files[0] == files[1]
+    assert drained_steps(tmp_path) == (1,)
 
 
 def test_a_step_is_drained_though_the_next_one_commits_before_its_turn_comes(checkpoints, tmp_path):

@@ -89,8 +89,10 @@ class StepDrain:
         try:
             with kept:
                 for entry in entries:
-                    rate = self._config.drain_bytes_per_s
-                    drained.write_shard(directory, entry.seal, entry.data, rate)
+                    seal, rate = entry.seal, self._config.drain_bytes_per_s
+                    # Whoever takes a root's place has a step drained that is on its way already.
+                    if drained.read_seal(directory, seal.step, seal.rank) != seal:
+                        drained.write_shard(directory, seal, entry.data, rate)
             what = (work.step, work.ticket, work.world_size, work.digest)
             if drained.finish_step(directory, *what):
                 self._keep_newest(directory)
