@@ -89,6 +89,20 @@ with Checkpointer({"weights": torch.rand(1 << 19)}, num_slots=3, **slow) as chec
 """
 
 
+# The storage takes two seconds for a step, longer than a slot is waited for otherwise.
+BLOCKED_BY_STORAGE = """
+import sys
+import torch
+from twinckpt.checkpointer import checkpointer as module
+
+module.GRANT_TIMEOUT_S = 0.5
+slow = {"drain_directory": sys.argv[1], "drain_mib_per_s": 1, "drain_every_commits": 1}
+with module.Checkpointer({"weights": torch.rand(1 << 19)}, **slow) as checkpointer:
+    for step in (1, 2, 3):
+        checkpointer.save(step, block=True)
+"""
+
+
 # A handler closes while it is waited for the storage, which takes two seconds.
 CLOSED_BY_A_HANDLER = """
 import signal
@@ -151,6 +165,14 @@ def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained(tmp_path):
     run = subprocess.run(program, capture_output=True, text=True)
     assert run.stdout == "9 ()\n", run.stderr
     assert drained_steps(tmp_path) == (1, 9)
+
+
+def test_a_blocking_save_waits_for_the_slot_of_a_step_that_is_drained(tmp_path):
+    """It raised TimeoutError, and with it ended the training."""
+    program = [sys.executable, "-c", BLOCKED_BY_STORAGE, str(tmp_path)]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert drained_steps(tmp_path)[-1:] == (3,)
 
 
 def test_a_signals_handler_may_close_what_is_being_closed(tmp_path):

@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 
 GRANT_TIMEOUT_S = 60.0
 COMMIT_TIMEOUT_S = 120.0
-LAST_DRAIN_TIMEOUT_S = 600.0
+DRAIN_TIMEOUT_S = 600.0
 _ALIKE = "do all ranks call save(), for the same steps?"
-_NO_SLOT = f"no slot was granted within {GRANT_TIMEOUT_S:.0f} s: {_ALIKE}"
+_NO_SLOT = "no slot was granted within {:.0f} s: " + _ALIKE
 _INTERRUPTED = (
     "save(block=True) within a save(), fence or restore() that a signal's handler interrupts: let "
     "the handler set a flag, and save where the loop finds it set"
@@ -181,7 +181,7 @@ class Checkpointer:
             return  # a signal's handler ends the program, in the midst of a save
         try:
             self._in_flight.wait()
-            newest = self._client.wait_until_drained(LAST_DRAIN_TIMEOUT_S)
+            newest = self._client.wait_until_drained(DRAIN_TIMEOUT_S)
         except (TwinckptError, TimeoutError) as error:
             if Checkpointer._open is self:  # else a signal's handler has closed it meanwhile
                 logger.warning("the last step may be missing in persistent storage: %s", error)
@@ -328,15 +328,18 @@ class Checkpointer:
             self._slots.request(layout)
             try:
                 if not self._client.wait_for_grant(GRANT_TIMEOUT_S):
-                    logger.warning("%s; until then nothing is checkpointed", _NO_SLOT)
+                    no_slot = _NO_SLOT.format(GRANT_TIMEOUT_S)
+                    logger.warning("%s; until then nothing is checkpointed", no_slot)
             except OutOfMemoryError as error:
                 raise OutOfMemoryError(
                     f"{error}. Checkpoints need {self._need(layout.size_bytes)}"
                 ) from error
             self._attached = True
         self._in_flight.take_back_unused()
-        if block and not self._client.wait_for_grant(GRANT_TIMEOUT_S):
-            raise TimeoutError(_NO_SLOT)
+        # Of two slots, one is the committed step's and the other that of a step that is drained.
+        timeout_s = DRAIN_TIMEOUT_S if self._settings.is_draining else GRANT_TIMEOUT_S
+        if block and not self._client.wait_for_grant(timeout_s):
+            raise TimeoutError(_NO_SLOT.format(timeout_s))
         grants = self._client.grants
         if grants and (block or grants[0].not_before_step <= step):
             return grants.pop(0)
