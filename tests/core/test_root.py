@@ -306,6 +306,27 @@ def test_a_last_step_that_was_resumed_is_drained_though_nothing_was_saved_since(
     assert cluster.messages(m.NothingToDrain) == [("a", m.NothingToDrain(2, 0, 5))]
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_job_that_ends_does_not_grow(goes_on):
+    """It would stop what a program does after its training; one may begin another, though."""
+    cluster = Cluster(num_machines=2, drain_every_commits=1000)
+    for machine in "abc":
+        cluster.connect(machine)
+    for machine in "ab":
+        cluster.tell(machine, m.Join(0, f"{machine}:1", None, 2, 3))
+    cluster.wait(10.0)
+    cluster.attach_all().commit(1, step=5)
+    cluster.tell("a", m.Finished(1, 0))
+    cluster.tell("c", m.Join(0, "c:1", None, 2, 3))
+    for machine in "ab":
+        cluster.tell(machine, m.Drained(1, 1, ok=True))
+    assert cluster.messages(m.NothingToDrain) == [("a", m.NothingToDrain(1, 0, 5))]
+    if goes_on:
+        cluster.tell("a", m.Attached(1, 0, 2, 10))
+    cluster.tell("a", m.Heartbeat())
+    assert cluster.root.running != goes_on
+
+
 def test_a_rank_that_finishes_when_a_machine_has_left_need_not_wait():
     """Without all machines nothing more is drained."""
     cluster = Cluster(drain_every_commits=1).form().attach_all().commit(1, step=5)

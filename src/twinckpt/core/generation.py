@@ -52,6 +52,7 @@ class Generation:
         self._outbox = outbox
         self._now_s = 0.0
         self.is_growing = False  # further machines wait for a drained step
+        self.is_ending = False  # a rank has finished, so that nothing more is trained
         self._finished: dict[int, str] = {}  # ranks to answer, and their machines
         self._copies.place(self._index, holders)
         self._commits.restart(recovery, number)
@@ -96,6 +97,7 @@ class Generation:
                 if self._drains.is_owed or self.is_growing:
                     self._drain_newest()
             case m.Finished():
+                self.is_ending = True
                 self._finished[message.rank] = machine
             case _:
                 pass
@@ -195,6 +197,7 @@ class Generation:
     def _on_attached(self, machine: str, attached: m.Attached) -> None:
         rank, slot_bytes = attached.rank, attached.slot_bytes
         home = self._index[machine]
+        self.is_ending = False  # another Checkpointer of the same program, if any had finished
         is_again = rank in self._reservations.home  # another Checkpointer, without the grants
         if self._reservations.attach(rank, home, attached.world_size, slot_bytes) or is_again:
             self._abandon(self._commits.abandonable(), is_outgrown=True)

@@ -372,8 +372,8 @@ class Root:
         return bool(misfits)
 
     def _grow_if_possible(self) -> None:
-        """Machines that wait are taken in as soon as that gives up no step."""
-        if self.current is None:
+        """Machines that wait are taken in as soon as that gives up no step, unless the job ends."""
+        if self.current is None or self.current.is_ending:
             return
         size, num_machines = self.membership.size_with_waiting(), len(self.places)
         self.current.is_growing = size > num_machines and self.drains.is_enabled
