@@ -197,7 +197,7 @@ class AgentClient:
             if received is not None:
                 assert isinstance(received[0], local.NothingToDrain)
                 return received[0].newest_step
-        raise TimeoutError(f"it was on its way for {timeout_s:.0f} s")
+        raise TimeoutError(f"the agents have not said within {timeout_s:.0f} s that it is there")
 
     def close(self) -> None:
         """Say goodbye, so that the end of this process does not count as a failure.
