@@ -1,5 +1,6 @@
 """The notebooks run on results, and their sources hold no logic."""
 
+import shutil
 from pathlib import Path
 
 import jupytext
@@ -8,8 +9,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import Image
 
-from twinckpt.analysis import notebook
+from twinckpt.analysis import notebook, show
 from twinckpt.analysis.command import UserError
+from twinckpt.analysis.dataset import Dataset, NotMeasured
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "src").glob("*.py"))
@@ -43,6 +45,13 @@ def test_a_notebook_is_run_by_a_kernel_and_keeps_what_it_showed(
     assert all(cell.execution_count for cell in cells)
     shown = [data for cell in cells for out in cell.outputs for data in out.get("data", {})]
     assert "image/png" in shown
+
+
+def test_a_timeline_of_what_was_not_measured_says_so(results: Path) -> None:
+    """In the place of empty axes."""
+    shutil.rmtree(results / "training")
+    with pytest.raises(NotMeasured, match="training: not measured"):
+        show.training_timeline(Dataset(results))
 
 
 def test_failing_cell_publishes_nothing(tmp_path: Path, results: Path) -> None:

@@ -42,7 +42,10 @@ def recovery(data: Dataset, repeat: int = 0) -> Figure:
 
 
 def training(data: Dataset) -> Figure:
-    """Loss by step for every training run, and each step's wait where it was recorded."""
+    """Loss by step for every training run, and each step's wait where it was recorded.
+
+    Raises `NotMeasured` rather than drawing an empty figure.
+    """
     style.apply()
     figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
     loss, wait = figure.subplots(2, 1, sharex=True)
@@ -50,7 +53,9 @@ def training(data: Dataset) -> Figure:
         try:
             table = data.select("training", metric)
         except NotMeasured:
-            axis.set_visible(metric == "bits_per_byte")
+            if axis is loss:
+                raise
+            axis.set_visible(False)
             continue
         curves = table.groupby(["step", "method"]).value.max().unstack()
         methods = style.ordered(map(str, curves.columns))
