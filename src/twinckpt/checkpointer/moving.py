@@ -29,8 +29,8 @@ except ImportError:  # there was no C compiler when this package was installed
 
 STREAMS = _move_large is not memmove
 
-_compare = ctypes.PYFUNCTYPE(ctypes.c_int, *_ARGUMENTS[1:])(("memcmp", ctypes.CDLL(None)))
-_SAMPLE_BYTES = 64
+# Not 0 if the bytes at two addresses differ, of which as many are compared as the third one says.
+differ = ctypes.PYFUNCTYPE(ctypes.c_int, *_ARGUMENTS[1:])(("memcmp", ctypes.CDLL(None)))
 
 _READ_ONLY = 0x100  # PyBUF_READ
 _view = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
@@ -57,12 +57,6 @@ def move(destination: int, source: int, size_bytes: int) -> None:
         _move_small(destination, source, size_bytes)
     else:
         _move_large(destination, source, size_bytes)
-
-
-def is_alike(left: int, right: int, size_bytes: int) -> bool:
-    """Return whether a sample of the bytes at two addresses is the same: from the middle on."""
-    middle = size_bytes >> 1
-    return not _compare(left + middle, right + middle, min(size_bytes - middle, _SAMPLE_BYTES))
 
 
 def memory(address: int, size_bytes: int) -> memoryview:

@@ -29,6 +29,7 @@ from twinckpt.memory.checksums import (
 )
 
 MAX_SEALING_THREADS = 4
+_SAMPLE_BYTES = 64  # a cache line
 
 
 class TornCopyError(TwinckptError):
@@ -45,7 +46,7 @@ class _Piece(NamedTuple):
 
 
 class SlotTarget:
-    """A slot seen through a layout, made once and reused: tensors, and pieces by chunk."""
+    """A slot seen through a layout, made once and reused: tensors, pieces by chunk, samples."""
 
     def __init__(self, layout: Layout, buffer: memoryview) -> None:
         self.layout = layout
@@ -57,6 +58,7 @@ class SlotTarget:
         }
         chunk_bytes = chunk_bytes_of(layout.size_bytes)
         pieces = _pieces(layout, whole.data_ptr(), chunk_bytes)
+        self.samples = [_sample_of(piece) for of_a_chunk in pieces for piece in of_a_chunk]
         self.chunks = list(zip(pieces, chunks(self.buffer, chunk_bytes), strict=True))
 
 
@@ -191,9 +193,8 @@ class SlotWriter:
             digests.append(digest_of(copied) if is_all else chunk_digest(chunk))
         written = [
             names[tensor]
-            for pieces, _ in self._target.chunks
-            for tensor, skip, address, size in pieces
-            if sources[tensor] and not moving.is_alike(address, sources[tensor] + skip, size)
+            for tensor, skip, address, size in self._target.samples
+            if sources[tensor] and moving.differ(address, sources[tensor] + skip, size)
         ]
         self._refuse(list(dict.fromkeys(written)))
         return digests
@@ -228,3 +229,10 @@ def _pieces(layout: Layout, address: int, chunk_bytes: int) -> list[list[_Piece]
         for chunk, start, end in region.cut(chunk_bytes):
             pieces[chunk].append(_Piece(index, start - region.start, address + start, end - start))
     return pieces
+
+
+def _sample_of(piece: _Piece) -> _Piece:
+    """Return a cache line of a piece, from its middle on."""
+    middle = piece.size >> 1
+    size = min(piece.size - middle, _SAMPLE_BYTES)
+    return _Piece(piece.tensor, piece.skip + middle, piece.address + middle, size)
