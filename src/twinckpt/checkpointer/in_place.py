@@ -17,8 +17,7 @@ from twinckpt.errors import RestoreError
 
 
 def precedence(part: Any) -> int:
-    """Return when a part's turn is: modules' tensors are filled whatever else shares their memory,
-    and what comes later makes way."""
+    """Return when a part's turn is: what shares memory with an earlier part makes way."""
     kinds = torch.nn.Module, torch.optim.Optimizer, object
     return next(turn for turn, kind in enumerate(kinds) if isinstance(part, kind))
 

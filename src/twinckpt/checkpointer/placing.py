@@ -14,22 +14,15 @@ def saved_places(node: dict[str, Any]) -> Places:
     return _places(node["mesh"], node["placements"]) if "placements" in node else []
 
 
-def live_places(tensor: torch.Tensor) -> Places:
-    """Return the same of a live tensor."""
-    if not isinstance(tensor, DTensor):
-        return []
-    return _places(tensor.device_mesh.shape, map(str, tensor.placements))
-
-
 def lies_as_saved(tensor: torch.Tensor, node: dict[str, Any]) -> bool:
     """Return whether this rank's part of a live tensor is the part that it saved."""
     shape = list(tensor.shape)
-    return live_places(tensor) == saved_places(node) and node.get("global_shape", shape) == shape
+    live = saved_places(describe(tensor)) if isinstance(tensor, DTensor) else []
+    return live == saved_places(node) and node.get("global_shape", shape) == shape
 
 
-def describe(tensor: torch.Tensor) -> dict[str, Any]:
+def describe(tensor: DTensor) -> dict[str, Any]:
     """Return what a node of the saved tree says of a DTensor, beside what all tensors have."""
-    assert isinstance(tensor, DTensor)
     return {
         "global_shape": list(tensor.shape),
         "placements": [str(placement) for placement in tensor.placements],

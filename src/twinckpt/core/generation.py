@@ -186,9 +186,8 @@ class Generation:
         ticket = self.recovery.ticket if self.recovery else 0
         if not ticket or self._commits.committed_ticket > ticket or self._reservations.is_attached:
             return None
-        shards = self._copies.of_ticket(ticket)
-        size = next(iter(next(iter(shards.values())).values())).world_size if shards else 1
-        home = self._reservations.home
+        shards, home = self._copies.of_ticket(ticket), self._reservations.home
+        size = self._copies.world_size(ticket) or 1
         lost = next((r for r in range(size) if r not in shards and r not in home), None)
         return None if lost is None else f"no intact copy of rank {lost} at ticket {ticket} is left"
 
