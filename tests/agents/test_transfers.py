@@ -5,7 +5,7 @@ import pytest
 from twinckpt.agents.config import WorkerAgentConfig
 from twinckpt.agents.transfers import StepDrain, fetch_shard
 from twinckpt.core.messages import Address
-from twinckpt.core.worker import StartDrain, StartFetch
+from twinckpt.core.worker_actions import StartDrain, StartFetch
 from twinckpt.memory.drained import drained_steps, shard_path, step_directory
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal

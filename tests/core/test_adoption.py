@@ -3,7 +3,7 @@
 import pytest
 
 from twinckpt.core import messages as m
-from twinckpt.core import worker as w
+from twinckpt.core import worker_actions as act
 from twinckpt.core.adoption import GenerationRecord
 from twinckpt.core.root import Log, Root, RootConfig, Send
 from twinckpt.core.worker import Worker
@@ -53,9 +53,9 @@ class Job:
         """Carry out what a worker decided; a copy that it starts to fetch is there at once."""
         for action in actions:
             match action:
-                case w.ToRootAgent(message):
+                case act.ToRootAgent(message):
                     self.tell(name, message)
-                case w.StartFetch(_, rank, ticket):
+                case act.StartFetch(_, rank, ticket):
                     source = self.workers[action.sources[0].machine]
                     holding = source.slots.holding(rank, ticket)
                     self.workers[name].slots.seal(holding)
@@ -110,7 +110,7 @@ def test_a_generation_goes_on_under_a_new_root(job):
         job.stage(name, step=5)
     assert job.names() == ["generation_adopted", "committed"]
     assert job.root.record == GenerationRecord(1, tuple(NAMES))
-    assert not any(isinstance(action, w.BreakGeneration) for _, action in job.told)
+    assert not any(isinstance(action, act.BreakGeneration) for _, action in job.told)
 
 
 def test_nothing_is_decided_before_all_are_back(job):
@@ -135,7 +135,7 @@ def test_a_commit_that_one_machine_was_told_of_is_one_for_all(job):
     assert [job.workers[name].running().committed_step for name in NAMES] == [5, 0, 0]
     job.take_over()
     assert job.root.commits.committed_step == 5
-    resolved = [name for name, a in job.told if isinstance(a, w.TellResolved) and a.committed]
+    resolved = [name for name, a in job.told if isinstance(a, act.TellResolved) and a.committed]
     assert resolved == ["b", "c"]
     assert [job.workers[name].running().committed_step for name in NAMES] == [5, 5, 5]
 
@@ -196,7 +196,7 @@ def test_a_rank_lost_while_there_was_no_root_ends_the_generation(job):
     for name in NAMES:
         job.reconnect(name)
     assert job.names() == ["generation_adopted", "rank_lost", "generation_broken"]
-    assert {name for name, a in job.told if isinstance(a, w.BreakGeneration)} == set(NAMES)
+    assert {name for name, a in job.told if isinstance(a, act.BreakGeneration)} == set(NAMES)
 
 
 def test_a_machine_that_does_not_come_back_is_lost(job):
@@ -213,7 +213,7 @@ def test_a_machine_that_does_not_come_back_is_lost(job):
     job.carry_out(job.root.tick(job.now_s))
     assert job.names() == ["machine_lost", "generation_broken"]
     assert job.events[-2][1]["index"] == 2
-    assert {name for name, a in job.told if isinstance(a, w.BreakGeneration)} == {"a", "b"}
+    assert {name for name, a in job.told if isinstance(a, act.BreakGeneration)} == {"a", "b"}
 
 
 def test_a_machine_that_comes_back_twice_is_counted_once(job):
@@ -237,7 +237,7 @@ def test_a_machine_that_has_stopped_ends_the_generation(job):
         job.reconnect(name)
     assert job.names() == ["generation_broken"]
     job.reconnect("c")
-    assert {name for name, a in job.told if isinstance(a, w.BreakGeneration)} == {"a", "c"}
+    assert {name for name, a in job.told if isinstance(a, act.BreakGeneration)} == {"a", "c"}
 
 
 def test_a_root_that_knows_of_no_generation_ends_what_runs(job):

@@ -3,7 +3,8 @@
 import pytest
 
 from twinckpt.core import messages as m
-from twinckpt.core.worker import GrantSlot, StartDrain, TellRefused, ToRootAgent, Worker
+from twinckpt.core.worker import Worker
+from twinckpt.core.worker_actions import GrantSlot, StartDrain, TellRefused, ToRootAgent
 from twinckpt.errors import OutOfMemoryError
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from twinckpt.core import messages as m
-from twinckpt.core import worker as core
+from twinckpt.core import worker_actions as act
+from twinckpt.core.worker import Worker
 from twinckpt.net import local
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class EventReader:
 class MachineEvents:
     """What happens on one machine, put into words for its event log."""
 
-    def __init__(self, setting: str, machine: str, worker: core.Worker) -> None:
+    def __init__(self, setting: str, machine: str, worker: Worker) -> None:
         self._log = EventLog(file_of(setting, machine), agent="worker", machine=machine)
         self._worker = worker
 
@@ -147,23 +148,23 @@ class MachineEvents:
             case local.RestoreRequest():
                 self.write("restore_asked", rank=rank)
 
-    def action(self, action: core.Action) -> None:
+    def action(self, action: act.Action) -> None:
         """Note what the worker decided."""
         match action:
-            case core.BreakGeneration(reason):
+            case act.BreakGeneration(reason):
                 self.write("generation_broken", reason=reason)
-            case core.StartFetch(_, rank, ticket, _, sources):
+            case act.StartFetch(_, rank, ticket, _, sources):
                 names = [source.machine for source in sources]
                 self.write("fetch_started", rank=rank, ticket=ticket, sources=names)
-            case core.ToRootAgent(m.RankStarted(_, rank, pid)):
+            case act.ToRootAgent(m.RankStarted(_, rank, pid)):
                 self.write("rank_started", rank=rank, pid=pid)
-            case core.ToRootAgent(m.RankLost(_, rank, exit_code)):
+            case act.ToRootAgent(m.RankLost(_, rank, exit_code)):
                 self.write("rank_lost", rank=rank, exit_code=exit_code)
-            case core.ToRootAgent(m.Holds(_, held)):
+            case act.ToRootAgent(m.Holds(_, held)):
                 self.write("sealed", rank=held.rank, step=held.step, ticket=held.ticket)
-            case core.ToRootAgent(m.Dropped(_, rank, ticket, reason)):
+            case act.ToRootAgent(m.Dropped(_, rank, ticket, reason)):
                 self.write("copy_lost", rank=rank, ticket=ticket, reason=reason)
-            case core.ToRootAgent(m.Drained(_, ticket, ok)):
+            case act.ToRootAgent(m.Drained(_, ticket, ok)):
                 self.write("drained", ticket=ticket, ok=ok)
 
 

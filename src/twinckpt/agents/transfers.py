@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from twinckpt.agents.config import WorkerAgentConfig
-from twinckpt.core.worker import StartDrain, StartFetch
+from twinckpt.core.worker_actions import StartDrain, StartFetch
 from twinckpt.errors import DamagedCopyError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import CheckpointEntry, InMemoryCheckpoint

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from twinckpt.agents.config import WorkerAgentConfig, named_settings, worker_config
 from twinckpt.agents.control_store import RootEntry, open_store
+from twinckpt.agents.drained_steps import DrainedSteps
 from twinckpt.agents.event_log import MachineEvents
 from twinckpt.agents.hang_watch import watch_for_hangs
 from twinckpt.agents.local_server import LocalPeer, LocalServer
@@ -28,7 +29,8 @@ from twinckpt.agents.scrub import Scrub
 from twinckpt.agents.transfers import Fetched, StepDrain, fetch_shard
 from twinckpt.agents.warm_parents import WarmParents
 from twinckpt.core import messages as m
-from twinckpt.core import worker as core
+from twinckpt.core import worker_actions as act
+from twinckpt.core.worker import Worker
 from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, TwinckptError
 from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
@@ -40,7 +42,6 @@ from twinckpt.net.secret import load_secret
 logger = logging.getLogger(__name__)
 
 ROOT_ABSENCE_S = 600.0  # how long ranks go on while no root is elected
-_SLOW_LISTING_S = 10.0
 
 _Work = TypeVar("_Work")
 
@@ -56,7 +57,7 @@ class WorkerAgent:
     def __init__(self, config: WorkerAgentConfig, secret: bytes) -> None:
         self._config = config
         self._checkpoints = InMemoryCheckpoint(config.num_slots, config.capacity_bytes)
-        self._core = core.Worker(self._checkpoints)
+        self._core = Worker(self._checkpoints)
         self._events = MachineEvents(config.event_log, config.machine, self._core)
         self._loop: asyncio.AbstractEventLoop
         tls = config.tls.load()
@@ -69,18 +70,17 @@ class WorkerAgent:
         self._allocations = ThreadPoolExecutor(1, thread_name_prefix="allocate")
         self._transfers = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._drains = ThreadPoolExecutor(1, thread_name_prefix="drain")
-        self._listings = ThreadPoolExecutor(1, thread_name_prefix="list")
         self._drain_step = StepDrain(self._checkpoints, config)
+        self._drained_steps = DrainedSteps(config.drain_directory)
         self._ranks: dict[int, LocalPeer] = {}
         self._launcher: LocalPeer | None = None
         self._warm = WarmParents()
         self._join: m.Join | None = None
         self._wishes: tuple[int, int, int] | None = None  # the end of a Join
         self._given_up = ""
-        self._listed: tuple[tuple[int, ...], int] = ((), 0)
         self._received: set[tuple[int, int]] = set()
-        self._arriving: dict[int, tuple[core.StartFetch, Seal, int]] = {}
-        self._reads_along: dict[int, core.StartFetch] = {}
+        self._arriving: dict[int, tuple[act.StartFetch, Seal, int]] = {}
+        self._reads_along: dict[int, act.StartFetch] = {}
         self._absence: asyncio.TimerHandle | None = None
         self._done = asyncio.Event()
 
@@ -118,7 +118,9 @@ class WorkerAgent:
 
     async def _hello(self) -> list[m.ToRoot]:
         """What the root must know first, on each new connection."""
-        steps, ticket = await self._list_drained()
+        trains = self._core.formed is not None  # a root that takes over does not wait for long
+        timeout_s = self._config.heartbeat_timeout_s / 2 if trains else None
+        steps, ticket = await self._drained_steps.list(timeout_s)
         if self._absence is not None:
             self._absence.cancel()
         inventory = tuple(self._checkpoints.holdings())
@@ -131,27 +133,6 @@ class WorkerAgent:
             self._address, number, *held, self._core.running(), told, self._config.run_id
         )
         return [hello, *self._core.unheard(), *([self._join] if self._join is not None else [])]
-
-    async def _list_drained(self) -> tuple[tuple[int, ...], int]:
-        """Look at storage, which may be slow, and so in a thread of its own.
-
-        A root that takes over waits for machines that train, but not for long: in time it is told
-        what was there before.
-        """
-        listing = self._loop.run_in_executor(self._listings, self._find_drained)
-        trains = self._core.formed is not None
-        patience_s = self._config.heartbeat_timeout_s / 2 if trains else _SLOW_LISTING_S
-        await asyncio.wait([listing], timeout=patience_s)
-        if not listing.done() and not trains:
-            logger.warning("waits for %s: is that storage gone?", self._config.drain_directory)
-            await asyncio.wait([listing])
-        if listing.done():
-            self._listed = listing.result()
-        return self._listed
-
-    def _find_drained(self) -> tuple[tuple[int, ...], int]:
-        directory = self._config.drain_directory
-        return drained.known(drained.location(directory)) if directory else ((), 0)
 
     def _on_root(self, message: m.ToWorker) -> None:
         if isinstance(message, m.Refused):
@@ -217,7 +198,7 @@ class WorkerAgent:
             self._bulk.cancel(message.rank, message.ticket, unless_from=message.sources)
 
     def _on_refused(self, reason: str) -> None:
-        self._act([core.BreakGeneration(reason, is_final=True)])
+        self._act([act.BreakGeneration(reason, is_final=True)])
 
     def _on_elected(self, root: RootEntry) -> None:
         self._in_loop(lambda: self._root.move(root.host, root.port))
@@ -263,7 +244,7 @@ class WorkerAgent:
             self._reads_along.pop(peer.rank, None)
             self._tell_arrival(peer.rank)
 
-    def _handle_local(self, peer: LocalPeer, message: local.ToAgent) -> list[core.Action]:
+    def _handle_local(self, peer: LocalPeer, message: local.ToAgent) -> list[act.Action]:
         match message:
             case local.RootQuestion():
                 peer.send(local.RootAnswer(*self._root.address, self._root.is_connected))
@@ -342,7 +323,7 @@ class WorkerAgent:
         former = self._ranks.get(rank)
         return former is not None and former.pid != peer.pid
 
-    def _on_staged(self, seal: Seal) -> list[core.Action]:
+    def _on_staged(self, seal: Seal) -> list[act.Action]:
         if self._checkpoints.find(seal.rank, seal.ticket) is None:
             return []  # abandoned while it was staged
         return self._core.staged(self._checkpoints.seal(seal).seal.holding)
@@ -360,29 +341,29 @@ class WorkerAgent:
 
     # What the state machine wants done.
 
-    def _act(self, actions: list[core.Action]) -> None:
+    def _act(self, actions: list[act.Action]) -> None:
         for action in actions:
             self._events.action(action)
             match action:
-                case core.ToRootAgent(message):
+                case act.ToRootAgent(message):
                     self._root.send(message)
-                case core.GrantSlot():
+                case act.GrantSlot():
                     self._grant(action)
-                case core.TellReplicated(rank, ticket):
+                case act.TellReplicated(rank, ticket):
                     self._tell_rank(rank, local.Replicated(ticket))
-                case core.TellResolved(rank, ticket, step, committed):
+                case act.TellResolved(rank, ticket, step, committed):
                     self._tell_rank(rank, local.Resolved(ticket, step, committed))
-                case core.ServeRestore():
+                case act.ServeRestore():
                     self._serve_restore(action)
-                case core.StartFetch():
+                case act.StartFetch():
                     self._start(self._transfers, self._fetch, action)
-                case core.StartDrain():
+                case act.StartDrain():
                     self._drain(action)
-                case core.TellNothingToDrain(rank, newest_step):
+                case act.TellNothingToDrain(rank, newest_step):
                     self._tell_rank(rank, local.NothingToDrain(newest_step))
-                case core.TellRefused(rank, reason):
+                case act.TellRefused(rank, reason):
                     self._tell_rank(rank, local.Refused(OutOfMemoryError.__name__, reason))
-                case core.BreakGeneration(reason, is_final):
+                case act.BreakGeneration(reason, is_final):
                     self._given_up = reason if is_final else ""
                     self._tell_launcher(local.LauncherBroken(reason, is_final))
 
@@ -391,12 +372,12 @@ class WorkerAgent:
         if peer is not None:
             peer.send(message, fd)
 
-    def _grant(self, grant: core.GrantSlot) -> None:
+    def _grant(self, grant: act.GrantSlot) -> None:
         slot = self._checkpoints.slot(grant.rank, grant.slot)
         message = local.Granted(grant.ticket, grant.not_before_step, slot.capacity_bytes)
         self._tell_rank(grant.rank, message, slot.fd)
 
-    def _serve_restore(self, serve: core.ServeRestore) -> None:
+    def _serve_restore(self, serve: act.ServeRestore) -> None:
         entry = self._checkpoints.entry(serve.rank, serve.ticket) if serve.ticket else None
         message: local.FromAgent = local.RestoreNothing()
         source, step, fd = "nothing", None, None
@@ -422,7 +403,7 @@ class WorkerAgent:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
             self._loop.call_soon_threadsafe(action)
 
-    def _fetch(self, fetch: core.StartFetch) -> Callable[[], None]:
+    def _fetch(self, fetch: act.StartFetch) -> Callable[[], None]:
         def on_progress(seal: Seal, num_bytes: int) -> None:
             self._arriving[fetch.rank] = (fetch, seal, num_bytes)
             if self._core.awaits(fetch.rank, fetch.ticket):  # else nobody need wake up
@@ -443,7 +424,7 @@ class WorkerAgent:
             peer.send(local.RestoreArriving(seal, slot.capacity_bytes), slot.fd)
         peer.send(local.RestoreProgress(num_bytes))
 
-    def _on_fetched(self, fetch: core.StartFetch, fetched: Fetched) -> None:
+    def _on_fetched(self, fetch: act.StartFetch, fetched: Fetched) -> None:
         if self._arriving.get(fetch.rank, (None,))[0] is fetch:
             del self._arriving[fetch.rank]
         is_wanted = self._checkpoints.find(fetch.rank, fetch.ticket) == fetch.slot
@@ -460,10 +441,10 @@ class WorkerAgent:
     def _on_scrubbed_damage(self, rank: int, ticket: int, reason: str) -> None:
         self._in_loop(lambda: self._act(self._core.found_damaged(rank, ticket, reason)))
 
-    def _drain(self, work: core.StartDrain) -> None:
+    def _drain(self, work: act.StartDrain) -> None:
         copy = self._drain_step.begin(work)
 
-        def drain(work: core.StartDrain) -> Callable[[], None]:
+        def drain(work: act.StartDrain) -> Callable[[], None]:
             ok = copy()
             return lambda: self._act(self._core.drained(work, ok))
 

@@ -20,7 +20,7 @@ from twinckpt.checkpointer import layout, moving
 from twinckpt.checkpointer.capture import Capture
 from twinckpt.checkpointer.placing import describe
 from twinckpt.checkpointer.reading import SavedTensors
-from twinckpt.checkpointer.tree import unflatten
+from twinckpt.checkpointer.unflatten import unflatten
 from twinckpt.errors import DamagedCopyError, RestoreError, TwinckptError, UnsupportedStateError
 from twinckpt.memory.drained import check_length, load_drained, read_manifest
 from twinckpt.memory.seal import Seal

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from twinckpt.checkpointer.tree import FLOAT, FlatState, flatten, is_plain_key, local_tensor
+from twinckpt.checkpointer.flatten import flatten
+from twinckpt.checkpointer.tree import FLOAT, FlatState, is_plain_key, local_tensor
 
 Path = tuple[str, ...]
 

@@ -19,7 +19,8 @@ from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.loading import has_extra_state, loads_as_usual, misfit
 from twinckpt.checkpointer.parts import Parts, is_stateful
 from twinckpt.checkpointer.reading import SavedTensors
-from twinckpt.checkpointer.tree import FlatState, unflatten
+from twinckpt.checkpointer.tree import FlatState
+from twinckpt.checkpointer.unflatten import unflatten
 from twinckpt.checkpointer.zero import is_zero, load_local_state, local_state
 from twinckpt.errors import RestoreError, TwinckptError, UnsupportedStateError
 

@@ -17,6 +17,7 @@ from twinckpt.core.adoption import Adoption, GenerationRecord
 from twinckpt.core.commit import CommitLog, generation_of
 from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
+from twinckpt.core.ending import Ending
 from twinckpt.core.failed_ranks import FailedRanks
 from twinckpt.core.forming import may_grow, size_to_form
 from twinckpt.core.generation import Generation, Memory
@@ -84,8 +85,7 @@ class Root:
         self._now_s = now_s
         self._failed = FailedRanks(config.max_failures_at_a_step)
         self._lacks = ""
-        self._ended = 0  # the newest generation of which a machine has ended well
-        self._unneeded: set[str] = set()  # the spares that it had
+        self._ending = Ending(self.membership, self._outbox)
         if record is not None and record.number >= generation:
             self.generation = record.number
             self.adoption = Adoption(record, now_s)
@@ -160,9 +160,9 @@ class Root:
                 self._on_current(machine, message, self.current)
             case _ if self.adoption and message.generation == self.adoption.record.number:
                 self.adoption.keep(machine, message)
-            case m.RankLost() if not self.record and message.generation == self._ended:
+            case m.RankLost() if not self.record and message.generation == self._ending.generation:
                 self._on_rank_lost_at_the_end(machine, message)
-            case m.Finished(number, rank) if not self.record and number == self._ended:
+            case m.Finished(number, rank) if not self.record and number == self._ending.generation:
                 # Without the machine that has left nothing more is drained.
                 answer = m.NothingToDrain(number, rank, self.drains.newest_step)
                 self._outbox.send(machine, answer)
@@ -233,8 +233,8 @@ class Root:
         is_member = self.record is not None and machine in self.membership.index
         if is_member and join.generation < self.generation:
             return  # sent before the machine was told that the generation has formed
-        if machine in self._unneeded:
-            self._outbox.send(machine, m.Dismissed(self.generation))
+        if self._ending.is_unneeded(machine):
+            self._ending.dismiss(machine, self.generation)
             return
         self.membership.join(machine, join, self._now_s)
         if is_member:
@@ -243,48 +243,28 @@ class Root:
             self._log("machine_waiting", machine=machine)
             self._outbox.send(machine, m.Spare(self.generation))
         self._form_if_complete()
-        self._refuse_to_wait_in_vain()
+        self._ending.refuse_to_wait_in_vain(self.generation)
 
     def _on_leave(self, machine: str) -> None:
         self._forget(machine)
         if machine in self.membership.index:
             if self.record:
-                self._dismiss_spares()
+                self._ending.dismiss_spares(self.generation)
             self.current = self.adoption = None
-            self._ended = self.generation
+            self._ending.generation = self.generation
         self._log("machine_left", machine=machine)
-        self._refuse_to_wait_in_vain()
-
-    def _dismiss_spares(self) -> None:
-        """The job ends: those that wait would begin it again by themselves, if they are enough."""
-        self._unneeded = self.membership.machines.keys() - self.membership.index.keys()
-        for name in self._unneeded & self.membership.waiting.keys():
-            self.membership.stop_waiting(name)
-            self._outbox.send(name, m.Dismissed(self.generation))
-
-    @property
-    def _are_too_few_left(self) -> bool:
-        """Machines have ended well, so that nobody takes their places, and a job needs more."""
-        is_ending = self._ended == self.generation
-        return is_ending and len(self.membership.machines) < self.membership.smallest
-
-    def _refuse_to_wait_in_vain(self) -> None:
-        if self._are_too_few_left:
-            reason = "a rank was lost when other machines had ended already: start the job again"
-            for name in list(self.membership.waiting):
-                self.membership.stop_waiting(name)
-                self._outbox.send(name, m.Refused(self.generation, reason))
+        self._ending.refuse_to_wait_in_vain(self.generation)
 
     def _on_rank_lost_at_the_end(self, machine: str, lost: m.RankLost) -> None:
         self._log("rank_lost", rank=lost.rank, machine=machine, exit_code=lost.exit_code)
         reason = f"rank {lost.rank} was lost when other machines had ended already"
-        is_final = lost.is_final or self._are_too_few_left
+        is_final = lost.is_final or self._ending.are_too_few_left(self.generation)
         self._outbox.send(machine, m.Broken(lost.generation, reason, is_final))
 
     def _forget(self, machine: str) -> bool:
         self.copies.remove_machine(machine)
         self._awaited = {copy for copy in self._awaited if copy[0] != machine}
-        self._unneeded.discard(machine)
+        self._ending.forget(machine)
         if self.adoption:
             self.adoption.forget(machine)
         return self.membership.remove(machine) is not None

@@ -5,12 +5,24 @@ The slots themselves sit behind `SlotStore`: memory in production, bookkeeping i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from twinckpt.core import messages as m
 from twinckpt.core.commit import generation_of
 from twinckpt.core.incarnation import Incarnation
+from twinckpt.core.worker_actions import (
+    Action,
+    BreakGeneration,
+    GrantSlot,
+    ServeRestore,
+    StartDrain,
+    StartFetch,
+    TellNothingToDrain,
+    TellRefused,
+    TellReplicated,
+    TellResolved,
+    ToRootAgent,
+)
 from twinckpt.errors import OutOfMemoryError
 
 
@@ -46,115 +58,6 @@ class SlotStore(Protocol):
 
     def holdings(self) -> list[m.Holding]:
         """Return all sealed copies."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToRootAgent:
-    """Action: send to the root agent."""
-
-    message: m.ToRoot
-
-
-@dataclass(frozen=True, slots=True)
-class GrantSlot:
-    """Action: tell a local rank which slot its next checkpoint goes to."""
-
-    rank: int
-    ticket: int
-    not_before_step: int
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class TellResolved:
-    """Action: tell a local rank that a ticket is decided."""
-
-    rank: int
-    ticket: int
-    step: int
-    committed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TellReplicated:
-    """Action: tell a local rank that its shard is sealed on all machines of its group."""
-
-    rank: int
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class StartFetch:
-    """Action: receive a shard from one of `sources` into `slot`; then call `fetched`."""
-
-    generation: int
-    rank: int
-    ticket: int
-    slot: int
-    sources: tuple[m.Address, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StartDrain:
-    """Action: copy the local shards of a ticket to persistent storage; then call `drained`."""
-
-    generation: int
-    ticket: int
-    step: int
-    world_size: int
-    ranks: tuple[int, ...]
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServeRestore:
-    """Action: answer a rank that wants to restore.
-
-    `ticket` names a sealed local slot; else `drained_step` names a step in persistent
-    storage; else there is nothing to restore.
-    """
-
-    rank: int
-    ticket: int = 0
-    drained_step: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TellNothingToDrain:
-    """Action: tell a local rank that has finished the newest step in persistent storage."""
-
-    rank: int
-    newest_step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class TellRefused:
-    """Action: tell a local rank that a peer has no room for its replica, and why."""
-
-    rank: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BreakGeneration:
-    """Action: the launcher on this machine must stop its ranks and join again."""
-
-    reason: str
-    is_final: bool = False
-
-
-Action = (
-    ToRootAgent
-    | GrantSlot
-    | TellReplicated
-    | TellResolved
-    | StartFetch
-    | StartDrain
-    | ServeRestore
-    | TellNothingToDrain
-    | TellRefused
-    | BreakGeneration
-)
 
 
 class Worker:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twinckpt.core import messages as m
-from twinckpt.core import worker as w
+from twinckpt.core import worker_actions as act
 from twinckpt.core.adoption import GenerationRecord
 from twinckpt.core.root import Action, Disconnect, Log, Root, RootConfig, Send
 from twinckpt.simulation.events import Timeline
@@ -361,24 +361,24 @@ class SimulatedCluster:
             self.is_touched = True
         self.act_worker(machine, actions)
 
-    def act_worker(self, machine: SimulatedMachine, actions: list[w.Action]) -> None:
+    def act_worker(self, machine: SimulatedMachine, actions: list[act.Action]) -> None:
         """Carry out what a worker decided."""
         for action in actions:
             match action:
-                case w.ToRootAgent(message):
+                case act.ToRootAgent(message):
                     self.tell_root(machine, message)
-                case w.GrantSlot(rank, ticket, not_before_step, _):
+                case act.GrantSlot(rank, ticket, not_before_step, _):
                     self.is_touched = True
                     self.training.grant(machine, rank, ticket, not_before_step)
-                case w.TellResolved(rank, ticket, _, _):
+                case act.TellResolved(rank, ticket, _, _):
                     self.training.resolve(machine, rank, ticket)
-                case w.StartFetch():
+                case act.StartFetch():
                     self._transfers.fetch(machine, action)
-                case w.StartDrain():
+                case act.StartDrain():
                     self._transfers.drain(machine, action)
-                case w.ServeRestore():
+                case act.ServeRestore():
                     self.training.restored(machine, action)
-                case w.BreakGeneration():
+                case act.BreakGeneration():
                     machine.ranks.clear()
                     delay_s = self.time.draw_s(REJOIN_S)
                     self.time.after(delay_s, machine.do, lambda: self._rejoin(machine))

@@ -16,8 +16,8 @@ from twinckpt.core.copies import Copies
 from twinckpt.core.drains import Drains
 from twinckpt.core.generation import Generation
 from twinckpt.core.slot_table import SlotTable
-from twinckpt.core.worker import Action as WorkerAction
 from twinckpt.core.worker import Worker
+from twinckpt.core.worker_actions import Action as WorkerAction
 from twinckpt.simulation.invariants import InvariantViolation
 from twinckpt.simulation.schedule import HEALTHY, run
 

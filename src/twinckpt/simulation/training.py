@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from twinckpt.core import messages as m
-from twinckpt.core import worker as w
+from twinckpt.core import worker_actions as act
 from twinckpt.simulation.machine import SimulatedMachine, SimulatedRank
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class SimulatedTraining:
             grants = machine.ranks[rank].grants
             grants[:] = [grant for grant in grants if grant[0] != ticket]
 
-    def restored(self, machine: SimulatedMachine, serve: w.ServeRestore) -> None:
+    def restored(self, machine: SimulatedMachine, serve: act.ServeRestore) -> None:
         """A rank reads what it was given; a damaged copy is noticed."""
         process = machine.ranks.get(serve.rank)
         formed = machine.worker.formed

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from twinckpt.core import worker as w
+from twinckpt.core import worker_actions as act
 from twinckpt.simulation.machine import SimulatedMachine
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ class Transfers:
     def __init__(self, cluster: "SimulatedCluster") -> None:
         self._cluster = cluster
 
-    def fetch(self, machine: SimulatedMachine, fetch: w.StartFetch) -> None:
+    def fetch(self, machine: SimulatedMachine, fetch: act.StartFetch) -> None:
         """Copy from the first source that has the shard intact, from begin to end."""
         machine.slots.state(fetch.rank, fetch.slot).num_pins += 1
         time = self._cluster.time
         time.after(time.draw_s(_FETCH_S), machine.do, lambda: self._end_fetch(machine, fetch))
 
-    def _end_fetch(self, machine: SimulatedMachine, fetch: w.StartFetch) -> None:
+    def _end_fetch(self, machine: SimulatedMachine, fetch: act.StartFetch) -> None:
         slots, rank, ticket = machine.slots, fetch.rank, fetch.ticket
         slots.state(rank, fetch.slot).num_pins -= 1
         self._cluster.is_touched = True
@@ -42,7 +42,7 @@ class Transfers:
         failed = machine.worker.fetched(fetch, None, "no intact source", tuple(damaged))
         self._cluster.act_worker(machine, failed)
 
-    def drain(self, machine: SimulatedMachine, drain: w.StartDrain) -> None:
+    def drain(self, machine: SimulatedMachine, drain: act.StartDrain) -> None:
         """Write the sealed shards of this machine's ranks, which a newer commit leaves there."""
         states = []
         for rank in drain.ranks:
