@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from twinckpt import Checkpointer
-from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.checkpointer.flatten import flatten
+from twinckpt.checkpointer.layout import Layout, metadata_of
 from twinckpt.cli import main
 from twinckpt.core.copies import checkpoint_digest
 from twinckpt.errors import ConfigurationError, DamagedCopyError
