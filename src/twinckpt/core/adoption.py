@@ -1,8 +1,9 @@
 """A generation that goes on under another root: what must be known before anything is decided.
 
 A root leaves a record of the generation it formed where its successor finds it. The successor
-waits until every machine of it has said what it does; meanwhile nothing is committed, and what
-machines report is kept. A machine that has stopped, or does not come back in time, ends it.
+waits until every machine of that generation has said what it does; meanwhile nothing is committed,
+and what machines report is kept. A machine that has stopped, or does not come back in time, ends
+the generation.
 """
 
 from collections.abc import Iterator
@@ -30,13 +31,13 @@ class Adoption:
         self._reports: list[tuple[str, m.ToRoot]] = []
 
     def hear(self, machine: str, running: m.Running, now_s: float) -> None:
-        """A machine of the generation is back and says what it does."""
+        """Note that a machine of the generation is back, and what it says it does."""
         self.forget(machine)
         self.told[machine] = running
         self._heard_s = now_s
 
     def forget(self, machine: str) -> None:
-        """A machine's connection ended: it has to come again."""
+        """Drop what a machine said and reported: its connection ended, and it must come back."""
         self.told.pop(machine, None)
         self._reports = [report for report in self._reports if report[0] != machine]
 
@@ -55,5 +56,5 @@ class Adoption:
         return [name for name in self.record.places if name not in self.told]
 
     def is_late(self, now_s: float, timeout_s: float) -> bool:
-        """Return whether nobody has come back for as long as this."""
+        """Return whether no machine has come back for longer than `timeout_s`."""
         return now_s - self._heard_s > timeout_s

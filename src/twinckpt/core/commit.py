@@ -4,9 +4,9 @@ All ranks must checkpoint the same steps, without asking each other and without 
 The root therefore hands out tickets: a rank uses ticket k at its first save of a step
 ≥ `not_before_step`, after ticket k − 1. If news of a ticket reached the ranks on different
 sides of a save, they use it at different steps; the root sees the conflict, abandons the
-ticket and lets the next one begin a few steps later, so that all ranks know it in time; twice
-as many after each further ticket that is abandoned, for ranks that do not wait for each other at
-every step.
+ticket and lets the next one begin a few steps later, so that all ranks know it in time. This
+head start doubles with each further abandoned ticket, for ranks that do not wait for each other
+at every step.
 A ticket is issued only while a slot for it is free everywhere, so no rank ever waits for one.
 """
 
@@ -23,7 +23,7 @@ _MIN_HEAD_START_STEPS, _MAX_HEAD_START_STEPS = 2, 1 << 20
 class _InFlight:
     """An undecided ticket: the step that the first rank used it at, None before that.
 
-    Not `is_new`: the step that the generation resumed, until it is redundant again.
+    `is_new` is False for the step that the generation resumed, until that is redundant again.
     """
 
     step: int | None = None
@@ -116,7 +116,7 @@ class CommitLog:
         return issued
 
     def conflicts(self, ticket: int, step: int) -> bool:
-        """Note that a rank used `ticket` at `step`; True if another one used it elsewhere."""
+        """Note that a rank used `ticket` at `step`; return whether another rank's step differs."""
         flight = self._in_flight.get(ticket)
         self._newest_step = max(self._newest_step, step)
         if flight is None:

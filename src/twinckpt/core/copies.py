@@ -1,7 +1,7 @@
 """Who holds which sealed copies, as far as the root was told, and which tickets are complete.
 
 Kept as an index, by machine and by shard, with a count of the copies that are in their places:
-so that a message of one copy costs the same in a cluster of two and of ten thousand machines.
+so that a message about one copy costs the same in a cluster of two and of ten thousand machines.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ Holders = Sequence[Sequence[int]]  # machine indices that hold each machine's sh
 
 
 def checkpoint_digest(shards: Iterable[str]) -> str:
-    """Return what tells a checkpoint from any other, from its shards' digests in order of ranks."""
+    """Return the digest of a checkpoint, made of its shards' digests in order of ranks."""
     return hashlib.sha256("".join(shards).encode()).hexdigest()
 
 
@@ -36,19 +36,19 @@ class Copies:
                 self._count(machine, holding, 1)
 
     def add_machine(self, machine: str, inventory: Iterable[Holding]) -> None:
-        """A machine connected and told what it holds."""
+        """Record a machine that connected, and the copies it says it holds."""
         self._of_machine[machine] = {}
         for holding in inventory:
             self.add(machine, holding)
 
     def remove_machine(self, machine: str) -> None:
-        """A machine is gone, with all that it held."""
+        """Forget a machine that is gone, with all that it held."""
         for rank, ticket in list(self._of_machine.get(machine, ())):
             self.remove(machine, rank, ticket)
         self._of_machine.pop(machine, None)
 
     def add(self, machine: str, holding: Holding) -> None:
-        """A machine holds one more copy; told twice, it counts once."""
+        """Record one more copy that a machine holds; told twice, it counts once."""
         self.remove(machine, holding.rank, holding.ticket)
         self._of_machine[machine][holding.rank, holding.ticket] = holding
         shards = self._of_ticket.setdefault(holding.ticket, {})
@@ -56,7 +56,7 @@ class Copies:
         self._count(machine, holding, 1)
 
     def remove(self, machine: str, rank: int, ticket: int) -> None:
-        """A machine no longer holds this copy; nothing happens if it did not."""
+        """Forget a copy that a machine no longer holds; nothing happens if it is not known."""
         holding = self._of_machine.get(machine, {}).pop((rank, ticket), None)
         if holding is None:
             return
@@ -69,13 +69,13 @@ class Copies:
             del self._of_ticket[ticket]
 
     def remove_older(self, machine: str, rank: int, ticket: int) -> None:
-        """Do not count on a machine's copies of a shard that are older than `ticket`."""
+        """Forget a machine's copies of a shard that are older than `ticket`."""
         for held in list(self.of_machine(machine)):
             if held.rank == rank and held.ticket < ticket:
                 self.remove(machine, rank, held.ticket)
 
     def remove_tickets(self, tickets: Iterable[int]) -> None:
-        """Nobody holds these tickets any longer."""
+        """Forget all copies of these tickets."""
         for ticket in tickets:
             for rank, holders in self._of_ticket.pop(ticket, {}).items():
                 for machine in holders:
@@ -125,7 +125,7 @@ class Copies:
     def _count(self, machine: str, holding: Holding, by: int) -> None:
         index = self._index.get(machine)
         if holding.home not in range(len(self._holders)):
-            return  # of a larger generation, or of none
+            return  # written in a larger generation, or none has formed yet
         if index in self._holders[holding.home]:
             count = self._num_in_place.get(holding.ticket, 0) + by
             self._num_in_place[holding.ticket] = count

@@ -31,7 +31,7 @@ class Drains:
         return bool(self._awaited)
 
     def has_become_slow(self, now_s: float) -> bool:
-        """Return once for each drain, when it takes long, that it does."""
+        """Return whether the drain has now taken longer than `SLOW_S`; True once for each drain."""
         is_slow = self.is_busy and now_s - (self._began_at_s or 0.0) > SLOW_S
         is_news, self._is_told = is_slow and not self._is_told, is_slow
         return is_news
@@ -41,12 +41,12 @@ class Drains:
         return self.newest_step is not None and self.newest_step >= step
 
     def found(self, steps: Iterable[int]) -> None:
-        """A machine told which complete steps it sees in persistent storage."""
+        """Note the complete steps that a machine sees in persistent storage."""
         for step in steps:
             self.newest_step = max(self.newest_step or 0, step)
 
     def are_only(self, steps: Iterable[int]) -> None:
-        """A machine found damage: these steps are complete, and no others."""
+        """Note that only these steps are complete: a machine found another one damaged."""
         self.newest_step = max(steps, default=None)
 
     def committed(
@@ -60,7 +60,8 @@ class Drains:
     ) -> bool:
         """Count a commit; return whether these machines must copy it now.
 
-        So they must where it is due, or where somebody waits for a drained step (`is_wanted`).
+        They must if a drain is due, or if somebody waits for a drained step (`is_wanted`). While
+        another step is being drained nothing begins; the newest step is owed one then.
         """
         self._num_commits += 1
         if self._began_at_s is None:
@@ -76,15 +77,15 @@ class Drains:
         return True
 
     def begin(self, ticket: int, step: int, machines: Iterable[str], now_s: float) -> None:
-        """These machines copy a committed step from now on."""
+        """Note that these machines copy a committed step from now on."""
         self._began_at_s = now_s
         self.ticket, self.step, self.is_owed = ticket, step, False
         self._awaited, self._is_ok = set(machines), True
 
     def ended(self, machine: str, ticket: int, *, ok: bool) -> None:
-        """A machine has copied its shards, or failed to; once the last one has, the step is safe.
+        """Note that a machine has copied its shards, or failed to; once all have, the step is safe.
 
-        What another root had it copy before is no part of that.
+        The end of a drain that an earlier root began is ignored.
         """
         if ticket != self.ticket or machine not in self._awaited:
             return
@@ -94,5 +95,5 @@ class Drains:
             self.found([self.step])
 
     def give_up(self) -> None:
-        """The generation is over; whether its drain was completed is not known."""
+        """Forget the drain of a generation that is over: nobody knows whether it was completed."""
         self._awaited, self.ticket, self.is_owed = set(), 0, False

@@ -6,9 +6,9 @@ from twinckpt.core.outbox import Outbox
 
 
 class Ending:
-    """What becomes of the machines that are left, and of the spares.
+    """Decides what becomes of the machines that are left, and of the spares.
 
-    `generation` is the newest one of which a machine has ended well; 0 without one.
+    `generation` is the newest one in which a machine has ended well; 0 if none has.
     """
 
     def __init__(self, membership: Membership, outbox: Outbox) -> None:
@@ -18,7 +18,7 @@ class Ending:
         self._unneeded: set[str] = set()
 
     def dismiss_spares(self, generation: int) -> None:
-        """They would begin the job again by themselves, if they are enough."""
+        """Dismiss the machines that have no place: enough of them would begin the job again."""
         members = self._membership
         self._unneeded = members.machines.keys() - members.index.keys()
         for name in self._unneeded & members.waiting.keys():
@@ -30,11 +30,11 @@ class Ending:
         return machine in self._unneeded
 
     def dismiss(self, machine: str, generation: int) -> None:
-        """Let a spare end, too."""
+        """Tell a spare to end as well."""
         self._outbox.send(machine, m.Dismissed(generation))
 
     def forget(self, machine: str) -> None:
-        """A machine is gone."""
+        """Forget a machine that is gone."""
         self._unneeded.discard(machine)
 
     def are_too_few_left(self, generation: int) -> bool:
@@ -46,7 +46,7 @@ class Ending:
         return self.generation == generation and len(members.machines) < members.smallest
 
     def refuse_to_wait_in_vain(self, generation: int) -> None:
-        """Turn away who waits for a job that cannot go on."""
+        """Refuse the machines that wait for a job that cannot go on."""
         if self.are_too_few_left(generation):
             reason = "a rank was lost when other machines had ended already: start the job again"
             for name in list(self._membership.waiting):

@@ -1,7 +1,8 @@
 """When a generation may form, and of how many machines; and when it may grow.
 
-At once, unless that gave up a checkpoint which a short wait can save: machines that live may
-still have to stop their ranks, one that was cut off connects again, and spares are faster.
+It forms at once, unless that would give up a checkpoint which a short wait can save: surviving
+machines may still have to stop their ranks, and one that was cut off may have to connect again,
+while spares are there already.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ SAY_SO_AFTER_S = 10.0
 class Forming:
     """The size of the generation that may form now, 0 while it is better to wait.
 
-    `lacks` says so in words where nothing but a further machine can help.
+    `lacks` says what is missing where only further machines can help; empty otherwise.
     """
 
     size: int = 0
@@ -58,9 +59,9 @@ def size_to_form(
         return Forming()
     if newest.num_machines in (0, size):
         return Forming(size)
-    # Shards fit only as many machines as wrote them. With more of them the newest drained step is
-    # resumed if no newer one is lost by that. With fewer it is, whatever it is; without one it
-    # is better to wait than to begin again from nothing.
+    # Shards fit only as many machines as wrote them. With more machines the newest drained step is
+    # resumed if no newer step is lost by that. With fewer it is resumed in any case; without a
+    # drained step it is better to wait than to begin again from nothing.
     if newest.num_machines < size:
         return Forming(size if drains.has(newest.step) else newest.num_machines)
     if drains.newest_step is not None:
@@ -87,7 +88,7 @@ def _expected_ticket(membership: Membership, copies: Copies, commits: CommitLog)
     """Return the newest ticket that may be committed, as far as anybody here knows."""
     if membership.places:
         return commits.resumable_ticket
-    # A new root knows the copies it was told of. If only machines that hold some wait, these
-    # are all of the former generation; a newcomer among them may be faster than one of it.
+    # A new root knows only the copies it was told of. If all machines that wait hold some, they
+    # are the whole former generation; a newcomer may have joined before one of its machines.
     newcomers = [name for name in membership.waiting if not copies.of_machine(name)]
     return max(copies.tickets(), default=0) if newcomers else 0

@@ -151,7 +151,7 @@ class Generation:
         return self._lost_forever()
 
     def _adopt_tickets(self, told: Mapping[str, m.Running]) -> None:
-        """What any machine was told is decided for all; what not all have heard of is given up."""
+        """Make what any machine was told hold for all; give up tickets not all have heard of."""
         committed, step = max(
             (each.committed_ticket, each.committed_step) for each in told.values()
         )
@@ -182,7 +182,7 @@ class Generation:
                     self._tell_replicated(holding)
 
     def _lost_forever(self) -> str | None:
-        """Return which shard that a rank has yet to restore nobody holds any more."""
+        """Return the reason to end if a shard that a rank has yet to restore is lost; or None."""
         ticket = self.recovery.ticket if self.recovery else 0
         if not ticket or self._commits.committed_ticket > ticket or self._reservations.is_attached:
             return None
@@ -196,8 +196,8 @@ class Generation:
     def _on_attached(self, machine: str, attached: m.Attached) -> None:
         rank, slot_bytes = attached.rank, attached.slot_bytes
         home = self._index[machine]
-        self.is_ending = False  # another Checkpointer of the same program, if any had finished
-        is_again = rank in self._reservations.home  # another Checkpointer, without the grants
+        self.is_ending = False  # if a rank had finished, its program made another Checkpointer
+        is_again = rank in self._reservations.home  # the grants it had are gone
         if self._reservations.attach(rank, home, attached.world_size, slot_bytes) or is_again:
             self._abandon(self._commits.abandonable(), is_outgrown=True)
         self._reserve_lacking(rank)
@@ -208,7 +208,7 @@ class Generation:
             self._outbox.send(self.places[holder], m.Reserve(self.number, rank, slot_bytes))
 
     def _on_cannot_reserve(self, machine: str, refused: m.CannotReserve) -> None:
-        """The rank whose shard does not fit must know: without slots it gets no ticket."""
+        """Tell the rank whose shard does not fit: without slots it gets no ticket."""
         rank, reason = refused.rank, f"machine {self._index[machine]}: {refused.reason}"
         self._log("cannot_reserve", machine=machine, rank=rank, reason=refused.reason)
         home = self._reservations.home.get(rank)
@@ -240,7 +240,7 @@ class Generation:
         return all(self._copies.has(name, holding.rank, holding.ticket) for name in holders)
 
     def _on_dropped(self, machine: str, dropped: m.Dropped) -> str | None:
-        """A copy is as good as lost: fetch it again, or give the ticket up."""
+        """Fetch a lost copy again, or give its ticket up; return why all must end, or None."""
         rank, ticket = dropped.rank, dropped.ticket
         self.fetches.discard((machine, rank, ticket))
         lacking = [machine]
@@ -301,7 +301,7 @@ class Generation:
             self._broadcast(m.Resolve(self.number, ticket, step, committed=True))
 
     def _drain(self, ticket: int, step: int) -> None:
-        world_size = self._copies.world_size(ticket)  # nobody need have attached
+        world_size = self._copies.world_size(ticket)  # known even if no rank has attached
         digest = self._copies.digest(ticket)
         self._broadcast(m.Drain(self.number, ticket, step, world_size, digest))
 
@@ -315,9 +315,9 @@ class Generation:
             self._drain(ticket, step)
 
     def _attend_to_finished(self) -> None:
-        """No newer step can commit without these ranks: the newest one is what the job leaves.
+        """Answer the finished ranks once the newest commit is drained: without them none follows.
 
-        All are answered at once, since agents may end with the first rank that does.
+        All are answered together, since agents may end with the first rank that does.
         """
         if self._finished and self._drains.is_enabled:
             self._drain_newest()

@@ -19,7 +19,7 @@ class Machine:
 class Membership:
     """Connected machines, those of them that wait, and the places of the last generation.
 
-    `last_change_s` is when a machine joined, or the generation ended.
+    `last_change_s` is when a machine last joined, or a generation last ended.
     """
 
     def __init__(self) -> None:
@@ -32,16 +32,16 @@ class Membership:
         self.last_change_s = 0.0
 
     def add(self, name: str, machine: Machine) -> None:
-        """A machine connected."""
+        """Record a machine that connected."""
         self.machines[name] = machine
 
     def remove(self, name: str) -> Machine | None:
-        """A machine is gone; return what was known of it, None if nothing."""
+        """Forget a machine that is gone; return what was known of it, None if nothing."""
         self.stop_waiting(name)
         return self.machines.pop(name, None)
 
     def join(self, name: str, join: m.Join, now_s: float) -> None:
-        """A machine waits for the next generation."""
+        """Record that a machine waits for the next generation."""
         self.stop_waiting(name)
         self.waiting[name] = join
         self._limits[join.min_machines, join.max_machines] += 1
@@ -50,8 +50,8 @@ class Membership:
     def size_to_form(self, now_s: float, last_call_s: float) -> int:
         """Return how many machines may form a generation now; 0 while more must be awaited.
 
-        All that may take part are enough; so are as many as there were, for a job that goes on
-        with fewer; and so is the minimum, once `last_call_s` have passed since the last one joined.
+        They may once the maximum waits; or once the minimum does, and either as many wait as the
+        last generation had, or `last_call_s` have passed since the last one joined.
         """
         if not self.waiting:
             return 0
@@ -66,13 +66,13 @@ class Membership:
 
     @property
     def needed(self) -> int:
-        """How many machines those that wait need at least; 0 if none waits."""
+        """The smallest minimum that a waiting machine asks for; 0 if none waits."""
         return min((low for low, _ in self._limits), default=0)
 
     def misfits(self) -> list[str]:
-        """Return the waiting machines that have other numbers of ranks than the last generation.
+        """Return the waiting machines with another number of ranks than the last generation's.
 
-        Where none has set a number yet and those that wait differ, that is all of them.
+        If numbers differ and none of its machines waits, that is all machines that gave one.
         """
         numbers = {join.num_ranks for join in self.waiting.values() if join.num_ranks}
         if len(numbers) < 2:
@@ -82,7 +82,7 @@ class Membership:
         return [name for name, join in self.waiting.items() if join.num_ranks not in fitting]
 
     def size_with_waiting(self) -> int:
-        """Return of how many machines a generation would be with those that wait."""
+        """Return how many machines a generation would have with those that wait."""
         if not self.waiting:
             return len(self.places)
         largest = max(high for _, high in self._limits)
@@ -93,7 +93,7 @@ class Membership:
         return any(name in self.machines and name not in self.waiting for name in self.places)
 
     def take(self, places: Sequence[str]) -> None:
-        """These machines have the places from now on, in this order."""
+        """Give the places to these machines, in this order."""
         self.places = list(places)
         self.index = {name: index for index, name in enumerate(places)}
 
@@ -121,7 +121,7 @@ class Membership:
         return [name for name, machine in self.machines.items() if machine.last_heard_s < heard_s]
 
     def stop_waiting(self, name: str) -> None:
-        """A machine waits no longer."""
+        """Note that a machine no longer waits, if it did."""
         join = self.waiting.pop(name, None)
         if join is not None:
             limits = (join.min_machines, join.max_machines)

@@ -42,8 +42,8 @@ class Join:
     """The machine's launcher waits for the next generation to form.
 
     `master_endpoint` is where the generation's ranks meet if this machine gets the first place;
-    `index_hint` is the machine's fixed place where the launcher already decided it. It starts
-    `num_ranks`; 0: nobody has said.
+    `index_hint` is the machine's fixed place where the launcher already decided it. `num_ranks`
+    is how many ranks the launcher starts; 0 if it has not said.
     """
 
     generation: int
@@ -182,7 +182,7 @@ class RankLost:
 
 @dataclass(frozen=True, slots=True)
 class DamagedDrained:
-    """A rank cannot resume a drained step; `drained_steps` are complete without it."""
+    """A rank cannot resume a drained step; `drained_steps` are the complete ones that are left."""
 
     generation: int
     step: int
@@ -192,7 +192,7 @@ class DamagedDrained:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """All local shards of a ticket are copied to persistent storage; or, if not `ok`, are not."""
+    """The local shards of a ticket were copied to persistent storage; if not `ok`, that failed."""
 
     generation: int
     ticket: int
@@ -241,7 +241,7 @@ class Resume:
 class Formed:
     """A generation begins: the machine's place, where ranks meet, which step to resume.
 
-    Whom to copy from is said by `Fetch`: this message must not grow with the cluster.
+    `Fetch` says whom to copy from: this message must not grow with the cluster.
     """
 
     generation: int
@@ -255,7 +255,7 @@ class Formed:
 class Broken:
     """The generation is over: ranks must stop and the machine must join again.
 
-    Unless it `is_final`: then the job is given up for `reason`.
+    If it `is_final`, the job is given up instead, for `reason`.
     """
 
     generation: int

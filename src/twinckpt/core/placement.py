@@ -224,8 +224,8 @@ def _spread_over_groups(domains: Sequence[object], sizes: Sequence[int]) -> list
 def holders_of(kind: str, replicas: int, domains: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Return who holds the shards of each machine of a job, itself first.
 
-    Replicas are in different failure domains if those of all machines are known. Groups that do
-    not come out even end in a ring.
+    Replicas are in different failure domains if those of all machines are known. Where groups do
+    not come out even, the last machines form a ring (`mixed`).
     """
     size = len(domains)
     known = domains if all(domains) else None

@@ -19,7 +19,7 @@ MAX_DRAIN_INTERVAL_S = 24 * 3600.0
 DRAIN_SHARE = 0.02
 # Below this goodput there is no plan to recommend.
 MIN_GOODPUT = 0.05
-# Plans so close in goodput count as equal: a minute and a half a day.
+# Plans that differ less in goodput count as equal: a minute and a half a day.
 SAME_GOODPUT = 1e-3
 
 
@@ -145,7 +145,7 @@ class Plan:
 
 
 def storage_plan(facts: ClusterFacts) -> Plan:
-    """Return checkpoints to storage alone, as often as its bandwidth allows and no more useful.
+    """Return the plan to checkpoint to storage alone, as often as it can keep up and it pays.
 
     The write goes on beside the training, so that its stall is that of a copy in memory. This
     is what the other plans are compared with.
@@ -241,7 +241,7 @@ def _interval_s(facts: ClusterFacts, safe_s: float) -> float:
 def _waste(
     facts: ClusterFacts, safe_s: float, interval_s: float, retrieval_s: float, software_s: float
 ) -> dict[str, float]:
-    """Return what each cause costs a second; `software_s`: retrieval with memory intact."""
+    """Return the waste per second by cause; `software_s`: retrieval where memory is intact."""
     rate, hardware = facts.rate_per_s, facts.hardware_share
     return {
         "stall": facts.stall_s / interval_s,

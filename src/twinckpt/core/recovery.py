@@ -44,7 +44,7 @@ def plan_recovery(holdings: Holdings, home_machine: Mapping[int, str]) -> Recove
 
     A ticket counts only if all its ranks are there with one step, one world size, and one
     digest a rank: copies that contradict each other prove that one of them is wrong. And its
-    shards must be those of just as many machines as there are now.
+    shards must have been written by exactly as many machines as there are now.
     """
     for shards in _complete(holdings):
         if _homes(shards) == set(home_machine):
@@ -68,7 +68,7 @@ class Recoverable:
 
 
 def newest_recoverable(holdings: Holdings) -> Recoverable:
-    """Return the newest checkpoint of which every shard is there, for however many machines."""
+    """Return the newest checkpoint with every shard there, however many machines wrote it."""
     for shards in _complete(holdings):
         first = shards[0][0][1]
         return Recoverable(first.ticket, first.step, len(_homes(shards)))
@@ -85,7 +85,7 @@ def _complete(holdings: Holdings) -> Iterator[_Shards]:
     for ticket in sorted(by_ticket, reverse=True):
         shards = by_ticket[ticket]
         first = next(iter(shards.values()))[0][1]
-        is_whole = len(shards) == first.world_size  # looked at first: it may be any number
+        is_whole = len(shards) == first.world_size  # first, since world_size may be huge
         if is_whole and set(shards) == set(range(first.world_size)) and _agree(shards, first):
             yield shards
 

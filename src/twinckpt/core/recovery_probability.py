@@ -82,7 +82,7 @@ def exact_probability(kind: str, num_machines: int, num_replicas: int, num_lost:
 
 
 def recovery_probability(placement: Placement, num_lost: int) -> float:
-    """Return the exact probability for a placement; the order of its machines is no matter."""
+    """Return the exact probability for a placement; the order of its machines does not matter."""
     return exact_probability(
         placement.kind, placement.num_machines, placement.num_replicas, num_lost
     )

@@ -14,7 +14,7 @@ class Reservations:
         self._missing: set[tuple[int, int]] = set()
 
     def attach(self, rank: int, home: int, world_size: int, slot_bytes: int) -> bool:
-        """A rank has its own slots; return whether its replicas need larger ones than before."""
+        """Note that a rank has its own slots; return whether its replicas need larger ones."""
         self.world_size = world_size
         self.home[rank] = home
         if self.slot_bytes.get(rank, 0) >= slot_bytes:
@@ -24,7 +24,7 @@ class Reservations:
         return True
 
     def reserve(self, rank: int, holder: int, slot_bytes: int) -> None:
-        """A machine has slots of this size for a replica of `rank`."""
+        """Note that a machine has slots of this size for a replica of `rank`."""
         if slot_bytes >= self.slot_bytes.get(rank, 0):
             self._missing.discard((rank, holder))
 
@@ -35,7 +35,7 @@ class Reservations:
 
     @property
     def is_attached(self) -> bool:
-        """Return whether all ranks have their own slots: so they have restored what they wanted."""
+        """Return whether all ranks have their own slots, and so have restored what they wanted."""
         return bool(self.world_size) and len(self.home) == self.world_size
 
     @property

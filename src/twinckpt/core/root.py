@@ -29,7 +29,7 @@ from twinckpt.errors import ConfigurationError
 
 __all__ = ["Action", "Disconnect", "Log", "Root", "RootConfig", "Send"]
 
-# Numbers are used up by whoever jumps to their end, and messages have room for 64 bits.
+# A machine that claims a huge generation would use up the numbers: messages hold 64 bits.
 _MOST_GENERATIONS_AHEAD = 1_000_000
 
 
@@ -131,7 +131,7 @@ class Root:
     def receive(self, machine: str, message: m.ToRoot, now_s: float) -> list[Action]:
         """Handle one message; those of another generation change only liveness.
 
-        Except for a copy that was under way when the last generation ended: it was sealed
+        The exception is a copy that was under way when the last generation ended: it was sealed
         meanwhile, and is one more to resume from.
         """
         self._now_s = now_s
@@ -163,7 +163,7 @@ class Root:
             case m.RankLost() if not self.record and message.generation == self._ending.generation:
                 self._on_rank_lost_at_the_end(machine, message)
             case m.Finished(number, rank) if not self.record and number == self._ending.generation:
-                # Without the machine that has left nothing more is drained.
+                # A machine has left, so nothing more is drained.
                 answer = m.NothingToDrain(number, rank, self.drains.newest_step)
                 self._outbox.send(machine, answer)
             case m.Holds() if self.awaits(machine, message):
@@ -203,7 +203,7 @@ class Root:
             self._outbox.send(machine, m.Refused(self.generation, reason))
             return
         if generation > self.generation:
-            # Another root went further. Whoever is of that generation would ignore this one.
+            # Another root went further, and machines of its generation would ignore this root.
             self._break(f"{machine} comes from a later generation, {generation}")
             self.generation = generation
         self.membership.add(machine, Machine(hello.address, self._now_s, hello.domain))
@@ -215,7 +215,7 @@ class Root:
         self._reconcile(machine, hello)
 
     def _reconcile(self, machine: str, hello: m.Hello) -> None:
-        """A machine that runs something is part of what is taken over, or must stop."""
+        """Let a machine take part in the adoption if it runs that generation, or else stop it."""
         adoption = self.adoption
         is_member = adoption is not None and machine in adoption.record.places
         if adoption and is_member and hello.running and hello.generation == adoption.record.number:
@@ -297,7 +297,7 @@ class Root:
     # Taking over.
 
     def _adopt(self, adoption: Adoption) -> None:
-        """All machines of the generation are back: it goes on."""
+        """Go on with the generation, since all of its machines are back."""
         record, resume = adoption.record, adoption.record.resume
         recovery = Recovery(resume.step, resume.ticket) if resume else None
         self.adoption = None
@@ -337,7 +337,10 @@ class Root:
                 self._form(forming.size)
 
     def _refuse_misfits(self) -> bool:
-        """Ranks are counted through, so that machines of one generation have as many each."""
+        """Refuse waiting machines with other numbers of ranks; return whether there are any.
+
+        Ranks are numbered across machines, so each machine of a generation must have as many.
+        """
         misfits = self.membership.misfits()
         if misfits:
             told = ", ".join(
@@ -352,7 +355,7 @@ class Root:
         return bool(misfits)
 
     def _grow_if_possible(self) -> None:
-        """Machines that wait are taken in as soon as that gives up no step, unless the job ends."""
+        """End the generation for a larger one, once that loses no step, unless the job ends."""
         if self.current is None or self.current.is_ending:
             return
         size, num_machines = self.membership.size_with_waiting(), len(self.places)
@@ -387,7 +390,7 @@ class Root:
             self.current.fetch_missing(resume.ticket)
 
     def _tell_spares(self) -> None:
-        """Who waits without a place need not fear that nobody comes."""
+        """Tell the machines without a place that a generation runs, so that they keep waiting."""
         for name in self.membership.waiting:
             self._outbox.send(name, m.Spare(self.generation))
 
@@ -403,7 +406,7 @@ class Root:
     def _plan(self) -> Recovery | None:
         """Return where to resume: the newest step in memory, or else in persistent storage.
 
-        So it is too where the newest one in memory is of another number of machines.
+        It is the latter, too, if another number of machines wrote the newest step in memory.
         """
         holdings = {name: self.copies.of_machine(name) for name in self.membership.machines}
         plan = plan_recovery(holdings, dict(enumerate(self.membership.places)))
@@ -438,7 +441,7 @@ class Root:
             self._break(reason)
 
     def _on_rank_lost(self, machine: str, lost: m.RankLost, current: Generation) -> None:
-        """Start again; but a script that keeps failing at the same step is given up."""
+        """End the generation, or the job if the rank may not restart or fails time and again."""
         self._log("rank_lost", rank=lost.rank, machine=machine, exit_code=lost.exit_code)
         resumed_step = current.recovery.step if current.recovery else 0
         step = self.commits.committed_step or resumed_step

@@ -30,7 +30,7 @@ class SlotStore(Protocol):
     """What the worker needs of the machine's slots."""
 
     def begin_generation(self) -> None:
-        """From now on only shards that are reserved again are needed here."""
+        """Note that from now on only shards that are reserved again are needed here."""
 
     def reserve(self, rank: int, slot_bytes: int) -> None:
         """Make slots of at least this size for a shard of `rank`."""
@@ -39,13 +39,13 @@ class SlotStore(Protocol):
         """Give back the free slots of shards that are not needed here any more."""
 
     def begin(self, rank: int, ticket: int) -> int | None:
-        """Take a free slot; None while all are needed or pinned."""
+        """Take a free slot and return its index; None while all are needed or pinned."""
 
     def find(self, rank: int, ticket: int) -> int | None:
-        """Return the slot of this version, sealed or not."""
+        """Return the index of the slot with this version, sealed or not; None if there is none."""
 
     def holding(self, rank: int, ticket: int) -> m.Holding | None:
-        """Return the sealed copy of this version."""
+        """Return the sealed copy of this version; None if there is none."""
 
     def drop(self, rank: int, ticket: int) -> None:
         """Free the slot of one version."""
@@ -110,7 +110,7 @@ class Worker:
         return self._flush()
 
     def _ranks_to_drain(self, ticket: int, index: int) -> tuple[int, ...]:
-        """Return this machine's ranks; one that has only resumed a step has not attached."""
+        """Return this machine's ranks: those attached, and those whose own copy is here."""
         resumed = {h.rank for h in self.slots.holdings() if (h.ticket, h.home) == (ticket, index)}
         return tuple(sorted(resumed.union(self._now.ranks)))
 
@@ -123,7 +123,7 @@ class Worker:
         self._report_damage_again(resume.ticket if resume else 0)
 
     def _report_damage_again(self, ticket: int) -> None:
-        """The root may have decided what is resumed before it heard of copies dropped here."""
+        """Tell the root again of dropped copies of the resumed `ticket`: it may not have known."""
         self._damaged = {
             (rank, lost): reason
             for (rank, lost), reason in self._damaged.items()
@@ -167,7 +167,7 @@ class Worker:
             self._do(TellResolved(rank, resolve.ticket, resolve.step, resolve.committed))
 
     def root_lost(self) -> list[Action]:
-        """No root will come that takes this generation over: nothing commits, so rejoin."""
+        """No root will take this generation over, and nothing can commit: end it and rejoin."""
         if self.formed is not None:
             self.formed = None
             self._do(BreakGeneration("the root agent is gone"))
@@ -178,7 +178,7 @@ class Worker:
         return self._now.told() if self.formed is not None else None
 
     def unheard(self) -> list[m.ToRoot]:
-        """Return what ends the generation: said again to every root, since one may have died."""
+        """Return the reports that end the generation: every root is told, as one may have died."""
         return list(self._now.verdicts)
 
     # From this machine.
@@ -221,7 +221,7 @@ class Worker:
             self._tell_root(m.Holds(self.generation, holding))
         else:
             self.slots.drop(fetch.rank, fetch.ticket)
-            # One that was begun for a former generation failed: the present one tries again.
+            # A transfer of a former generation is not reported: the present one fetches anew.
             if fetch.generation == self.generation:
                 self._tell_dropped(fetch.rank, fetch.ticket, reason, damaged_sources)
         self._retry()

@@ -94,7 +94,7 @@ class TellRefused:
 
 @dataclass(frozen=True, slots=True)
 class BreakGeneration:
-    """The launcher on this machine must stop its ranks and join again."""
+    """Have this machine's launcher stop its ranks and join again, or end if `is_final`."""
 
     reason: str
     is_final: bool = False
