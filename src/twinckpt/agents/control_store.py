@@ -18,7 +18,7 @@ ETCD_SCHEME = "etcd://"
 class RootEntry:
     """The root agent to follow: where it listens, and what tells it from any other.
 
-    `num_machines` are in its generation: so many candidates watch it.
+    `num_machines` is the size of its generation: as many candidates watch it.
     """
 
     host: str
@@ -34,7 +34,7 @@ class Leadership(Protocol):
     record: GenerationRecord | None
 
     def leave(self, record: GenerationRecord | None) -> None:
-        """Have this record found by a successor, before long; None: there is nothing to go on."""
+        """Leave this record to a successor, before long; None: there is nothing to go on with."""
 
     def hold(self) -> None:
         """Stay the root; returns once another one is. Called in a thread of its own."""

@@ -22,8 +22,8 @@ class DrainedSteps:
     async def list(self, timeout_s: float | None) -> tuple[tuple[int, ...], int]:
         """Return the complete steps and the newest ticket, as `drained.known` does.
 
-        Of storage that takes longer than `timeout_s` what was there before; None waits for it,
-        however long.
+        If storage takes longer than `timeout_s`, returns what was known before; None waits for
+        it, however long.
         """
         loop = asyncio.get_running_loop()
         listing = loop.run_in_executor(self._thread, self._find)

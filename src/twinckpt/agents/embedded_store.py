@@ -16,7 +16,7 @@ DEFAULT_PORT = 29400
 
 
 class EmbeddedLeadership:
-    """Whoever has the port keeps it as long as its process lives."""
+    """A hold on the port, which lasts as long as the process."""
 
     record: GenerationRecord | None = None
 
@@ -24,10 +24,10 @@ class EmbeddedLeadership:
         self.listener = listener
 
     def leave(self, record: GenerationRecord | None) -> None:
-        """Nobody would find it."""
+        """Do nothing: nobody would find the record."""
 
     def hold(self) -> None:
-        """Nobody else can have the port."""
+        """Block for ever: nobody else can have the port."""
         threading.Event().wait()
 
 
@@ -49,11 +49,11 @@ class EmbeddedStore:
             raise ConfigurationError(f"--rdzv-endpoint: {error}, nor etcd://HOST:PORT") from error
 
     def root(self) -> RootEntry | None:
-        """The endpoint is where the root is, or will be."""
+        """Return the endpoint: the root is there, or will be."""
         return self.entry
 
     def wait_for_change(self, timeout_s: float) -> None:
-        """It never changes."""
+        """Wait for `timeout_s`: the root's address never changes."""
         threading.Event().wait(timeout_s)
 
     def campaign(self, host: str) -> EmbeddedLeadership | None:

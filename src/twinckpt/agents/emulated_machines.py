@@ -51,7 +51,7 @@ class EmulatedMachines:
 
     @property
     def failure(self) -> str:
-        """What to say of one whose launcher has failed; empty if none has."""
+        """Which machine's launcher has failed, and its exit status; empty if none has."""
         for name in self.names:
             if (status := self._launchers[name].poll()) not in (None, 0):
                 return f"{name} ended with {status}"

@@ -1,6 +1,6 @@
 """A client of etcd's v3 API over its JSON gateway: keys, leases, compare-and-swap, watches.
 
-Every call goes to the member that answered last and, if it does not answer, to each other one
+Every call goes to the member that answered last and, if it does not answer, to each of the others
 (docs/decisions/0004). While a member is there but cannot answer, as when the leader was lost and
 another one is being elected, all are asked again.
 """

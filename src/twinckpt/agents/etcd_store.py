@@ -1,8 +1,8 @@
 """The control store in etcd: any machine's root agent can be elected.
 
 `/twinckpt/RUN_ID/root` names the root that workers follow, `/twinckpt/RUN_ID/generation` is the
-record that it leaves its successor. Both are written under the root's lease, and only by who
-finds the first one as it has last seen it (compare-and-swap): a root that was replaced can
+record that it leaves its successor. Both are written under the root's lease, and only by a root
+that finds the first key as it has last seen it (compare-and-swap): one that was replaced can
 write nothing more.
 
 A candidate replaces a root that refuses connections (its kernel says that nobody listens), or
@@ -46,7 +46,7 @@ class EtcdStore:
 
     @property
     def pause_s(self) -> float:
-        """All candidates together campaign a hundred times a second at most."""
+        """The pause between campaigns: all candidates together make at most a hundred a second."""
         num_candidates = self._seen.num_machines if self._seen else 1
         return max(_PAUSE_S, num_candidates / _CAMPAIGNS_PER_S)
 
@@ -70,7 +70,7 @@ class EtcdStore:
         self._client.wait_for_change(self._root_key, self._revision, timeout_s)
 
     def campaign(self, host: str) -> "EtcdLeadership | None":
-        """Replace a root that is gone; who is faster wins."""
+        """Replace a root that is gone; None if it is not, or another candidate was faster."""
         value, _ = self._client.get(self._root_key)
         if not (self._is_gone(value) if value else self._is_free()):
             return None
@@ -87,7 +87,7 @@ class EtcdStore:
         return _refuses(self._seen) or self._client.age_s(value.lease) >= STALE_S
 
     def _is_free(self) -> bool:
-        """Nobody is elected; but if etcd has lost its data, the root may be about to say so."""
+        """Return whether no root lives, given that none has a key: etcd may have lost its data."""
         is_recent = time.monotonic() - self._seen_at_s < STALE_S
         return self._seen is None or not is_recent or _refuses(self._seen)
 
@@ -139,7 +139,7 @@ class EtcdLeadership:
         return True
 
     def leave(self, record: GenerationRecord | None) -> None:
-        """Have it written by the thread that holds the keys."""
+        """Have the record written by the thread that holds the keys."""
         self._to_write = [record]
         self._wake.set()
 
@@ -159,7 +159,7 @@ class EtcdLeadership:
                 self._wake.clear()
 
     def _renew(self) -> bool:
-        """Return False once somebody else is the root."""
+        """Renew the lease and write what is left; return False once somebody else is the root."""
         value, _ = self._client.get(self._root_key)
         if value is not None and not self._holds(value):
             return False

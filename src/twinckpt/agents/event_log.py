@@ -39,7 +39,7 @@ def file_of(setting: str, agent: str) -> str:
 
 
 def with_former(path: Path) -> list[Path]:
-    """Return a log, and before it what was put aside of it if there is anything."""
+    """Return a log's files, oldest first: the one put aside, if any, and the present one."""
     return [*filter(Path.exists, [_former(path)]), path]
 
 

@@ -186,7 +186,7 @@ class JobSettings:
 
 
 def _is_text(value: str) -> bool:
-    """Return whether agents can be told it; the environment may hold any bytes."""
+    """Return whether a value is text that agents can be told; environments may hold any bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:

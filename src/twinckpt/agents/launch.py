@@ -24,7 +24,7 @@ _LOOK_S = 0.5
 
 
 class RootCandidate:
-    """This machine's part in the job having a root agent, under the store that an endpoint names.
+    """This machine's part in providing the job's root agent, by the store that an endpoint names.
 
     With the embedded store it starts the root agent if that belongs here. With one that elects
     roots it keeps a `process` that stands by, so that this machine can become root at any time.
@@ -41,12 +41,12 @@ class RootCandidate:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Return where the root agent is, if that is fixed; else a port that is none."""
+        """Return the root agent's host and port if they are fixed; else `("", 0)`."""
         root = None if self.store.elects_successors else self.store.root()
         return (root.host, root.port) if root else ("", 0)
 
     def start(self) -> None:
-        """Do it now; called before each generation.
+        """Start a root agent's process if one is needed here; called before each generation.
 
         Raises AgentUnavailableError if the store does not answer; later only the election of a
         successor depends on that.

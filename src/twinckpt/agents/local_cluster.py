@@ -125,7 +125,7 @@ class LocalCluster:
         self._num_started = 0
 
     def _job_settings(self) -> JobSettings:
-        """What the cluster's configuration leaves open comes from the environment, as always."""
+        """Return the job's settings: those of `config`; the environment decides the others."""
         return JobSettings.load(
             {
                 "replicas": self.config.replicas,
@@ -358,7 +358,7 @@ class LocalCluster:
         return now_s
 
     def root_index(self) -> int:
-        """Return the machine of the newest generation on which the root agent runs."""
+        """Return the index in the newest generation of the machine that the root agent runs on."""
         pid = self._root_pid()
         for index, name in self.members.items():
             if pid in [process.pid for process in self.processes(name)]:
@@ -415,7 +415,7 @@ class LocalCluster:
     def processes_of_job(self) -> list[psutil.Process]:
         """Return all living processes that were started for this job, wherever they are now.
 
-        They are told by the job's secret in their environment.
+        They are recognised by the job's secret in their environment.
         """
         found = []
         for process in psutil.process_iter():

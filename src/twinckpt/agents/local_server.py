@@ -31,7 +31,7 @@ class LocalPeer:
         self.pid, _ = _process_and_user_of(sock)
         self.heard_at_s = time.monotonic()
         self.world_size = 0
-        self.watch_no_longer: Callable[[], None] = lambda: None  # for the end of its process
+        self.watch_no_longer: Callable[[], None] = lambda: None  # ends the watch on its process
 
     def close(self) -> None:
         """End the conversation; the process sees the end of the connection."""
@@ -135,10 +135,10 @@ async def _received(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> byt
 
 
 def _process_and_user_of(sock: socket.socket) -> tuple[int, int]:
-    """Return which process has called, by its number here, and whose it is.
+    """Return the number of the process that has called, as it is seen from here, and its user.
 
-    It may know itself by another number, in a container of its own, and not be visible here: 0.
-    An abstract name is open to all users of the host.
+    The number is 0 for a process of another container that is not visible here. The user must be
+    checked, since an abstract name is open to all users of the host.
     """
     found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, user, _ = _CREDENTIALS.unpack(found)

@@ -46,7 +46,7 @@ def _start(module: str, argument: str, log_file: str, secret: bytes) -> subproce
 
 
 def allow_all_descriptors() -> None:
-    """Take what this user may have: a thousand machines need as many connections to the root."""
+    """Raise the limit on descriptors as far as allowed: a root has a connection a machine."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -54,7 +54,7 @@ def allow_all_descriptors() -> None:
 def when_process_ends(pid: int, action: Callable[[], None]) -> Callable[[], None]:
     """Call `action` in the running event loop once process `pid` is gone; at once if it is.
 
-    Returns what ends the watch before that: it takes a descriptor.
+    Returns a function that ends the watch before that, and frees its descriptor.
     """
     loop = asyncio.get_running_loop()
     try:

@@ -51,9 +51,9 @@ _Result = TypeVar("_Result")
 
 
 class _OneLine(SystemExit):
-    """Torchrun prints this one line, and ends with status 1.
+    """An error of which torchrun prints one line, and ends with status 1.
 
-    A traceback through torchrun would say nothing to who reads why the job does not run.
+    A traceback through torchrun would not help a user to see why the job does not run.
     """
 
     def __init__(self, reason: str) -> None:
@@ -69,7 +69,7 @@ class NotFormedError(_OneLine, RendezvousTimeoutError):
 
 
 def _told_in_one_line(function: Callable[_P, _Result]) -> Callable[_P, _Result]:
-    """What our errors say is all that there is to know; torchrun would add its own frames."""
+    """Return `function` with our errors told in one line, without torchrun's own frames."""
 
     @functools.wraps(function)
     def told(*args: _P.args, **kwargs: _P.kwargs) -> _Result:
@@ -115,7 +115,7 @@ class TwinRendezvousHandler(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Ranks make a store of their own in each generation: nothing stale is ever read."""
+        """False: ranks make a store of their own in each generation, so nothing stale is read."""
         return False
 
     @_told_in_one_line
@@ -235,8 +235,8 @@ class TwinRendezvousHandler(RendezvousHandler):
 def _num_ranks_asked() -> int:
     """Return how many ranks torchrun's command line asks for here; 0 for another launcher's.
 
-    Torchrun itself says nothing of it to a rendezvous. It imports this module's, and not the other
-    way round.
+    Torchrun does not tell a rendezvous handler. Its module is imported late, since it imports this
+    one by the entry point.
     """
     from torch.distributed import run as torchrun
 

@@ -89,12 +89,12 @@ class RootAgent:
     def _hold(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             self._leadership.hold()
-        finally:  # whatever ended it: who is not renewed is replaced
+        finally:  # whatever ended it: a root that is not renewed is replaced
             with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending
                 loop.call_soon_threadsafe(self._resign)
 
     def _resign(self) -> None:
-        """Nobody follows this root any more: what it would decide now means nothing."""
+        """End this root's service: nobody follows it any more, so its decisions mean nothing."""
         logger.warning("another root agent is elected; this one stands by")
         whose = {"pid": os.getpid(), "machine": self._config.machine}
         self._events.write("root_replaced", {"generation": self._root.generation, **whose})
@@ -158,12 +158,12 @@ class RootAgent:
             writer.close()
 
     def _is_of_another_job(self, hello: m.Hello) -> bool:
-        """Whether both were named, and differently: it would wait here, or train along."""
+        """Return whether a machine names another job: it would wait here, or train along."""
         names = {hello.run_id, self._config.run_id} - _UNNAMED
         return len(names) > 1
 
     def _compare(self, machine: str, settings: dict[str, str]) -> None:
-        """Warn where a machine was told other settings of the job; its own would be silent."""
+        """Warn if a machine was told other settings of the job, which have no effect here."""
         here = named_settings(self._config.job)
         differing = {name: value for name, value in settings.items() if value != here.get(name)}
         if differing:
@@ -202,7 +202,7 @@ class RootAgent:
 
 
 def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Of each caller that finds no descriptor left asyncio would print a traceback."""
+    """Warn where no descriptor is left: asyncio would print a traceback for each caller."""
     error = context.get("exception")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         _tell_of_descriptors()
@@ -212,12 +212,12 @@ def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 @functools.cache
 def _tell_of_descriptors() -> None:
-    """Once is enough."""
+    """Warn that no descriptor is left, once in a process."""
     logger.warning("no descriptor is left for further connections: raise ulimit -n")
 
 
 def _hang_up(writer: asyncio.StreamWriter) -> None:
-    """End a connection so that who handles it notices, in a handshake as well."""
+    """End a connection so that its handler notices, in a handshake as well."""
     with contextlib.suppress(OSError):
         writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 

@@ -39,12 +39,13 @@ class RootLink:
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_refused = on_refused
-        # Until it has agreed once; where roots are elected another one may come.
+        # Whether another service may be there: until it has proved the secret once, and never where
+        # roots are elected, since another one may come.
         self._is_perhaps_another = not config.store
         self._num_refusals = 0
         self._writer: asyncio.StreamWriter | None = None
         self._told = ""
-        self.is_leaving = False  # then the root may go first, and nobody needs to know
+        self.is_leaving = False  # if so, the root may end first, unlogged
         self.address = (config.root_host, config.root_port)
 
     @property

@@ -69,10 +69,10 @@ class StepDrain:
         self._is_told_what_stays = False
 
     def begin(self, work: StartDrain) -> Callable[[], bool]:
-        """Keep this machine's shards of a ticket from reuse; return what copies them.
+        """Keep this machine's shards of a ticket from reuse; return a function that copies them.
 
-        Called at once: the next commit drops them. What is returned is for a thread; it returns
-        whether all shards are there.
+        Called at once, since the next commit drops them. The function is to be called in a
+        thread; it returns whether all shards are in storage.
         """
         kept = ExitStack()
         try:
@@ -84,13 +84,13 @@ class StepDrain:
         return partial(self._copy, work, entries, kept)
 
     def _copy(self, work: StartDrain, entries: Sequence[CheckpointEntry], kept: ExitStack) -> bool:
-        """The last machine to copy its shards completes the step, and removes the oldest."""
+        """Copy, and return whether that worked; the last machine also completes the step."""
         directory = drained.location(self._config.drain_directory)
         try:
             with kept:
                 for entry in entries:
                     seal, rate = entry.seal, self._config.drain_bytes_per_s
-                    # Whoever takes a root's place has a step drained that is on its way already.
+                    # A root that takes over may ask for a step that is copied already.
                     if drained.read_seal(directory, seal.step, seal.rank) != seal:
                         drained.write_shard(directory, seal, entry.data, rate)
             what = (work.step, work.ticket, work.world_size, work.digest)

@@ -49,7 +49,7 @@ _Work = TypeVar("_Work")
 class WorkerAgent:
     """Drives the worker's state machine over sockets; everything runs in one event loop.
 
-    Only what may take long runs in threads, and comes back to the loop. They share `_checkpoints`,
+    Only what may take long runs in threads, and returns to the loop. These share `_checkpoints`,
     which has a lock of its own, and the progress of a fetch: its thread puts it into `_arriving`,
     and asks `Worker.awaits`, which only reads.
     """
@@ -76,7 +76,7 @@ class WorkerAgent:
         self._launcher: LocalPeer | None = None
         self._warm = WarmParents()
         self._join: m.Join | None = None
-        self._wishes: tuple[int, int, int] | None = None  # the end of a Join
+        self._wishes: tuple[int, int, int] | None = None  # the last fields of a Join
         self._given_up = ""
         self._received: set[tuple[int, int]] = set()
         self._arriving: dict[int, tuple[act.StartFetch, Seal, int]] = {}
@@ -117,7 +117,7 @@ class WorkerAgent:
     # The root agent.
 
     async def _hello(self) -> list[m.ToRoot]:
-        """What the root must know first, on each new connection."""
+        """Return what the root must know first, on each new connection."""
         trains = self._core.formed is not None  # a root that takes over does not wait for long
         timeout_s = self._config.heartbeat_timeout_s / 2 if trains else None
         steps, ticket = await self._drained_steps.list(timeout_s)
@@ -186,9 +186,9 @@ class WorkerAgent:
             )
 
     def _end_stale_transfers(self, message: m.ToWorker) -> None:
-        """A frozen machine holds up a transfer from it, and with it a slot, for half a minute.
+        """Cancel the transfers that nobody wants any more, or that have other sources now.
 
-        So those end that nobody wants any more, and those that have better sources now.
+        A frozen source would hold up a transfer, and with it a slot, for half a minute.
         """
         if isinstance(message, m.Formed | m.Resolve):
             for rank, ticket in self._core.fetching:
@@ -319,7 +319,7 @@ class WorkerAgent:
         return []
 
     def _is_held(self, rank: int, peer: LocalPeer) -> bool:
-        """Return whether another process is this rank: one that it started inherits its place."""
+        """Return whether another process is this rank; a child that it starts inherits RANK."""
         former = self._ranks.get(rank)
         return former is not None and former.pid != peer.pid
 

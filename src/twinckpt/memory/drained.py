@@ -38,7 +38,7 @@ class Manifest(msgspec.Struct, frozen=True):
     digests: tuple[str, ...] = ()
 
     def names(self, seal: Seal) -> bool:
-        """Return whether a shard is of this checkpoint, not of another one with its numbers."""
+        """Return whether a shard is of this checkpoint, not of another with the same numbers."""
         if (seal.ticket, seal.world_size) != (self.ticket, self.world_size):
             return False
         digests = self.digests[seal.rank : seal.rank + 1]
@@ -67,7 +67,7 @@ def location(directory: str) -> Path:
     if not separator or scheme == "file":
         return Path(rest if separator else directory)
     try:
-        import fsspec  # what has no URL does without the time to import it
+        import fsspec  # takes time, which a plain path does not need
         from upath import UPath
 
         fsspec.get_filesystem_class(scheme)
@@ -100,8 +100,8 @@ def write_shard(
 def finish_step(directory: Path, step: int, ticket: int, world_size: int, digest: str = "") -> bool:
     """Write the manifest if all shards of this ticket are durable; return whether they are.
 
-    Raises DamagedCopyError if they are not those of the checkpoint with this `digest`: a ticket
-    is given only once in a job, so that another job drains to the directory as well.
+    Raises DamagedCopyError if they are not those of the checkpoint with this `digest`: a job
+    issues each ticket only once, so another job must drain to this directory as well.
     """
     folder = step_directory(directory, step)
     shards = []
@@ -119,7 +119,7 @@ def finish_step(directory: Path, step: int, ticket: int, world_size: int, digest
 
 
 def read_manifest(directory: Path, step: int) -> Manifest | None:
-    """Return what makes a step complete; None if nothing does."""
+    """Return the manifest that makes a step complete; None if there is none, or none is intact."""
     try:
         content = (step_directory(directory, step) / _MANIFEST).read_bytes()
         manifest = _MANIFEST_DECODER.decode(content)
@@ -155,7 +155,7 @@ def is_filled(directory: Path) -> bool:
 
 
 def check_readable(directory: Path) -> None:
-    """Raise ConfigurationError where what is drained to a directory would count as nothing."""
+    """Raise ConfigurationError if a directory cannot be read, and so seems to hold no step."""
     try:
         is_filled(directory)
     except Exception as error:  # drivers of remote storage raise their own
@@ -177,7 +177,7 @@ def drained_steps(directory: Path) -> tuple[int, ...]:
 def known(directory: Path) -> tuple[tuple[int, ...], int]:
     """Return the complete steps in a directory and its newest ticket; none while unreadable.
 
-    A job has been refused if it could not be read at the start; later it goes on without it.
+    A job is refused if the directory cannot be read at the start; later it goes on without it.
     """
     try:
         return drained_steps(directory), newest_ticket(directory)
@@ -201,7 +201,7 @@ def newest_ticket(directory: Path) -> int:
 def set_aside(directory: Path, step: int) -> list[int]:
     """Make a damaged step incomplete: rename its manifest, so that nothing more is lost.
 
-    Returns the steps that are left, where it cannot be renamed as well.
+    Returns the complete steps that are left, even if the manifest cannot be renamed.
     """
     manifest = step_directory(directory, step) / _MANIFEST
     try:
@@ -300,7 +300,7 @@ def load_drained(directory: Path, step: int, rank: int) -> tuple[Seal, memoryvie
 def check_length(directory: Path, seal: Seal) -> None:
     """Raise DamagedCopyError if a shard's file goes on after what was sealed.
 
-    A restore does not ask: what was sealed is there, and setting the step aside would lose it.
+    A restore does not check this: what was sealed is there, and a step set aside would be lost.
     """
     size_bytes = shard_path(directory, seal.step, seal.rank).stat().st_size
     if size_bytes > seal.size_bytes:

@@ -99,7 +99,7 @@ class InMemoryCheckpoint:
             )
 
     def begin_generation(self) -> None:
-        """From now on only shards that are reserved again are needed here."""
+        """Note that from now on only shards that are reserved again are needed here."""
         with self._lock:
             self._needed.clear()
 
@@ -232,8 +232,8 @@ class InMemoryCheckpoint:
     def filling(self, rank: int, ticket: int, index: int) -> Iterator[Slot | None]:
         """Keep a begun slot from reuse while a transfer writes it, even if it is dropped.
 
-        None if it was dropped before, while the transfer waited for its turn: it may hold
-        another version by now.
+        Gives None if it was dropped already, while the transfer waited for its turn: the slot
+        may hold another version by now.
         """
         slot, state = None, None
         with self._lock:

@@ -17,8 +17,8 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _LIBC = ctypes.CDLL(None)
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
-# Of each version of control groups: the controller, its folder, what may be taken, what is, and
-# how the statistics name what groups below it have as well.
+# For each version of control groups: controller, folder, the files of the limit and of the usage,
+# and the prefix of those statistics that include the groups below.
 _GROUP_FILES = (
     ("", "", "memory.max", "memory.current", ""),
     ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
@@ -91,7 +91,7 @@ def available_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> i
 
 
 def _free_in_groups(groups: Path, membership: Path) -> Iterator[int]:
-    """Yield what the control groups leave: the process's own, and all around it."""
+    """Yield the bytes that are free in this process's control group, and in each around it."""
     own: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in membership.read_text(encoding="utf-8").splitlines():
@@ -107,7 +107,7 @@ def _free_in_groups(groups: Path, membership: Path) -> Iterator[int]:
 
 
 def _cached_bytes(statistics: Path, prefix: str) -> int:
-    """Return what of a group's memory only caches files: the kernel gives it to who needs it."""
+    """Return how much of a group's memory only caches files, which the kernel drops on demand."""
     names = [f"{prefix}{kind}_file" for kind in ("active", "inactive")]
     with contextlib.suppress(OSError):
         lines = statistics.read_text(encoding="ascii").splitlines()

@@ -151,7 +151,7 @@ class BulkClient:
     ) -> Seal:
         """Receive a shard into `buffer` and return its seal, every chunk verified.
 
-        `on_progress(seal, num_bytes)` is called now and then: so much has been verified.
+        `on_progress(seal, num_bytes)` is called now and then; `num_bytes` are verified by then.
         Raises DamagedCopyError if the peer has no intact copy, ProtocolError if it does not
         fit, TransferCancelled after `cancel`, OSError or EOFError if the connection fails.
         """
@@ -247,10 +247,10 @@ def _hang_up(sock: socket.socket) -> None:
 
 
 def _block(sock: socket.socket, timeout: int) -> None:
-    """Let the kernel wait, with a limit: Python's own time-outs cost a system call each.
+    """Have the kernel limit each wait: Python's own time-outs cost a system call each.
 
-    A slow peer has that long; one whose host does not even acknowledge is cut off, and must not
-    keep a slot for so long.
+    A slow peer has `TRANSFER_TIMEOUT_S`; one whose host does not even acknowledge is cut off
+    sooner, so that it does not keep a slot. `timeout` is SO_RCVTIMEO or SO_SNDTIMEO.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
@@ -298,7 +298,7 @@ def _receive_verified(
         num_bytes = start + len(chunk)
         if num_bytes >= next_report or num_bytes == seal.size_bytes:
             on_progress(seal, num_bytes)
-            # Who reads along has little left to do once the last byte is there.
+            # So a rank that reads along has little left to do once the last byte is there.
             left_bytes = seal.size_bytes - num_bytes
             next_report = num_bytes + max(_LAST_REPORT_BYTES, min(_REPORT_BYTES, left_bytes // 2))
 

@@ -95,7 +95,7 @@ class RootQuestion:
 
 @dataclass(frozen=True, slots=True)
 class RootMoved:
-    """The job's root agent is a new one, there."""
+    """The job has a new root agent, at this address."""
 
     host: str
     port: int

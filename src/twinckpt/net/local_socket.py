@@ -40,7 +40,7 @@ def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
 
 
 class _SpareDescriptor:
-    """One descriptor that is kept for a slot's, where the program takes all that there are."""
+    """A descriptor held in reserve for a slot's, in case the program uses up all there are."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
@@ -67,7 +67,7 @@ class AgentLink:
         """
         self._receiving = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with contextlib.ExitStack() as otherwise:  # who waits for an agent tries again and again
+        with contextlib.ExitStack() as otherwise:  # else each failed attempt would leak a socket
             otherwise.callback(self._socket.close)
             self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
             try:
@@ -114,7 +114,7 @@ class AgentLink:
         poll = select.poll()
         try:
             poll.register(self._socket, select.POLLIN)
-        except ValueError as error:  # by another thread, or by a signal's handler
+        except ValueError as error:  # closed by another thread, or a signal's handler
             raise AgentUnavailableError("this process has left the worker agent") from error
         if not poll.poll(timeout_ms):
             return None

@@ -13,7 +13,7 @@ _NUM_TRIALS = 20
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of this machine that nobody uses now, and that is given to nobody unasked.
+    """Return a free port of this machine, if possible one that the kernel never gives unasked.
 
     Raises ConfigurationError if `host` is not this machine.
     """

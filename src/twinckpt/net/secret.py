@@ -14,7 +14,7 @@ MIN_SECRET_BYTES = 16
 
 
 def load_secret() -> bytes:
-    """Return the job's secret; raises ConfigurationError for one that is too short or open."""
+    """Return the job's secret; raises ConfigurationError if it is short or others can read it."""
     value = os.environ.get("TWINCKPT_SECRET")
     if value is not None:
         return _checked(os.fsencode(value), "TWINCKPT_SECRET")

@@ -1,7 +1,7 @@
 """Callers that have not proved yet that they belong here: how many there may be, and their refusal.
 
-Anybody who reaches a port can call, as often as he likes. Without a limit he would have all of
-the process's descriptors and threads, and with a line for each call, the disk that logs are on.
+Anybody who reaches a port can call, as often as they like. Without a limit they could take all of
+the process's descriptors and threads and, with a line for each call, the disk that logs are on.
 """
 
 import logging
@@ -25,10 +25,10 @@ class Strangers:
         self._lock = threading.Lock()
 
     def enter(self, turn_away: Callable[[], None]) -> Callable[[], None]:
-        """Let a caller in; return what to call once he has proved himself, or is gone.
+        """Let a caller in; return what to call once it has proved itself, or is gone.
 
-        Where there are too many, `turn_away` of the one that came first is called: who holds
-        the secret proves it within milliseconds, so that he is never the one.
+        If there are too many, `turn_away` of the earliest is called: a caller that holds the
+        secret proves it within milliseconds, and is never that one.
         """
         caller = object()
         with self._lock:
@@ -56,7 +56,7 @@ class Strangers:
     def refuse(self, whom: str, error: Exception) -> None:
         """Log a caller that is refused, once: a machine calls again ten times a second.
 
-        Who just looks whether somebody listens breaks off; a wrong secret is worth a word.
+        One that breaks off is not logged: it may only have looked whether somebody listens.
         """
         told = (whom, str(error))
         if isinstance(error.__cause__, _BREAKING_OFF):

@@ -126,7 +126,7 @@ def _context(files: TlsFiles, protocol: int) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Without it, OpenSSL would ask at the terminal, and wait."""
+    """Return an empty password: else OpenSSL would ask for one at the terminal, and wait."""
     return ""
 
 
