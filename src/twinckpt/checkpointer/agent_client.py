@@ -125,7 +125,7 @@ class AgentClient:
         self._link.send(local.Attach(slot_bytes))
 
     def let_go_of_slots(self) -> None:
-        """Nothing is staged or restored here any more; the process may live on for long."""
+        """Let go of all slots: nothing is staged or restored here any more, but this may run on."""
         self.grants.clear()
         self._mappings.forget_smaller(sys.maxsize)
 
@@ -134,7 +134,7 @@ class AgentClient:
         return ticket in self._open
 
     def give_back(self, grant: Grant) -> None:
-        """Let the next save have a grant that none has used, if it may still be used."""
+        """Let the next save have an unused grant, if its slot may still be filled."""
         if self.is_open(grant.ticket):
             self.grants.insert(0, grant)
 
@@ -149,7 +149,7 @@ class AgentClient:
     def poll(self, timeout_s: float = 0.0) -> None:
         """Take in what the agent has said; raises what it refused.
 
-        Waits for the first message, up to `timeout_s`, and never long.
+        Waits for the first message up to `timeout_s`, but at most `_LONGEST_WAIT_S`.
         """
         received = self._link.receive(min(timeout_s, _LONGEST_WAIT_S))
         while received is not None:
@@ -166,7 +166,7 @@ class AgentClient:
     def request_restore(self, timeout_s: float) -> RestoreAnswer:
         """Ask what to restore from; waits while the agent fetches it from a peer.
 
-        What has come for a restore that failed half way is no answer to this one.
+        An answer that is left from a restore that failed half way does not count for this one.
         """
         if self._early_answer is not None:
             early, self._early_answer = self._early_answer, None
@@ -202,7 +202,7 @@ class AgentClient:
     def close(self) -> None:
         """Say goodbye, so that the end of this process does not count as a failure.
 
-        So does the connection of the `launcher` for which this process stands in, if it does.
+        If this process stands in for a launcher, the connection `launcher` says goodbye, too.
         """
         self._link.say_goodbye()
         if self.launcher is not None:
@@ -240,7 +240,7 @@ class AgentClient:
     def _expect(
         self, kinds: type | tuple[type, ...], timeout_s: float
     ) -> tuple[local.FromAgent, int | None]:
-        """Wait for a message of one of these kinds, which has to come."""
+        """Return a message of one of these kinds; raises AgentUnavailableError if none comes."""
         received = self._next_of(kinds, timeout_s)
         if received is None:
             raise AgentUnavailableError(
@@ -252,7 +252,7 @@ class AgentClient:
     def _next_of(
         self, kinds: type | tuple[type, ...], timeout_s: float
     ) -> tuple[local.FromAgent, int | None] | None:
-        """Wait for a message of one of these kinds, taking in the others; None if none comes."""
+        """Return a message of one of these kinds, taking in the others; None if none comes."""
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             received = self._link.receive(min(left_s, _LONGEST_WAIT_S))
@@ -265,7 +265,7 @@ class AgentClient:
         return None
 
     def _raise_if_broken(self) -> None:
-        """A launcher would end this process with its generation; without one, an error has to."""
+        """Raise RestoreError if the generation is over, and no other launcher ends this process."""
         received = self.launcher.receive(0.0) if self.launcher is not None else None
         if received is not None and isinstance(received[0], local.LauncherBroken):
             raise RestoreError(

@@ -47,7 +47,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class FullState:
-    """The state of the whole job; `differing` names the parts of which rank 0's was taken."""
+    """The state of the whole job; where ranks differ, in the parts `differing`, it is rank 0's."""
 
     step: int
     world_size: int
@@ -97,7 +97,7 @@ def resharded(
     """Return a drained step's state for a rank of a job of another size, and its tensors.
 
     Args:
-        counterpart: the live tensor that a name belongs to: a sharded one gives the placement.
+        counterpart: returns the live tensor of a name; a sharded one gives the placement.
 
     What is not sharded comes from rank `rank` modulo the number of ranks that wrote it. Raises
     RestoreError for a sharded tensor without counterpart, and as `full_state` does.
@@ -194,7 +194,7 @@ def _combine(
 
 
 def _differs(part: str, shards: Sequence[Shard]) -> bool:
-    """Return whether what is not sharded of a part differs between ranks."""
+    """Return whether ranks differ in those values of a part that are not sharded."""
     first = shards[0]
     tree = first.metadata["state"][part]
     if any(shard.metadata["state"].get(part) != tree for shard in shards[1:]):

@@ -1,8 +1,8 @@
 """Capturing the state again and again: what has not changed is not walked through in full.
 
-From step to step a state keeps its tensors (their contents change, which is no matter here)
-and most of its plain values. The state is therefore cut into fragments, one a part or one a
-key of it; a fragment whose tensors and values are the very same keeps its encoded form.
+From step to step a state keeps its tensors (their contents change, which does not matter here)
+and most of its plain values. The state is therefore cut into fragments, one for each part, or
+for each key of a part; one whose tensors and values are the very same keeps its encoded form.
 """
 
 import json
@@ -99,7 +99,7 @@ def _subtrees(whole: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
 
 
 def _is_split(value: Any) -> bool:
-    """A plain dictionary of dictionaries or lists, such as an optimizer's, is cut by key."""
+    """Return whether to cut a part by key: a plain dictionary of containers, as an optimizer's."""
     return (
         type(value) is dict
         and any(isinstance(item, dict | list) for item in value.values())

@@ -4,9 +4,9 @@
 of this machine's worker agent during the next forward and backward passes. A fence before
 `optimizer.step()` waits for what is left of the copy. The agent does the rest.
 
-All that a `Checkpointer` holds belongs to the thread that saves. The staging thread runs `copy`
-of `_copy_job` alone: it moves its handle on, hands the slot over, or leaves the grant of a save
-that failed. Others may wait for a handle, which takes in what the agent has said.
+All that a `Checkpointer` holds belongs to the thread that saves. The staging thread runs nothing
+but the jobs of `_copy_job`: each advances its handle and hands the slot over, or leaves the grant
+of a save that failed. Other threads may wait for a handle, and so take in the agent's messages.
 """
 
 import atexit
@@ -122,7 +122,7 @@ class Checkpointer:
         self._restorer = Restorer(self._state, self._client, pinned)
         if self._client.generation <= 1:  # a restart need not wait for what has been said
             tell_need(self._state, self._need, is_teller=self._client.rank == 0)
-        # Of all optimizers: one may step what is in the state without being there itself, and a
+        # A hook for all optimizers: one that is not in the state may step tensors that are, and a
         # fused one leaves no trace in the version counters.
         hook = self._before_optimizer_step
         if "torch._dynamo" in sys.modules:  # as it is with any optimizer; the import takes a second
@@ -176,7 +176,7 @@ class Checkpointer:
             self._client.close()
 
     def _wait_until_drained(self) -> None:
-        """What goes wrong is told: the program ends as well as it can."""
+        """Wait until the last step is in storage; errors are only logged: the program is ending."""
         if threading.get_ident() in self._busy_threads:
             return  # a signal's handler ends the program, in the midst of a save
         try:
@@ -198,7 +198,7 @@ class Checkpointer:
             )
 
     def _close_at_exit(self) -> None:
-        """A program that has come to its end without `close` has not failed."""
+        """Close as the program ends, which has failed only if an exception was not caught."""
         self.close(failed=getattr(sys, "last_value", None) is not None)
 
     def _check_open(self) -> None:
@@ -246,7 +246,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep what a signal's handler may save out of what is half done, and has locks."""
+        """Mark this thread as busy: `save` in a signal's handler must not enter what has locks."""
         thread = threading.get_ident()
         is_outer = thread not in self._busy_threads
         self._busy_threads.add(thread)
@@ -336,7 +336,7 @@ class Checkpointer:
                 ) from error
             self._attached = True
         self._in_flight.take_back_unused()
-        # Of two slots, one is the committed step's and the other that of a step that is drained.
+        # Of two slots, one may hold the committed step, and the other a step while it is drained.
         timeout_s = DRAIN_TIMEOUT_S if self._settings.is_draining else GRANT_TIMEOUT_S
         if block and not self._client.wait_for_grant(timeout_s):
             raise TimeoutError(_NO_SLOT.format(timeout_s))
@@ -346,7 +346,7 @@ class Checkpointer:
         return None
 
     def _use(self, step: int, grant: Grant, block: bool) -> SaveHandle:
-        """Begin to fill a slot; what ends that (a signal, too) gives the grant back."""
+        """Begin to fill a slot; if that ends by an exception (or signal), give the grant back."""
         try:
             return self._begin(step, grant, block)
         except BaseException:

@@ -46,7 +46,7 @@ _STARTED = (
     "of a process; take the same, or start another process"
 )
 
-_started: JobSettings | None = None  # with what this process has started its machine's agent
+_started: JobSettings | None = None  # of the agent that this process has started
 
 
 def job_settings(whole: JobSettings | None, explicit: Mapping[str, Any]) -> JobSettings:
@@ -92,9 +92,9 @@ def connect(settings: JobSettings) -> AgentClient:
 
 
 def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | None]:
-    """Have one agent on each machine form the job's next generation; return its socket's name.
+    """Have each machine's agent form the next generation; return its socket's name and a link.
 
-    The first rank of each machine stands in for the launcher and keeps that connection.
+    The first rank of each machine stands in for the launcher and keeps the link; others get None.
     """
     if settings.host == LOOPBACK and "TWINCKPT_HOST" not in os.environ:
         settings = replace(settings, host=address_towards(os.environ.get("MASTER_ADDR", LOOPBACK)))
@@ -133,7 +133,7 @@ def _watched_pid() -> int:
 def _socket_name() -> str:
     job = os.environ.get("TORCHELASTIC_RUN_ID", "job").encode()
     name = hashlib.sha256(job).hexdigest()[:16]  # it must be short
-    # Such names are the network's; process numbers may be a container's.
+    # Abstract names belong to a network namespace, process numbers perhaps to a container.
     space = os.stat("/proc/self/ns/pid").st_ino
     return f"twinckpt-{name}-{space}-{_watched_pid()}"
 

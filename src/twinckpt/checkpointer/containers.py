@@ -4,7 +4,7 @@ from typing import Any
 
 
 def fill(live: Any, value: Any, taken: set[int] | None = None) -> None:
-    """Make a dictionary, list or set what another one is, and so all that it contains.
+    """Make a live dictionary, list or set equal to `value`, in place, and so those inside it.
 
     What is one container now may have been saved as two; the second one is left as it was made.
     """

@@ -41,7 +41,7 @@ class PinnedSlots:
             self._addresses[address] = error == 0
             if error:
                 with contextlib.suppress(RuntimeError):
-                    torch.zeros(1, device="cuda")  # CUDA says it once more, to the next kernel
+                    torch.zeros(1, device="cuda")  # takes the error, told again at the next kernel
                 logger.warning(
                     "CUDA did not register a slot of %d MiB as pinned memory (error %d): copies "
                     "are slower; raise the limit on locked memory (ulimit -l)",
@@ -97,7 +97,7 @@ class DeviceCopies:
             stream = self._streams[device] = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            # What is to be negated on the way would be negated in RAM, before it has come there.
+            # Else the host would conjugate or negate the copy in RAM, before it has arrived there.
             sources = [
                 source.resolve_conj().resolve_neg()
                 if source.is_conj() or source.is_neg()

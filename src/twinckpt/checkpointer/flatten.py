@@ -32,8 +32,8 @@ from twinckpt.checkpointer.tree import (
 )
 from twinckpt.errors import UnsupportedStateError
 
-# Deeper ones could be saved, but not restored where more functions have called each other: of
-# Python's thousand calls each level takes three.
+# Deeper states could be saved, but perhaps not restored from a deeper call stack: each level takes
+# three of Python's thousand nested calls.
 _MAX_DEPTH = 200
 
 # What is of a type derived from one of these would come back as the plain one.
@@ -74,7 +74,7 @@ def flatten(
         ) from None
     except UnsupportedStateError:
         raise
-    except Exception as error:  # as Python's, of a key of 5000 digits
+    except Exception as error:  # such as Python's, for a key of 5000 digits
         raise UnsupportedStateError(
             f"{name or 'the state'} cannot be read: {type(error).__name__}: {error}"
         ) from error
@@ -176,7 +176,7 @@ class _Flattener:
     def _key(self, key: Any, path: str) -> Any:
         if isinstance(key, torch.Tensor):
             raise UnsupportedStateError(f"a key of {path} is a tensor; use a name or a number")
-        return self.visit(key, f"the key {key} of {path}")  # a name of its own, if it is NumPy's
+        return self.visit(key, f"the key {key} of {path}")  # a NumPy key needs a tensor's name
 
     def _numpy(self, value: Any, path: str) -> Any:
         if value.dtype.hasobject:
@@ -198,7 +198,7 @@ class _Flattener:
                 f"{path} is of NumPy's type {value.dtype}, which another package defines; store a "
                 "tensor instead, or a view of it as integers"
             )
-        # What is summed in another order is rounded otherwise.
+        # The order of axes in memory is kept: a sum in another order is rounded differently.
         axes = sorted(range(value.ndim), key=lambda axis: -abs(value.strides[axis]))
         is_array = isinstance(value, np.ndarray)
         key = (value.__array_interface__["data"][0], dtype, value.shape, value.strides)
@@ -258,7 +258,7 @@ class _Flattener:
         return name
 
     def _store(self, tensor: torch.Tensor, path: str, original: torch.Tensor) -> str:
-        # What is asked of a tensor costs a tenth of a microsecond each: it is asked once.
+        # Each question to a tensor costs a tenth of a microsecond, so it is asked only once.
         device, dtype, shape = tensor.device, tensor.dtype, tensor.shape
         is_neg, is_conj = tensor.is_neg(), tensor.is_conj()
         key = (device, tensor.data_ptr(), is_neg, is_conj, dtype, shape, tensor.stride())

@@ -17,7 +17,7 @@ from twinckpt.memory.seal import Seal
 
 PIECE_BYTES = 64 << 20
 NUM_BUFFERS = 6  # as much as is copied while the host reads the header and finds the tensors
-MAX_PARTS = 65535  # of a piece: more than a kernel's grid takes
+MAX_PARTS = 65535  # of a piece at once: a kernel's grid takes no more
 
 
 class _Piece(NamedTuple):
@@ -117,7 +117,7 @@ class GpuReader:
 
 @contextlib.contextmanager
 def reading(seal: Seal, buffer: memoryview, kernels: Kernels | None) -> Iterator[GpuReader | None]:
-    """Give a reader that has begun, or None where the host must verify."""
+    """Yield a reader that has begun, or None where the host must verify."""
     reader = None
     if kernels is not None and seal.chunk_bytes % BLOCK_BYTES == 0 and kernels.are_ready():
         with contextlib.suppress(torch.OutOfMemoryError):

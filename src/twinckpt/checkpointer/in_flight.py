@@ -28,17 +28,17 @@ class SavesInFlight:
         return grant.ticket in self._handles
 
     def begin(self, grant: Grant, handle: SaveHandle) -> None:
-        """A save fills the slot of this grant."""
+        """Note that a save fills the slot of this grant."""
         self._handles[grant.ticket] = handle
-        if not self._client.is_open(grant.ticket):  # it was decided in a thread that waits
+        if not self._client.is_open(grant.ticket):  # a waiting thread has taken in the decision
             self._decide(grant.ticket, is_committed=False)
 
     def cancel(self, grant: Grant) -> None:
-        """That save has come to nothing, and its grant is used otherwise."""
+        """Forget a save that has come to nothing; its grant is used otherwise."""
         self._handles.pop(grant.ticket, None)
 
     def leave(self, grant: Grant) -> None:
-        """That save has failed: its slot may be used for the next one."""
+        """Leave the grant of a save that has failed for the next save."""
         self._unused.append(grant)
 
     def take_back_unused(self) -> None:
@@ -49,7 +49,7 @@ class SavesInFlight:
             self._client.give_back(grant)
 
     def forget_unused(self) -> None:
-        """The slots of saves that failed are not used any more."""
+        """Drop the grants of saves that failed: their slots are not used any more."""
         self._unused.clear()
 
     def poll(self, timeout_s: float = 0.0) -> None:

@@ -17,7 +17,7 @@ from twinckpt.errors import RestoreError
 
 
 def precedence(part: Any) -> int:
-    """Return when a part's turn is: what shares memory with an earlier part makes way."""
+    """Return a part's turn, lowest first: what shares memory with an earlier part makes way."""
     kinds = torch.nn.Module, torch.optim.Optimizer, object
     return next(turn for turn, kind in enumerate(kinds) if isinstance(part, kind))
 
@@ -26,9 +26,9 @@ def precedence(part: Any) -> int:
 class Made:
     """New tensors and arrays of all parts, so that they share what they shared.
 
-    One memory may occur as a parameter, and detached from it. Of what is `filled` in one place, and
-    made in another, the live memory is what both have in the end. `of_torch` and `live` are the
-    tensors that were filled, by identity: those of modules and optimizers, and all.
+    One memory may occur as a parameter, and detached from it. If it is `filled` in one place and
+    made in another, both have the live memory in the end. `of_torch` and `live` are the ids of
+    tensors that were filled: those of modules and optimizers, and all of them.
     """
 
     tensors: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class InPlace:
                 self._made.live.add(id(live))
                 if self._is_of_torch:
                     self._made.of_torch.add(id(live))
-                elif live.is_leaf:  # those set it by themselves
+                elif live.is_leaf:  # modules and optimizers set it by themselves
                     live.requires_grad_(is_trained)
                 return live
             if fits and self._is_module and is_dense(target) and live is target:
@@ -163,7 +163,7 @@ class InPlace:
         )
 
     def _device_of(self, name: str, owner: torch.Tensor | None) -> torch.device:
-        """Where a new tensor belongs: where it was, on the GPU of its parameter or this process."""
+        """Return a new tensor's device: CPU as saved, else its parameter's, or the current GPU."""
         if self._saved.device_type(name) == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
         if owner is not None:
@@ -171,7 +171,7 @@ class InPlace:
         return torch.device("cuda", torch.cuda.current_device())
 
     def _copied(self, node: dict[str, Any], name: str, device: torch.device) -> torch.Tensor:
-        """Return a copy in the saved order: fused optimizers go through memory as parameters'."""
+        """Return a copy with the saved strides: fused optimizers need those of the parameter."""
         dtype, shape = self._saved.kind(name)
         if "stride" in node:
             made = torch.empty_strided(shape, node["stride"], dtype=dtype, device=device)
@@ -182,6 +182,6 @@ class InPlace:
 
 
 def _requires_grad(node: dict[str, Any], otherwise: bool) -> bool:
-    """Return whether a tensor was trained; `otherwise` if nobody knows, as of an imported one."""
+    """Return whether a tensor was trained; `otherwise` if nobody knows, as for an imported one."""
     known = node.get("parameter", node.get("requires_grad", False))
     return otherwise if known is None else bool(known)

@@ -82,7 +82,7 @@ class Kernels:
 
 
 def compiled(source: bytes, capability: str) -> bytes:
-    """Return what a GPU runs, of a capability like "90".
+    """Return the binary that a GPU of a capability such as "90" runs.
 
     Raises ImportError without the bindings that torch for CUDA brings, and RuntimeError.
     """
@@ -96,7 +96,7 @@ def compiled(source: bytes, capability: str) -> bytes:
     program = checked(*nvrtc.nvrtcCreateProgram(source, _SOURCE.name.encode(), 0, None, None))
     options = [f"--gpu-architecture=sm_{capability}".encode()]
     checked(*nvrtc.nvrtcCompileProgram(program, len(options), options))
-    binary = bytes(checked(*nvrtc.nvrtcGetCUBINSize(program)))  # and is filled in place
+    binary = bytes(checked(*nvrtc.nvrtcGetCUBINSize(program)))  # filled by the next call
     checked(*nvrtc.nvrtcGetCUBIN(program, binary))
     checked(*nvrtc.nvrtcDestroyProgram(program))
     return binary

@@ -49,7 +49,7 @@ class Region(NamedTuple):
     shape: tuple[int, ...]
 
     def cut(self, size_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """Yield its parts, if the slot is cut every `size_bytes`: in which piece, start and end."""
+        """Yield its parts in a slot that is cut every `size_bytes`: index of piece, start, end."""
         position = self.start
         while position < self.end:
             index = position // size_bytes

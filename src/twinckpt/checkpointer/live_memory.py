@@ -69,7 +69,7 @@ class LiveMemory:
     def take_array(self, target: np.ndarray, name: str) -> bool:
         """Return whether a saved array may fill a live one: nothing else has its memory.
 
-        It may be a tensor's memory, or a part of another array's.
+        Not one whose memory is a tensor's, or a part of another array's.
         """
         owner = target if target.base is None or not target.flags.forc else target.base
         if type(owner) is not np.ndarray or not owner.flags.owndata:
@@ -82,7 +82,7 @@ class LiveMemory:
         )
 
     def _agree(self, first: _Taken, second: _Taken) -> bool:
-        """Return whether two saved tensors have the same where the live ones share memory."""
+        """Return whether two saved tensors have the same bytes where the live ones share memory."""
         start, end = max(first.start, second.start), min(first.end, second.end)
         if end <= start:
             return True

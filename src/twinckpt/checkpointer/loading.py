@@ -33,7 +33,7 @@ def loads_as_usual(part: Any) -> bool:
 
 
 def has_extra_state(part: Any) -> bool:
-    """Return whether a module's own code is given values, at which it may look."""
+    """Return whether a module's own `set_extra_state` is given values, which it may look at."""
     own = torch.nn.Module.set_extra_state
     return isinstance(part, torch.nn.Module) and any(
         type(module).set_extra_state is not own for module in part.modules()
@@ -75,4 +75,4 @@ def _may_adapt(module: torch.nn.Module) -> bool:
 def _is_of_other_shape(live: Any, saved: Any) -> bool:
     if not (isinstance(live, torch.Tensor) and isinstance(saved, torch.Tensor)):
         return False
-    return live.shape != saved.shape and (live.ndim, saved.ndim) != (0, 1)  # torch unpacks that
+    return live.shape != saved.shape and (live.ndim, saved.ndim) != (0, 1)  # torch unpacks it

@@ -63,8 +63,8 @@ def tell_need(
 ) -> None:
     """Print, on one rank, what checkpoints of `state` will take; called on all of them.
 
-    Some states are put together by all ranks. One that is not complete yet is told later, by
-    the error of the save that does not fit.
+    All ranks take part, since some states are put together by all of them. What cannot be known
+    yet is told later, by the error of the save that does not fit.
     """
     with contextlib.suppress(Exception):
         to_come_bytes, is_complete = bytes_to_come(state.optimizers)

@@ -29,7 +29,7 @@ except ImportError:  # there was no C compiler when this package was installed
 
 STREAMS = _move_large is not memmove
 
-# Not 0 if the bytes at two addresses differ, of which as many are compared as the third one says.
+# Takes two addresses and a number of bytes; returns 0 if those bytes are the same at both.
 differ = ctypes.PYFUNCTYPE(ctypes.c_int, *_ARGUMENTS[1:])(("memcmp", ctypes.CDLL(None)))
 
 _READ_ONLY = 0x100  # PyBUF_READ
@@ -65,9 +65,10 @@ def memory(address: int, size_bytes: int) -> memoryview:
 
 
 def is_writable(address: int) -> bool:
-    """Return whether the byte at an address can be written; a write that fails ends the process.
+    """Return whether the byte at an address can be written.
 
-    The kernel is asked, which refuses instead: it puts there what is there already.
+    A write that fails would end the process; so the kernel is asked to write there what is there
+    already, which it refuses with an error instead.
     """
     byte = (ctypes.c_char * 1).from_address(address)
     read, write = os.pipe()
@@ -85,7 +86,7 @@ def is_writable(address: int) -> bool:
 
 
 def has_own_memory(tensor: torch.Tensor) -> bool:
-    """Return whether each element can be written; of expanded tensors and windows they share it."""
+    """Return whether no two elements share memory, as they do in expanded tensors and windows."""
     if tensor.is_contiguous():
         return True
     last = 0  # of the dimensions inside this one
@@ -99,7 +100,7 @@ def has_own_memory(tensor: torch.Tensor) -> bool:
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bytes in the order of its indices."""
     plain = _as_numbers(tensor.detach()).resolve_conj().resolve_neg().contiguous()
-    # Of one element a contiguous tensor may have any stride.
+    # A contiguous tensor of one element may have any stride.
     return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
 
 
@@ -113,7 +114,7 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _as_numbers(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of a type that torch can copy: of those with few bits it cannot each."""
+    """Return a tensor, as bytes if its type has one byte: torch cannot copy all of those."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
@@ -131,7 +132,7 @@ def copy_by_torch(target: torch.Tensor, source: torch.Tensor, non_blocking: bool
     """Copy a tensor however it lies in memory, and wherever."""
     target, source = _as_numbers(target), _as_numbers(source)
     if target.is_inference():
-        with torch.inference_mode():  # else none may be written to
+        with torch.inference_mode():  # else it may not be written to
             target.copy_(source, non_blocking=non_blocking)
     else:
         target.copy_(source, non_blocking=non_blocking)

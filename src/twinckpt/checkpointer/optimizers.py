@@ -33,13 +33,13 @@ def owner(name: str, part_name: str, part: Any) -> torch.Tensor | None:
 
 
 def load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load a state, which keeps its types: torch casts it to that of the parameters."""
+    """Load a state and keep its types, where torch would cast it to those of the parameters."""
     optimizer.load_state_dict(saved)
     if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
         return
     if loads_as_usual(optimizer):
         for group, given in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-            # Torch makes copies, and what the loop has as its learning rate would be another one.
+            # Torch has made copies; a learning rate that the loop holds would not be the one used.
             group.update((k, v) for k, v in given.items() if isinstance(v, torch.Tensor))
     numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
     for number, parameter in zip(numbers, owned(optimizer), strict=True):
@@ -56,7 +56,7 @@ def _of_saved_type(loaded: Any, saved: Any) -> Any:
     match loaded, saved:
         case torch.Tensor(), torch.Tensor():
             return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
-        case (str(), str()) | (set() | frozenset(), _):  # of a text torch makes another one
+        case (str(), str()) | (set() | frozenset(), _):  # torch garbles a text
             return saved
         case (list(), list()) | (tuple(), tuple()) if len(loaded) == len(saved):
             return type(saved)(_of_saved_type(*pair) for pair in zip(loaded, saved, strict=True))

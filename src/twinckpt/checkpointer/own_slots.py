@@ -25,7 +25,7 @@ class OwnSlots:
         self._num_outgrown = 0
 
     def request(self, layout: Layout, room_bytes: int = 0) -> None:
-        """Ask for slots for this layout and more; keep nothing of those that are too small."""
+        """Ask for slots for this layout and `room_bytes` more; let go of those there were."""
         self.let_go()
         self.layout = layout
         self.slot_bytes = max(self.slot_bytes, layout.size_bytes + room_bytes)
@@ -34,7 +34,8 @@ class OwnSlots:
     def request_larger(self, layout: Layout) -> None:
         """Ask anew for a state that has outgrown its slots.
 
-        What grows again would outgrow each slot while that is made, and never be checkpointed.
+        From the second time on with room to grow: else a state that keeps growing would outgrow
+        each slot while it is made, and never be checkpointed.
         """
         logger.info("the state grew to %d bytes: slots are made anew", layout.size_bytes)
         self._num_outgrown += 1

@@ -105,7 +105,7 @@ def _holds_stateful(value: Any, depth: int = 0) -> bool:
 
 
 def _is_known_by_identity(key: Any) -> bool:
-    """Return whether only this very object is the key, as a parameter that has an optimizer."""
+    """Return whether a key equals nothing but itself, as a parameter does."""
     return isinstance(key, torch.Tensor) or type(key).__hash__ is object.__hash__
 
 

@@ -41,13 +41,13 @@ class SavedTensors:
         self._noted.append((target, name))
 
     def finish(self) -> None:
-        """Fill the live tensors; a GPU may still be at it. Under `torch.no_grad`."""
+        """Fill the live tensors; a GPU may still copy afterwards. Under `torch.no_grad`."""
         for target, name in self._noted:
             moving.copy(target, self._tensors[name])
         self._noted = []
 
     def settle(self) -> None:
-        """Return once a GPU, too, has done its part; raises DamagedCopyError if that is wrong."""
+        """Return once a GPU, too, has done its part; raises DamagedCopyError if it found damage."""
 
 
 class SlotReader(SavedTensors):
@@ -57,8 +57,8 @@ class SlotReader(SavedTensors):
         buffer: the slot's bytes.
         chunk_bytes: size of a chunk.
         verify: takes a chunk's index; raises DamagedCopyError if it is damaged.
-        arrive: takes a chunk's index; returns once its bytes are there. In order of chunks. None
-            if all are.
+        arrive: takes a chunk's index, in order of chunks; returns once its bytes are there. None
+            if all are there already.
         num_threads: how many threads copy and verify.
         on_gpu: takes the bytes to a GPU, where it verifies them; None if the host verifies all.
 
@@ -144,8 +144,8 @@ class SlotReader(SavedTensors):
         on_gpu = 0 if self._on_gpu is None else self._on_gpu.num_chunks
         here = [index for index, some in enumerate(pieces) if some or index >= on_gpu]
         chunks = iter(here)
-        # Threads take turns, so that one that has no core to itself does less. One that stays
-        # with its chunk needs no other thread's Python: hashing what was just read is cheap.
+        # All threads take from one iterator, so that one without a core of its own does less.
+        # Each hashes the chunk it has just copied, which is cheap and needs no hand-over.
         num_threads = max(1, min(self._num_threads, len(here) // _CHUNKS_WORTH_A_THREAD))
         with ThreadPoolExecutor(num_threads) as pool:
             shares = [pool.submit(self._take, chunks, pieces) for _ in range(num_threads)]

@@ -45,7 +45,7 @@ class Restorer:
         return step
 
     def prepare(self) -> None:
-        """Make the next restore faster, in the background: a process's first one has no time."""
+        """Make the next restore faster, in the background: before the first there is no time."""
         gpu = self._state.gpu
         if self._kernels is None and gpu is not None:
             self._kernels = kernels_on(gpu)
@@ -56,7 +56,7 @@ class Restorer:
             self._kernels.wait()
 
     def restore_from(self, ask: Callable[[float], RestoreAnswer]) -> int | None:
-        """Restore from the copy that `ask` (given a limit in seconds) is answered with."""
+        """Restore what `ask`, given a limit in seconds, returns; return its step, if any."""
         asked_at_s = time.monotonic()
         answer = ask(RESTORE_TIMEOUT_S)
         damage: DamagedCopyError | None = None
@@ -106,7 +106,7 @@ class Restorer:
         return step
 
     def _load(self, copy: Copy) -> None:
-        """Write a copy into the state; one that still arrives chunk by chunk, as it comes."""
+        """Write a copy into the state; one that is still arriving, chunk by chunk as it comes."""
         seal, buffer = copy.seal, copy.slot.buffer
         self._pinned.pin(buffer)
         if not copy.is_arriving:

@@ -10,7 +10,7 @@ Generator = torch.Generator | np.random.Generator | np.random.RandomState | rand
 
 
 def state_of(generator: Generator) -> Any:
-    """Return a copy of what a generator is at."""
+    """Return a copy of a generator's state."""
     if isinstance(generator, random.Random):
         return generator.getstate()
     if isinstance(generator, np.random.Generator):

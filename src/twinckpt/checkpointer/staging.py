@@ -89,8 +89,8 @@ class SlotWriter:
     def copy_now(self, names: frozenset[str]) -> None:
         """Copy the tensors that may change at any time; watch the others for changes.
 
-        Of a state on a GPU, what lies in CPU memory is copied now as well. All its copies
-        are queued now; they are of the state as it is here.
+        If the state is on a GPU, what lies in CPU memory is copied now as well, and all of the
+        GPU's copies are queued, of the state as it is now.
         """
         self._done = names
         if self._on_device:
@@ -115,14 +115,14 @@ class SlotWriter:
             copies.fence()
 
     def wait_until_copied(self) -> None:
-        """Return once `copy_rest` reads no tensor any more; where a GPU copies, need not wait."""
+        """Return once `copy_rest` reads no tensor any more; at once where a GPU copies."""
         if not self._on_device:
             self._copied.wait()
 
     def fence(self) -> list[str]:
-        """Return what the loop has written to too early; from here on it may.
+        """Return the names of tensors written to since `copy_now`; from here on they may be.
 
-        What a GPU still copies, its stream waits for.
+        Where a GPU still copies, the training loop's stream waits for it.
         """
         with self._deciding:
             self._is_fenced = True
@@ -133,7 +133,7 @@ class SlotWriter:
 
     @torch.no_grad()
     def differing(self) -> list[str]:
-        """Return what is other now than in the slot, after all is copied: takes about as long.
+        """Return the names of watched tensors that differ from their copies; as slow as copying.
 
         What is written through `Tensor.data` leaves no trace in the version counter.
         """
@@ -212,7 +212,7 @@ class SlotWriter:
         ]
 
     def _source(self, kept: dict[str, torch.Tensor], name: str) -> int:
-        """Return where to copy a tensor from; 0 if that is done."""
+        """Return the address to copy a tensor from; 0 if nothing is left to copy."""
         tensor = kept.get(name)
         if tensor is None:
             return 0

@@ -107,7 +107,7 @@ class TrainingState:
                     for key, parameter in part.named_parameters(remove_duplicate=False)
                     if id(parameter) in owned or not parameter.requires_grad
                 )
-        # Of what was made for inference no version counter tells whether it changes.
+        # A tensor made for inference has no version counter to tell whether it changes.
         found.difference_update(n for n, tensor in tensors.items() if tensor.is_inference())
         return frozenset((found & tensors.keys()) - self._distrusted)
 
@@ -119,7 +119,7 @@ class TrainingState:
         return bool(new)
 
     def counterparts(self) -> Callable[[str], torch.Tensor | None]:
-        """Return a function: name to live tensor, or for optimizer state to come its parameter."""
+        """Return a function from name to live tensor; for optimizer state to come, to parameter."""
         live = self.capture().originals
         parts = self._parts.items()
 
@@ -166,7 +166,7 @@ class TrainingState:
                         "when it was saved"
                     )
             saved.finish()
-        # A GPU may not have verified its part yet: the others may look at what they are given.
+        # A GPU may not have verified its part yet, and `others` may look at what they are given.
         blind = [name for name in parts if name in usual and not has_extra_state(parts[name])]
         others = [name for name in parts if name not in blind]
 
@@ -208,7 +208,7 @@ class TrainingState:
             options = {}
             if is_usual and all(id(tensor) in own for tensor in whole.values()):
                 options["assign"] = True
-            # What was made for inference takes neither values nor marks anywhere else.
+            # Tensors made for inference take values, and marks, in inference mode only.
             made = [tensor for tensor in tensors if not torch.nn.parameter.is_lazy(tensor)]
             with torch.inference_mode(any(tensor.is_inference() for tensor in made)):
                 part.load_state_dict(whole, **options)

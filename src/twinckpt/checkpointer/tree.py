@@ -45,7 +45,7 @@ class FlatState:
 
 
 def stands_for_itself(text: str) -> bool:
-    """Return whether JSON keeps a text: of two surrogates it makes the one sign they stand for."""
+    """Return whether JSON keeps a text: it reads two surrogates as the one sign they stand for."""
     return text.isascii() or _PAIR.search(text) is None
 
 

@@ -20,7 +20,7 @@ def is_zero(part: Any) -> bool:
 
 
 def local_state(part: Any) -> dict[str, Any]:
-    """Return the state of this rank's parameters, and of how many ranks it is a part."""
+    """Return the state of this rank's parameters, and how many ranks share the whole."""
     optimizer: torch.optim.Optimizer = part.optim
     state = optimizer.state_dict()
     # What a scheduler sets, it sets in the outer groups; `step` takes it into the inner ones.
