@@ -143,7 +143,7 @@ class WarmParent:
                 received = self._link.receive(0.0)
                 if received is not None and isinstance(received[0], LauncherBroken):
                     self._given_up = received[0].is_final
-                    if not self._ending_signal:  # else it is given the time that it was told
+                    if not self._ending_signal:  # else it keeps the time that torchrun gives it
                         os.killpg(self._child, signal.SIGKILL)
                         self._reap_child()
                         return None
@@ -159,7 +159,7 @@ class WarmParent:
         return os.waitstatus_to_exitcode(status)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        """Pass on what torchrun sends; then the child's end is the end."""
+        """Pass a signal on to the child, or end by it; an ending one allows no further child."""
         if number in _ENDING:
             self._ending_signal = number
         if self._child:
@@ -180,7 +180,7 @@ class WarmParent:
     def _become_member_of_next_generation(self) -> bool:
         """Join, and wait for the generation; False if this machine may not take part.
 
-        Ends this process, and well, where the job ends without this machine, a spare.
+        Ends this process with status 0 if the job ends while this machine is a spare.
         """
         self._meeting = MeetingPoint(os.environ["TWINCKPT_LOCAL_ADDRESS"])
         self._link.send(WarmReady(self._meeting.endpoint))
@@ -326,7 +326,7 @@ def _die_with_parent(parent: int) -> None:
 
 def _end_by(number: int) -> NoReturn:
     """End this process by a signal, as its child has ended, so that torchrun says so."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child has left one, if anyone has
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump beside the child's
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

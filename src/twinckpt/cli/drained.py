@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def place(directory: str) -> Path:
-    """Return where an argument points; argparse would hide why, as that a driver is missing."""
+    """Return where an argument points; raises ArgumentTypeError, whose reason argparse shows."""
     try:
         return location(directory)
     except ConfigurationError as error:

@@ -73,8 +73,10 @@ def refusal(path: Path) -> str:
 
 
 def without_arrays(value: Any) -> Any:
-    """Turn NumPy's arrays into tensors, which `torch.load(weights_only=True)` takes, its numbers
-    into Python's."""
+    """Return a state with NumPy's arrays as tensors, and its numbers as Python's.
+
+    Those are what `torch.load(weights_only=True)` takes. Dictionaries are changed in place.
+    """
     import numpy as np
     import torch
 

@@ -79,7 +79,7 @@ def _load(source: Path) -> dict[str, Any]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in one line what torch met; what it advises is no option of this command."""
+    """Return in one line what torch met; what it advises is no option of this command."""
     text = str(error).strip()
     if isinstance(error, pickle.UnpicklingError | EOFError):
         foreign = re.search(r"GLOBAL (\S+)", text)

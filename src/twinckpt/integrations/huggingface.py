@@ -66,7 +66,7 @@ class TwinCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Restore in place, and let the Trainer begin where that was saved; called by it."""
+        """Restore in place, and have the Trainer go on from there; called by the Trainer."""
         trainer = self._trainer
         if self.checkpointer is not None:
             self.checkpointer.close(failed=True)  # the Trainer begins anew, with smaller batches
@@ -110,7 +110,7 @@ class TwinCallback(TrainerCallback):
             self.handle = self.checkpointer.save(step)
 
     def _resume_epoch(self, step: int, *, epoch: int, **arguments: Any) -> None:
-        """Stand in for `Trainer._run_epoch` until the epoch in which `step` was the last step."""
+        """Stand in for `Trainer._run_epoch`: skip the epochs before `step`, then resume there."""
         trainer = self._trainer
         epochs, updates = divmod(step, arguments["num_update_steps_per_epoch"])
         if epoch < epochs or step >= trainer.state.max_steps:
@@ -151,7 +151,7 @@ class _TrainerProgress:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from there; where training ends, and how often it logs, this run decides."""
+        """Go on from a saved state; when to end, and how often to log, this run decides."""
         state = self._trainer.state
         for name, value in saved["state"].items():
             setattr(state, name, value)

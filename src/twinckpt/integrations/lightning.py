@@ -47,7 +47,7 @@ class TwinCallback(Callback):
                 f"{type(trainer.strategy).__name__} puts its state together for each checkpoint: "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy"
             )
-        self._rng_of_epoch.note()  # of the first one: Lightning begins to iterate before it says so
+        self._rng_of_epoch.note()  # of the first epoch, whose iteration begins before its hook
         self.checkpointer = Checkpointer(
             {
                 "module": pl_module,
@@ -99,7 +99,7 @@ class TwinCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save the step, unless more belongs to it; called by Lightning."""
+        """Save the step, unless a validation or the epoch's end follows; called by Lightning."""
         self._is_resuming = False
         loop: Any = trainer.fit_loop
         ends_epoch = loop.epoch_loop.batch_progress.is_last_batch

@@ -38,7 +38,7 @@ class RngNoted:
         self.note()
 
     def note(self) -> None:
-        """Keep the state of now."""
+        """Keep the present state."""
         self._noted = self._live.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
