@@ -2,7 +2,7 @@
 # # Does any fault lose a committed step?
 # The state machines of root and worker agents play thousands of clusters in virtual time, each with
 # random faults, and invariants are checked after every event. Wrong rules are planted, to see that
-# the checker would notice. Then the root's own time is measured, up to 10,000 machines.
+# the checker notices them. Then the root's own time is measured, up to 10,000 machines.
 #
 # Results: `TWINCKPT_RESULTS`, or `results/default`. `docs/results-schema.md` says what is simulated
 # and what is timed.

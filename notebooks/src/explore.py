@@ -29,7 +29,7 @@ show.phases(data, repeat=0)
 
 # %% [markdown]
 # ## The training runs
-# Above the loss; below, where it was recorded, how long the call of `save` took after each step.
+# Above: the loss. Below: how long the call of `save` took after each step, where it was recorded.
 
 # %%
 show.training_timeline(data)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # What does checkpoint traffic cost an iteration?
 # A training shares its emulated links with checkpoints: all at once before the forward pass
-# (blocking), one chunk an idle span (naive), many chunks through one buffer (no pipeline), many
+# (blocking), one chunk per idle span (naive), many chunks through one buffer (no pipeline), many
 # through sub-buffers (the full schedule, the paper's Algorithm 2).
 #
 # Results: `TWINCKPT_RESULTS`, or `results/default`. `docs/results-schema.md` says what is real,
@@ -15,15 +15,16 @@ data = open_results()
 
 # %% [markdown]
 # ## The figure
-# Right: the median iteration of each scheme on one rank, the link above, the CPU below; white is
-# idle.
+# Right: the median iteration of each scheme on one rank, with the link above and the CPU below;
+# white is idle.
 
 # %%
 show.figure("interleaving", data)
 
 # %% [markdown]
 # ## The numbers
-# Overheads are over iterations without checkpoints; what the schedule predicts stands beside.
+# Overheads are relative to iterations without checkpoints; the schedule's prediction is shown
+# beside them.
 
 # %%
 show.metrics(data, "interleaving")

@@ -28,7 +28,7 @@ show.metrics(data, "placement")
 
 # %% [markdown]
 # ## The killed sets
-# A row a cluster and a number of machines lost: the share of sets that were recovered from RAM.
+# One row per cluster and number of machines lost: the share of sets that were recovered from RAM.
 
 # %%
 placement.killed_shares(data)

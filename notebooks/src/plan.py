@@ -34,7 +34,7 @@ show.plan_figure(cluster)
 
 # %% [markdown]
 # ## A thousand such machines
-# Storage grows with them; failures do so too.
+# Storage grows with the number of machines, and so do failures.
 
 # %%
 thousand = replace(
@@ -47,7 +47,7 @@ show.plans(thousand)
 
 # %% [markdown]
 # ## The same with warm spares
-# No replacement to wait for, and processes that are forked from a warm image.
+# There is no replacement to wait for, and processes are forked from a warm image.
 
 # %%
 show.plans(replace(thousand, replacement_s=0.0, warm_up_s=30.0))
@@ -60,7 +60,7 @@ show.plans(replace(thousand, network_bytes_per_s=thousand.network_bytes_per_s / 
 
 # %% [markdown]
 # ## All machines in one rack
-# One failure in a hundred takes it, with every replica; so drains become frequent.
+# One failure in a hundred takes the rack, with every replica, so drains become frequent.
 
 # %%
 show.plans(replace(thousand, num_racks=1, rack_share=0.01))

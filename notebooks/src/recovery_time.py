@@ -1,8 +1,8 @@
 # %% [markdown]
 # # How long does recovery take?
 # From SIGKILL to the first new step, split into phases, when a rank dies (own RAM), a machine dies
-# (a peer's RAM), or a replica group dies (disk); with torchrun's restart and by fork, and beside
-# torchrun with checkpoints on disk, and with none.
+# (a peer's RAM), or a replica group dies (disk). Restarts are torchrun's own, or by fork. For
+# comparison, torchrun restarts with checkpoints on disk, and with none.
 #
 # Results: `TWINCKPT_RESULTS`, or `results/default`. `docs/results-schema.md` says what each
 # clock starts and stops on.

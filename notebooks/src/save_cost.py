@@ -27,7 +27,7 @@ show.metrics(data, "save_cost")
 
 # %% [markdown]
 # ## By size of state
-# With nothing else to do: milliseconds until recoverable, a column a size in MiB a rank.
+# Milliseconds until recoverable with nothing else to do; one column per size, in MiB per rank.
 
 # %%
 save_sweep.milliseconds(data, "sweep_done_s")

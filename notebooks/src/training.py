@@ -20,7 +20,7 @@ show.figure("training", data)
 
 # %% [markdown]
 # ## The numbers
-# Of one run a method: there are no intervals.
+# From one run per method, so there are no intervals.
 
 # %%
 show.metrics(data, "training")

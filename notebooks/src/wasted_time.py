@@ -22,21 +22,21 @@ show.paper_points()
 
 # %% [markdown]
 # ## Its other models and clusters
-# Published or not: line rates and the models' shapes, nothing else.
+# Published or not, they follow from line rates and the models' shapes, and nothing else.
 
 # %%
 show.paper_predictions()
 
 # %% [markdown]
 # ## The figure
-# Dots are simulated, lines the closed form, which knows nothing of groups that are lost whole.
+# Dots are simulated; lines are the closed form, which leaves out groups that are lost whole.
 
 # %%
 show.figure("wasted_time", data)
 
 # %% [markdown]
 # ## Goodput at the paper's failure rate
-# A row a number of machines.
+# One row per number of machines.
 
 # %%
 goodput.curves(data, "goodput", "gemini").round(4)

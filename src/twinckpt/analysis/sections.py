@@ -30,7 +30,7 @@ SECTIONS: dict[str, Section] = {
         "What a checkpoint costs",
         r"Seed row 1; the paper's checkpoint time (Fig.~11). The same state on both sides: "
         r"\saveBytes{} for the largest rank in RAM, \saveDiskBytes{} on disk.",
-        r"What the training loop waits, and how long it takes until the copy is recoverable. The "
+        r"How long the training loop waits, and how long until the copy is recoverable. The "
         r"loop waits \saveDiskStallMs{} for disk and \saveRamStallMs{} for RAM; the state is safe "
         r"after \saveDiskMs{} and \saveRamMs{}. Dots are repeats, whiskers intervals. Below, "
         r"states of several sizes, with nothing else to do: at the largest, DCP takes "
@@ -40,21 +40,22 @@ SECTIONS: dict[str, Section] = {
     "recovery_time": Section(
         "Recovery from a killed process and a killed machine",
         r"Seed row 2; the paper's recovery timeline (Fig.~14). Ranks and machines are killed with "
-        r"SIGKILL; the clock runs from the kill to the end of the first new step: the "
-        r"smallest one that the state can have, a sequence a rank, since all methods end with it.",
+        r"SIGKILL; the clock runs from the kill to the end of the first new step. That step is as "
+        r"short as it can be, one sequence per rank, since every recovery ends with it.",
         r"Recovery from disk takes \recoveryDiskTotalMs{}, from a peer's RAM "
-        r"\recoveryRamTotalMs{}, from the machine's own RAM \recoveryRamLocalTotalMs{}. The "
-        r"load alone takes \recoveryDiskMs{}, \recoveryRamMs{} and \recoveryRamLocalMs{}; a peer's "
-        r"copy is fetched before that, while the processes start. Dots are "
+        r"\recoveryRamTotalMs{}, from the machine's own RAM \recoveryRamLocalTotalMs{}. "
+        r"Loading alone takes \recoveryDiskMs{}, \recoveryRamMs{} and \recoveryRamLocalMs{}; a "
+        r"peer's copy is fetched before that, while the processes start. Dots are "
         r"repeats, whiskers intervals. After the loss of a whole replica group a drained step is "
         r"read: \recoveryGroupTotalMs{}. torchrun alone restarts in \recoveryTorchrunTotalMs{} and "
-        r"begins at step 0. Forked "
-        r"from a warm image, a rank's loss takes \rankLossToStepS{} to the next step (a machine's, "
-        r"with a spare, \machineLossToStepS{}), \rankLossSpeedupVsTorchrunRamX{} faster than "
-        r"torchrun with RAM and \rankLossSpeedupVsTorchrunDiskX{} faster than with disk. A step "
+        r"begins at step 0. With ranks "
+        r"forked from a warm image it takes \rankLossToStepS{} from the loss of a rank to the next "
+        r"step (\machineLossToStepS{} from that of a machine, with a spare), "
+        r"\rankLossSpeedupVsTorchrunRamX{} faster than torchrun with RAM and "
+        r"\rankLossSpeedupVsTorchrunDiskX{} faster than with disk. A step "
         r"alone takes \rankLossStepS{}, so a restart in no time at all would be "
-        r"\rankLossBoundVsTorchrunRamX{} and \rankLossBoundVsTorchrunDiskX{} faster. Until all "
-        r"ranks begin that step it takes \rankLossToReadyS{}, "
+        r"\rankLossBoundVsTorchrunRamX{} and \rankLossBoundVsTorchrunDiskX{} faster. All "
+        r"ranks begin that step after \rankLossToReadyS{}, "
         r"\rankLossReadySpeedupVsTorchrunRamX{} and \rankLossReadySpeedupVsTorchrunDiskX{} faster.",
     ),
     "throughput": Section(
@@ -70,8 +71,8 @@ SECTIONS: dict[str, Section] = {
         r"\throughputDiskItS{}, to peers' RAM \throughputRamItS{}. RAM gains "
         r"\throughputGainPercent{} \throughputGainPercentInterval{} on disk. Against training "
         r"without checkpoints, RAM lengthens the iteration by \throughputOverheadPercent{} "
-        r"\throughputOverheadPercentInterval{}. How much of that is noise the second bar says, the "
-        r"same training without checkpoints once more: \throughputControlPercent{} "
+        r"\throughputOverheadPercentInterval{}. The second bar, the same training without "
+        r"checkpoints once more, says how much of that is noise: \throughputControlPercent{} "
         r"\throughputControlPercentInterval{}. Dots are blocks of steps, whiskers intervals.",
     ),
     "training": Section(
@@ -124,8 +125,8 @@ SECTIONS: dict[str, Section] = {
         r"goodput is simulated. The largest error of a published value is "
         r"\paperPointsMaxErrorPercent{}: the checkpoint time over the slower network, which we "
         r"take at its line rate. Every published bound holds: \paperBoundsHold{}.",
-        r"Goodput over a simulated year. Dots are simulated, lines are the closed form, which does "
-        r"not know replica groups that are lost whole. Left: the paper's failure rate; at 1,000 "
+        r"Goodput over a simulated year. Dots are simulated, lines are the closed form, which "
+        r"leaves out replica groups that are lost whole. Left: the paper's failure rate; at 1,000 "
         r"machines GEMINI keeps \goodputGeminiOneZeroZeroZeroPercent{} of the time, storage as "
         r"often as it can \goodputHighfreqOneZeroZeroZeroPercent{}, every three hours "
         r"\goodputStrawmanOneZeroZeroZeroPercent{}. Middle: the rate reported for Llama 3. Right: "
@@ -136,7 +137,7 @@ SECTIONS: dict[str, Section] = {
         "What users could take instead",
         r"Beyond the paper: rivals on the same tensors, in turn, in their recommended settings; "
         r"lm-resiliency is by the paper's author. Files survive more than memory does; torchft "
-        r"needs a live data-parallel replica; DLRover's copy survives its rank alone.",
+        r"needs a live data-parallel replica; DLRover's copy survives the loss of its rank only.",
         r"Stall of a blocking save, time until the state survives its machine, and restore of a "
         r"rank that lost everything. lm-resiliency over ours: \doneVsLmResiliencyX{} until "
         r"replicated, \restoreVsLmResiliencyX{} for the restore, \extraVsLmResiliencyX{} added "
