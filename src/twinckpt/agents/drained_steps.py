@@ -17,7 +17,7 @@ class DrainedSteps:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="list")
-        self._newest_known: tuple[tuple[int, ...], int] = ((), 0)
+        self._last_known: tuple[tuple[int, ...], int] = ((), 0)
 
     async def list(self, timeout_s: float | None) -> tuple[tuple[int, ...], int]:
         """Return the complete steps and the newest ticket, as `drained.known` does.
@@ -32,8 +32,8 @@ class DrainedSteps:
             logger.warning("waits for %s: is that storage gone?", self._directory)
             await asyncio.wait([listing])
         if listing.done():
-            self._newest_known = listing.result()
-        return self._newest_known
+            self._last_known = listing.result()
+        return self._last_known
 
     def _find(self) -> tuple[tuple[int, ...], int]:
         directory = self._directory

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"rank {rank}: its file is missing, or its seal is damaged")
             num_damaged += 1
             continue
-        if not manifest.names(seal):
+        if not manifest.covers(seal):
             print(f"rank {rank}: the shard is of another checkpoint")
             num_damaged += 1
             continue

@@ -24,7 +24,7 @@ class Recovery:
     sources: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
-    def is_drained(self) -> bool:
+    def is_from_storage(self) -> bool:
         """Return whether only persistent storage is left."""
         return not self.ticket
 
@@ -113,6 +113,6 @@ def why_lost(recovery: Recovery | None, num_machines: int) -> str:
     """Return why a committed step is not what `num_machines` machines resume."""
     if recovery is None:
         return "not every shard is left in memory, and nothing is drained"
-    if recovery.is_drained:
+    if recovery.is_from_storage:
         return f"memory has no step for {num_machines} machines; drained is {recovery.step}"
     return "not every shard is left in memory"

@@ -382,7 +382,7 @@ class Root:
             "generation_formed",
             machines=list(places),
             recover_step=recovery.step if recovery else None,
-            drained=bool(recovery and recovery.is_drained),
+            drained=bool(recovery and recovery.is_from_storage),
             sources={rank: list(names) for rank, names in sources.items()},
         )
         self._tell_spares()

@@ -37,7 +37,7 @@ class Manifest(msgspec.Struct, frozen=True):
     world_size: int
     digests: tuple[str, ...] = ()
 
-    def names(self, seal: Seal) -> bool:
+    def covers(self, seal: Seal) -> bool:
         """Return whether a shard is of this checkpoint, not of another with the same numbers."""
         if (seal.ticket, seal.world_size) != (self.ticket, self.world_size):
             return False
@@ -281,7 +281,7 @@ def load_drained(directory: Path, step: int, rank: int) -> tuple[Seal, memoryvie
     manifest, seal = read_manifest(directory, step), read_seal(directory, step, rank)
     if manifest is None or seal is None:
         raise DamagedCopyError(f"no complete shard of rank {rank} at step {step} in {directory}")
-    if not manifest.names(seal):
+    if not manifest.covers(seal):
         raise DamagedCopyError(f"shard of rank {rank} at step {step} is of another checkpoint")
     try:
         path = shard_path(directory, step, rank)

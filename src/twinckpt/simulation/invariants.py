@@ -174,7 +174,7 @@ class Invariants:
             return
         recovery = root.current.recovery
         self._newest_step = self._resumed_step = recovery.step if recovery else 0
-        if recovery is not None and recovery.is_drained:
+        if recovery is not None and recovery.is_from_storage:
             if not cluster.storage.is_complete(recovery.step):
                 what = f"step {recovery.step} is not complete in storage"
                 self._fail(cluster, "plan names intact copies", what)
