@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from catalogue import restored, slot_of
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from twinckpt.errors import RestoreError
@@ -127,3 +127,50 @@ def _into_a_new_optimizer(mesh):
 def test_state_that_is_not_sharded_as_its_parameter_is_made_as_it_was(ranks):
     """As a mean of each row: it was made a shard of what has the parameter's shape."""
     assert ranks(_into_a_new_optimizer) == [[(True, True, True)] * 3] * 2
+
+
+class Training:
+    """Keeps a sharded parameter and its optimizer, whose state is there after the first step."""
+
+    def __init__(self, parameter, is_stepped):
+        self.parameter = parameter
+        self.optimizer = torch.optim.Adam([parameter])
+        if is_stepped:
+            parameter.grad = parameter.detach().clone()
+            self.optimizer.step()
+
+    def state_dict(self):
+        return {"model": {"weight": self.parameter}, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state):
+        self.parameter.data = state["model"]["weight"].data
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _into_a_new_training(has_other_mesh, mesh):
+    saved, fresh = (
+        Training(torch.nn.Parameter(_placed(mesh, "rows")), is_stepped) for is_stepped in (1, 0)
+    )
+    # Another mesh of two: the same ranks the other way round.
+    others = [_placed(DeviceMesh("cpu", [1, 0]), "rows")] if has_other_mesh else []
+    slot = slot_of({"training": saved, "others": {"others": others}})
+    try:
+        restored(slot, {"training": fresh, "others": {"others": others}})
+    except RestoreError as error:
+        return str(error)
+    (was,), (found,) = saved.optimizer.state.values(), fresh.optimizer.state.values()
+    return [
+        (torch.equal(found[key].to_local(), was[key].to_local()), found[key].placements)
+        for key in ("exp_avg", "exp_avg_sq")
+    ]
+
+
+def test_the_state_of_an_optimizer_within_an_object_is_placed_as_its_parameter(ranks):
+    """It was refused in every new process: an optimizer has no state before its first step."""
+    found = ranks(partial(_into_a_new_training, False))
+    assert found == [[(True, (PLACEMENTS["rows"],))] * 2] * 2
+
+
+def test_where_two_meshes_have_one_shape_neither_is_taken(ranks):
+    found = ranks(partial(_into_a_new_training, True))
+    assert all("training.optimizer.state.0.exp_avg is a DTensor" in reason for reason in found)

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from twinckpt.checkpointer import moving, optimizers
 from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.parts import is_stateful
-from twinckpt.checkpointer.placing import lies_as_saved, saved_places
+from twinckpt.checkpointer.placing import Placed, lies_as_saved, saved_places
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import is_dense, local_tensor
 from twinckpt.errors import RestoreError
@@ -53,13 +53,20 @@ class InPlace:
     """
 
     def __init__(
-        self, name: str, part: Any, saved: SavedTensors, memory: LiveMemory, made: Made
+        self,
+        name: str,
+        part: Any,
+        saved: SavedTensors,
+        memory: LiveMemory,
+        made: Made,
+        placed: Placed,
     ) -> None:
         self._part = part
         self._name = name
         self._saved = saved
         self._live = memory
         self._made = made
+        self._placed = placed
         self._is_of_torch = isinstance(part, torch.nn.Module | torch.optim.Optimizer)
         self._is_module = isinstance(part, torch.nn.Module)
         self._may_reuse = self._is_of_torch or not is_stateful(part)
@@ -137,9 +144,9 @@ class InPlace:
     def _make_placed(
         self, node: dict[str, Any], name: str, live: Any, owner: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Return a new DTensor like the live one or its parameter; None if it needs no mesh."""
+        """Return a new DTensor like the live one, its parameter or another; None without a mesh."""
         is_whole = not saved_places(node)
-        for like in (live, owner):
+        for like in (live, owner, self._placed.like(node)):
             if isinstance(like, DTensor) and lies_as_saved(like, node):
                 placements, shape, stride = like.placements, like.shape, like.stride()
             elif isinstance(like, DTensor) and like is owner and is_whole:

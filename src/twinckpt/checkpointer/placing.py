@@ -1,5 +1,7 @@
 """How a sharded tensor lies on its ranks: what was saved is compared with what is live."""
 
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,3 +39,41 @@ def _places(mesh: Any, placements: Any) -> Places:
         if n > 1
     ]
     return [] if all(how == _REPLICATE for _, how in found) else found
+
+
+class Placed:
+    """The DTensors of a live state: what has no counterpart is placed as one of its form.
+
+    So the state of an optimizer, which an object of the loop's own gives, is placed as parameters.
+    """
+
+    def __init__(self, live: Any) -> None:
+        self._live = live
+
+    def like(self, node: dict[str, Any]) -> DTensor | None:
+        """Return a live DTensor that lies as a saved one; None if there is none."""
+        return self._by_form.get(_form(node))
+
+    @cached_property
+    def _by_form(self) -> dict[str, DTensor]:
+        """Without those on meshes of one shape: nothing tells which of them a saved one was on."""
+        tensors = list(_dtensors(self._live))
+        meshes = {tuple(t.device_mesh.shape): t.device_mesh for t in tensors}
+        unsure = {
+            tuple(t.device_mesh.shape)
+            for t in tensors
+            if t.device_mesh != meshes[tuple(t.device_mesh.shape)]
+        }
+        return {_form(describe(t)): t for t in tensors if tuple(t.device_mesh.shape) not in unsure}
+
+
+def _form(described: dict[str, Any]) -> str:
+    return str([described[key] for key in ("global_shape", "placements", "mesh")])
+
+
+def _dtensors(value: Any) -> Iterator[DTensor]:
+    if isinstance(value, DTensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _dtensors(item)

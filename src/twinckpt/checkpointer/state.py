@@ -18,6 +18,7 @@ from twinckpt.checkpointer.in_place import InPlace, Made, precedence
 from twinckpt.checkpointer.live_memory import LiveMemory
 from twinckpt.checkpointer.loading import has_extra_state, loads_as_usual, misfit
 from twinckpt.checkpointer.parts import Parts, is_stateful
+from twinckpt.checkpointer.placing import Placed
 from twinckpt.checkpointer.reading import SavedTensors
 from twinckpt.checkpointer.tree import FlatState
 from twinckpt.checkpointer.unflatten import unflatten
@@ -147,10 +148,10 @@ class TrainingState:
         states = {name: _state_of(name, part) for name, part in parts.items()}
         usual = {name for name, part in parts.items() if loads_as_usual(part)}
         values: dict[str, Any] = {}
-        memory, made = LiveMemory(saved), Made()
+        memory, made, placed = LiveMemory(saved), Made(), Placed(states)
         with torch.no_grad():
             for name, part in sorted(parts.items(), key=lambda item: precedence(item[1])):
-                place = InPlace(name, part, saved, memory, made)
+                place = InPlace(name, part, saved, memory, made, placed)
                 try:
                     values[name] = unflatten(json[name], place.tensor, states[name], place.array)
                 except TwinckptError:
