@@ -42,7 +42,7 @@ def _places(mesh: Any, placements: Any) -> Places:
 
 
 class Placed:
-    """The DTensors of a live state: what has no counterpart is placed as one of its form.
+    """The DTensors of a live state: what has no counterpart is placed as one of the same form.
 
     So the state of an optimizer, which an object of the loop's own gives, is placed as parameters.
     """
@@ -56,7 +56,7 @@ class Placed:
 
     @cached_property
     def _by_form(self) -> dict[str, DTensor]:
-        """Without those on meshes of one shape: nothing tells which of them a saved one was on."""
+        """Live DTensors by form; but none of a mesh shape that two meshes have: which was it?"""
         tensors = list(_dtensors(self._live))
         meshes = {tuple(t.device_mesh.shape): t.device_mesh for t in tensors}
         unsure = {
@@ -68,7 +68,7 @@ class Placed:
 
 
 def _form(described: dict[str, Any]) -> str:
-    return str([described[key] for key in ("global_shape", "placements", "mesh")])
+    return str([described.get(key) for key in ("global_shape", "placements", "mesh")])
 
 
 def _dtensors(value: Any) -> Iterator[DTensor]:
