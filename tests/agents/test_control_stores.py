@@ -176,7 +176,7 @@ def test_a_candidate_stands_by_until_the_root_is_gone(in_etcd, until):
     hold(root)
     served = subprocess.Popen(["sleep", "600"])
     elected = []
-    config = RootAgentConfig(HOST, 0, watch_pid=served.pid)
+    config = RootAgentConfig(HOST, 0, watched=(served.pid,))
 
     def stand():
         elected.append(stand_by(open_store(in_etcd), config))

@@ -164,7 +164,7 @@ def test_watching_goes_on_until_ctrl_c_when_the_job_falls_silent(monkeypatch, un
     """Another root agent takes over, say: that is what one wants to see. A file gets no escapes."""
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     port = free_port()
-    config = RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid())
+    config = RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),))
     shown, said = tmp_path / "shown", tmp_path / "said"
     # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
     heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -216,7 +216,7 @@ def test_who_is_refused_again_and_again_is_logged_once(monkeypatch, until):
     """A machine with another secret calls ten times a second, for as long as it is told to wait."""
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     port = free_port()
-    config = to_json(RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()))
+    config = to_json(RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),)))
     command = [sys.executable, "-m", "twinckpt.agents.root", config]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as root:
         until(lambda: main(["status", f"127.0.0.1:{port}"]) != 2, "root agent")
@@ -233,7 +233,7 @@ def test_a_machine_with_other_settings_is_named(monkeypatch):
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     port = free_port()
     config = to_json(
-        RootAgentConfig("127.0.0.1", port, RootConfig(replicas=1), watch_pid=os.getpid())
+        RootAgentConfig("127.0.0.1", port, RootConfig(replicas=1), watched=(os.getpid(),))
     )
     command = [sys.executable, "-m", "twinckpt.agents.root", config]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as root:
@@ -244,7 +244,7 @@ def test_a_machine_with_other_settings_is_named(monkeypatch):
                     socket_name=f"twinckpt-test-{port}-{name}",
                     root_host="127.0.0.1",
                     root_port=port,
-                    watch_pid=root.pid,
+                    watched=(root.pid,),
                     job=RootConfig(replicas=replicas),
                 )
             )
@@ -260,11 +260,11 @@ def test_a_machine_of_another_job_is_refused(run_id, is_refused, monkeypatch):
     """Or it would wait for the end of that job, or train along where machines may join."""
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     port = free_port()
-    config = to_json(RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid(), run_id="one"))
+    config = to_json(RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),), run_id="one"))
     name = f"twinckpt-test-{port}"
     with subprocess.Popen([sys.executable, "-m", "twinckpt.agents.root", config]) as root:
         start_worker_agent(
-            WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=root.pid, run_id=run_id)
+            WorkerAgentConfig(name, name, "127.0.0.1", port, watched=(root.pid,), run_id=run_id)
         )
         link = connect_to_agent(name, b"s" * 32)
         link.send(LauncherJoin("127.0.0.1:1", None, 1, 1))
@@ -282,9 +282,9 @@ def test_a_machine_of_another_job_is_refused(run_id, is_refused, monkeypatch):
 def test_a_machine_whose_root_does_not_hold_its_secret_ends():
     """It cannot get better: another job has the port, or this machine another secret."""
     port = free_port()
-    config = RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid())
+    config = RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),))
     with start_root_agent(config, b"s" * 32) as root:
-        answer = join(port, watch_pid=root.pid)
+        answer = join(port, watched=(root.pid,))
         root.terminate()
     assert answer.is_final
     assert "the peer closed the connection; is TWINCKPT_SECRET here what the job has" in (
@@ -302,7 +302,7 @@ def test_a_machine_whose_root_is_something_else_ends():
                     service.accept()[0].sendall(b"SSH-2.0-OpenSSH_9.2p1" * 10)
 
         threading.Thread(target=serve, daemon=True).start()
-        answer = join(service.getsockname()[1], watch_pid=os.getpid())
+        answer = join(service.getsockname()[1], watched=(os.getpid(),))
     assert answer.is_final
     assert "and is the port the job's?" in answer.reason
 
@@ -311,9 +311,9 @@ def test_a_lost_root_and_a_killed_rank_are_no_riddles_on_the_terminal(tmp_path, 
     """The first is said in words; the second, which has not read all messages, is no warning."""
     port, log = free_port(), tmp_path / "log"
     name = f"twinckpt-test-{port}"
-    config = RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid())
+    config = RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),))
     worker = WorkerAgentConfig(
-        name, name, "127.0.0.1", port, watch_pid=os.getpid(), log_file=str(log)
+        name, name, "127.0.0.1", port, watched=(os.getpid(),), log_file=str(log)
     )
     with (
         start_root_agent(config, b"s" * 32) as root,
@@ -332,10 +332,10 @@ def test_a_lost_root_and_a_killed_rank_are_no_riddles_on_the_terminal(tmp_path, 
     assert "WARNING" not in log.read_text()
 
 
-def join(port, watch_pid):
+def join(port, watched):
     """Return what a machine is told that wants to join the job at this port."""
     name = f"twinckpt-test-{port}"
-    worker = WorkerAgentConfig(name, name, "127.0.0.1", port, watch_pid=watch_pid)
+    worker = WorkerAgentConfig(name, name, "127.0.0.1", port, watched=watched)
     with start_worker_agent(worker, b"x" * 32) as agent:
         link = connect_to_agent(name, b"x" * 32)
         link.send(LauncherJoin("127.0.0.1:1", None, 1, 1))

@@ -31,9 +31,9 @@ def agent(tmp_path):
     port = free_port()
     name = f"twinckpt-test-{port}"
     with start_root_agent(
-        RootAgentConfig("127.0.0.1", port, watch_pid=os.getpid()), SECRET
+        RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),)), SECRET
     ) as root:
-        here = {"watch_pid": root.pid, "drain_directory": str(tmp_path)}
+        here = {"watched": (root.pid,), "drain_directory": str(tmp_path)}
         start_worker_agent(WorkerAgentConfig(name, name, "127.0.0.1", port, **here), SECRET)
         yield name
         root.terminate()

@@ -238,7 +238,7 @@ class FaultyCluster:
             heartbeat_timeout_s=self._job.heartbeat_timeout_s,
             drain_directory=str(self.drain_directory),
             drain_bytes_per_s=self._drain_bytes_per_s,
-            watch_pid=os.getpid(),
+            watched=(os.getpid(),),
             log_file=str(self._run_dir / "agents.log"),
         )
         self._started.append(Machine(config, self._port, self._secret))
@@ -247,7 +247,7 @@ class FaultyCluster:
     def _start_root(self) -> subprocess.Popen[bytes]:
         log = str(self._events_path)
         since = len(self.events)
-        settings = {"job": self._job, "watch_pid": os.getpid(), "event_log": log}
+        settings = {"job": self._job, "watched": (os.getpid(),), "event_log": log}
         root = start_root_agent(RootAgentConfig("127.0.0.1", self._port, **settings), self._secret)
         wait_until(lambda: self.logged("root_started", since), "a root agent")
         return root

@@ -208,7 +208,7 @@ def test_what_root_and_worker_say_is_unreadable(root, monkeypatch, tmp_path):
         socket_name=f"twinckpt-{name}",
         root_host="127.0.0.1",
         root_port=relay.port,
-        watch_pid=os.getpid(),
+        watched=(os.getpid(),),
         log_file=str(tmp_path / "agent.log"),
         tls=files,
     )

@@ -18,8 +18,8 @@ def stand_by(store: ControlStore, config: RootAgentConfig) -> Leadership | None:
     Returns None once the watched process has ended, or if nobody is ever elected after the
     root that is there. Raises OSError if this machine cannot listen.
     """
-    try:
-        watched = os.pidfd_open(config.watch_pid) if config.watch_pid else None
+    try:  # only torchrun starts one that stands by
+        watched = os.pidfd_open(config.watched[0]) if config.watched else None
     except ProcessLookupError:
         return None
     is_reachable = True

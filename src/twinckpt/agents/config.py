@@ -13,7 +13,8 @@ class RootAgentConfig:
     """Settings of the root agent.
 
     It listens at `host` and `port`; or is elected in the control `store` that is named, and
-    listens at some port of `host`. `watch_pid` is the process whose end ends the agent;
+    listens at some port of `host`. `watched` are the processes
+    with the last of which the agent ends;
     `event_log` a JSON-lines file, or a directory of them; Prometheus metrics are served where
     `metrics_port` is not 0.
     """
@@ -21,7 +22,7 @@ class RootAgentConfig:
     host: str
     port: int
     job: RootConfig = field(default_factory=RootConfig)
-    watch_pid: int = 0
+    watched: tuple[int, ...] = ()
     event_log: str = ""
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
@@ -59,7 +60,7 @@ class WorkerAgentConfig:
     drain_directory: str = ""
     drain_keep: int = 2
     drain_bytes_per_s: float = 0.0
-    watch_pid: int = 0
+    watched: tuple[int, ...] = ()
     log_file: str = ""
     event_log: str = ""
     failure_domain: str = ""

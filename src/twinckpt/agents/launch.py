@@ -94,20 +94,21 @@ class RootCandidate:
         self._looked_s = time.monotonic()
         host, port = self.address if self.address[0] else (self._settings.host, 0)
         self.process = start_root_agent(
-            _root_agent(self._settings, host, port, os.getpid(), self.endpoint, self._run_id)
+            _root_agent(self._settings, host, port, (os.getpid(),), self.endpoint, self._run_id)
         )
 
 
 def start_root_if_local(
-    settings: JobSettings, host: str, port: int, watch_pid: int | None = None, run_id: str = ""
+    settings: JobSettings, host: str, port: int, watched: tuple[int, ...] = (), run_id: str = ""
 ) -> subprocess.Popen[bytes] | None:
     """Start the job's root agent here if `host` is this machine and nobody listens yet.
 
-    It ends with process `watch_pid`, by default the calling one. Returns it; None if not needed.
+    It ends with the last of the `watched` processes, by default the calling one. Returns it; None
+    if not needed.
     """
     if _listens(host, port) or not _is_local(host):
         return None
-    config = _root_agent(settings, host, port, watch_pid or os.getpid(), "", run_id)
+    config = _root_agent(settings, host, port, watched or (os.getpid(),), "", run_id)
     process = start_root_agent(config)
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not _listens(host, port):
@@ -127,13 +128,18 @@ def start_root_if_local(
 
 
 def _root_agent(
-    settings: JobSettings, host: str, port: int, watch_pid: int, store: str, run_id: str
+    settings: JobSettings,
+    host: str,
+    port: int,
+    watched: tuple[int, ...],
+    store: str,
+    run_id: str,
 ) -> RootAgentConfig:
     return RootAgentConfig(
         host,
         port,
         settings.root(),
-        watch_pid=watch_pid,
+        watched=watched,
         event_log=settings.event_log,
         metrics_host=settings.metrics_host,
         metrics_port=settings.metrics_port,
@@ -147,7 +153,7 @@ def _root_agent(
 def start_machine_agent(
     settings: JobSettings,
     root: tuple[str, int],
-    watch_pid: int,
+    watched: tuple[int, ...],
     *,
     socket_name: str = "",
     store: str = "",
@@ -176,7 +182,7 @@ def start_machine_agent(
         drain_directory=settings.drain_directory,
         drain_keep=settings.drain_keep,
         drain_bytes_per_s=settings.drain_mib_per_s * (1 << 20),
-        watch_pid=watch_pid,
+        watched=watched,
         log_file=settings.agent_log,
         event_log=settings.event_log,
         failure_domain=settings.failure_domain,

@@ -176,7 +176,7 @@ class LocalCluster:
                 "127.0.0.1",
                 self._port,
                 self._settings.root(),
-                watch_pid=os.getpid(),
+                watched=(os.getpid(),),
                 event_log=self._settings.event_log,
                 tls=self._settings.tls,
             ),

@@ -6,7 +6,8 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from twinckpt.agents.config import RootAgentConfig, WorkerAgentConfig, to_json
@@ -49,6 +50,19 @@ def allow_all_descriptors() -> None:
     """Raise the limit on descriptors as far as allowed: a root has a connection a machine."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def when_all_end(pids: Iterable[int], action: Callable[[], None]) -> None:
+    """Call `action` in the running event loop once all of these processes are gone, if any."""
+    left = set(pids)
+
+    def ended(pid: int) -> None:
+        left.remove(pid)
+        if not left:
+            action()
+
+    for pid in tuple(left):
+        when_process_ends(pid, partial(ended, pid))
 
 
 def when_process_ends(pid: int, action: Callable[[], None]) -> Callable[[], None]:

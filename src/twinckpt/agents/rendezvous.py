@@ -193,7 +193,7 @@ class TwinRendezvousHandler(RendezvousHandler):
             name = start_machine_agent(
                 self._settings,
                 self._root.address,
-                os.getpid(),
+                (os.getpid(),),
                 store=self._root.endpoint,
                 run_id=self._run_id,
             )

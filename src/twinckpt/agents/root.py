@@ -24,7 +24,7 @@ from twinckpt.agents.control_store import Leadership, open_store
 from twinckpt.agents.embedded_store import EmbeddedStore
 from twinckpt.agents.event_log import EventLog, file_of
 from twinckpt.agents.metrics_endpoint import serve_metrics
-from twinckpt.agents.process import allow_all_descriptors, when_process_ends
+from twinckpt.agents.process import allow_all_descriptors, when_all_end
 from twinckpt.agents.status import FROM_CALLER, StatusBoard, StatusQuestion
 from twinckpt.core import messages as m
 from twinckpt.core.drains import SLOW_S
@@ -66,8 +66,7 @@ class RootAgent:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_exception)
         threading.Thread(target=self._hold, args=(loop,), daemon=True).start()
-        if self._config.watch_pid:
-            when_process_ends(self._config.watch_pid, self._done.set)
+        when_all_end(self._config.watched, self._done.set)
         server = await asyncio.start_server(
             self._serve, sock=self._leadership.listener, limit=wire.MAX_FRAME_BYTES
         )

@@ -22,7 +22,7 @@ from twinckpt.agents.drained_steps import DrainedSteps
 from twinckpt.agents.event_log import MachineEvents
 from twinckpt.agents.hang_watch import watch_for_hangs
 from twinckpt.agents.local_server import LocalPeer, LocalServer
-from twinckpt.agents.process import allow_all_descriptors, when_process_ends
+from twinckpt.agents.process import allow_all_descriptors, when_all_end, when_process_ends
 from twinckpt.agents.root_link import RootLink
 from twinckpt.agents.root_watch import follow_root
 from twinckpt.agents.scrub import Scrub
@@ -92,8 +92,7 @@ class WorkerAgent:
         )
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, lambda: None)
-        if self._config.watch_pid:
-            when_process_ends(self._config.watch_pid, self._done.set)
+        when_all_end(self._config.watched, self._done.set)
         if self._config.store:
             store = open_store(self._config.store)
             follow = (store, self._on_elected)
@@ -365,6 +364,8 @@ class WorkerAgent:
                     self._tell_rank(rank, local.Refused(OutOfMemoryError.__name__, reason))
                 case act.BreakGeneration(reason, is_final):
                     self._given_up = reason if is_final else ""
+                    for peer in self._ranks.values():
+                        peer.send(local.Broken(reason))
                     self._tell_launcher(local.LauncherBroken(reason, is_final))
 
     def _tell_rank(self, rank: int, message: local.FromAgent, fd: int | None = None) -> None:

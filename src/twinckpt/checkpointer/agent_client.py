@@ -89,7 +89,14 @@ class AgentClient:
     """Receives what the agent says and keeps it until the training loop asks."""
 
     def __init__(
-        self, name: str, secret: bytes, rank: int, world_size: int, num_machines: int
+        self,
+        name: str,
+        secret: bytes,
+        rank: int,
+        world_size: int,
+        num_machines: int,
+        *,
+        ends_with_generation: bool = True,
     ) -> None:
         self._link = AgentLink(name, secret)
         self._mappings = SlotMappings()
@@ -103,6 +110,8 @@ class AgentClient:
         self.committed_step: int | None = None
         self._early_answer: tuple[local.FromAgent, int | None] | None = None
         self._verified_bytes = 0
+        self._ends_with_generation = ends_with_generation
+        self._broken = ""
         try:
             self._link.send(local.RankHello(rank, world_size))
             welcome, _ = self._expect(local.Welcome, timeout_s=30.0)
@@ -265,11 +274,10 @@ class AgentClient:
         return None
 
     def _raise_if_broken(self) -> None:
-        """Raise RestoreError if the generation is over, and no other launcher ends this process."""
-        received = self.launcher.receive(0.0) if self.launcher is not None else None
-        if received is not None and isinstance(received[0], local.LauncherBroken):
+        """Raise RestoreError if the generation is over, and no launcher ends this process."""
+        if self._broken and not self._ends_with_generation:
             raise RestoreError(
-                f"{received[0].reason}; start the process anew, to resume from the newest step left"
+                f"{self._broken}; start the process anew, to resume from the newest step left"
             )
 
     def _take(self, message: local.FromAgent, fd: int | None) -> None:
@@ -288,6 +296,8 @@ class AgentClient:
                 self.resolved.append(message)
                 if message.committed:
                     self.committed_step = message.step
+            case local.Broken(reason):
+                self._broken = reason
             case local.Refused():
                 kind = OutOfMemoryError if message.kind == "OutOfMemoryError" else TwinckptError
                 raise kind(message.reason)

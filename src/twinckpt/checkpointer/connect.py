@@ -2,7 +2,8 @@
 
 Under `torchrun --rdzv-backend=twinckpt` the rendezvous handler has started the agent. Under
 any other launcher the first rank of each machine does it, and rank 0 starts the root agent;
-both end with the launcher, so they outlive the ranks that it restarts.
+both end with torchrun, so they outlive the ranks that it restarts, or else with the last rank of
+their machine.
 """
 
 import hashlib
@@ -86,7 +87,7 @@ def connect(settings: JobSettings) -> AgentClient:
     machines = Machines.gather()
     name, launcher = _start(machines, settings)
     job = machines.rank, machines.world_size, machines.count
-    client = AgentClient(name, load_secret(), *job)
+    client = AgentClient(name, load_secret(), *job, ends_with_generation=False)
     client.launcher = launcher
     return client
 
@@ -101,9 +102,10 @@ def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | 
     name = _socket_name()
     agent = _find(name) if machines.is_first_here else None
     known = machines.share(lambda: _root_of(agent, settings))
+    watched = _watched(machines)
     root = (
         next(filter(None, known), "")
-        or machines.share(lambda: _start_root(settings) if machines.rank == 0 else "")[0]
+        or machines.share(lambda: _start_root(settings, watched) if machines.rank == 0 else "")[0]
     )
     host, port = root.rsplit(":", 1)
 
@@ -114,7 +116,7 @@ def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | 
             return ""
         if agent is None:
             root = (host, int(port))
-            start_machine_agent(settings, root, _watched_pid(), socket_name=name)
+            start_machine_agent(settings, root, watched, socket_name=name)
             _started = settings
             agent = connect_to_agent(name, load_secret())
         agent.send(RootMoved(host, int(port)))
@@ -125,9 +127,15 @@ def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | 
     return machines.share(join)[machines.first_here], agent
 
 
-def _watched_pid() -> int:
-    """The process that the agents end with: torchrun, or this one where there is none."""
-    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+def _torchrun_pid() -> int | None:
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def _watched(machines: Machines) -> tuple[int, ...]:
+    """The processes that this machine's agents end with: torchrun, or its ranks without one."""
+    told = machines.share(lambda: f"{machines.first_here} {_torchrun_pid() or os.getpid()}")
+    pids = (text.split() for text in told)
+    return tuple({int(pid) for first, pid in pids if int(first) == machines.first_here})
 
 
 def _socket_name() -> str:
@@ -135,7 +143,7 @@ def _socket_name() -> str:
     name = hashlib.sha256(job).hexdigest()[:16]  # it must be short
     # Abstract names belong to a network namespace, process numbers perhaps to a container.
     space = os.stat("/proc/self/ns/pid").st_ino
-    return f"twinckpt-{name}-{space}-{_watched_pid()}"
+    return f"twinckpt-{name}-{space}-{_torchrun_pid() or os.getpid()}"
 
 
 def _find(name: str) -> AgentLink | None:
@@ -158,9 +166,9 @@ def _root_of(agent: AgentLink | None, settings: JobSettings) -> str:
     return ""
 
 
-def _start_root(settings: JobSettings) -> str:
+def _start_root(settings: JobSettings, watched: tuple[int, ...]) -> str:
     port = free_port(settings.host)
-    start_root_if_local(settings, settings.host, port, _watched_pid())
+    start_root_if_local(settings, settings.host, port, watched)
     return f"{settings.host}:{port}"
 
 

@@ -105,7 +105,7 @@ def heartbeats_per_s(num_connections: int, num_heartbeats: int) -> float:
     secret = secrets.token_hex(32).encode()
     port = free_port()
     config = RootAgentConfig(
-        "127.0.0.1", port, RootConfig(replicas=1, heartbeat_timeout_s=_TIMEOUT_S), os.getpid()
+        "127.0.0.1", port, RootConfig(replicas=1, heartbeat_timeout_s=_TIMEOUT_S), (os.getpid(),)
     )
     process = start_root_agent(config, secret)
     connections: list[socket.socket] = []

@@ -237,6 +237,13 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The generation is over: a rank that no launcher starts again waits for nothing more."""
+
+    reason: str
+
+
 # Agent → launcher.
 
 
@@ -291,6 +298,7 @@ FromAgent = (
     | RestoreNothing
     | NothingToDrain
     | Refused
+    | Broken
     | LauncherFormed
     | LauncherBroken
     | LauncherWaits
