@@ -132,6 +132,42 @@ with Checkpointer({"weights": torch.rand(10)}, **settings) as checkpointer:
 """
 
 
+# The exception is handled outside of the block, and another Checkpointer may follow.
+CAUGHT = """
+import sys
+import torch
+from twinckpt import Checkpointer
+
+settings = {"drain_directory": sys.argv[1], "drain_every_commits": 10}
+state = {"weights": torch.rand(10)}
+try:
+    with Checkpointer(state, **settings) as checkpointer:
+        checkpointer.save(1, block=True)
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+{then}
+"""
+
+FOLLOWED = """
+with Checkpointer(state, **settings) as checkpointer:
+    checkpointer.save(2, block=True)
+"""
+
+
+# It never asks what there is to restore.
+STARTS_ANEW = """
+import sys
+import torch
+from twinckpt import Checkpointer
+
+settings = {"drain_directory": sys.argv[1], "drain_every_commits": 10}
+with Checkpointer({"weights": torch.rand(10)}, **settings) as checkpointer:
+    for step in range(1, 1 + int(sys.argv[2])):
+        checkpointer.save(step, block=True)
+"""
+
+
 @pytest.fixture
 def state():
     """A model, its optimizer and gradients."""
@@ -190,6 +226,35 @@ def test_a_last_step_that_cannot_be_drained_is_told_of(tmp_path):
     run = subprocess.run(program, capture_output=True, text=True)
     assert run.returncode == 0
     assert "the last step, 1, is not in persistent storage (the newest there is None)" in run.stderr
+
+
+@pytest.mark.parametrize(("then", "step"), [("", 1), (FOLLOWED, 2)], ids=["ends", "followed"])
+def test_the_last_step_of_a_program_that_ends_well_after_an_exception_is_drained(
+    tmp_path, then, step
+):
+    """The end of the `with` block could not know that it is caught."""
+    program = [sys.executable, "-c", CAUGHT.replace("{then}", then), str(tmp_path)]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "persistent storage" not in run.stderr
+    assert drained_steps(tmp_path) == (step,)
+
+
+def test_a_last_step_that_is_older_than_what_storage_has_is_told_of(tmp_path):
+    """It is not drained: another training's step would be restored before it."""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", STARTS_ANEW, str(tmp_path), num_steps],
+            capture_output=True,
+            text=True,
+        )
+        for num_steps in ("3", "2")
+    ]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert "persistent storage" not in runs[0].stderr
+    assert "the last step, 2, is not in persistent storage (the newest there is 3)" in (
+        runs[1].stderr
+    )
 
 
 @pytest.mark.parametrize("script", [GROWING, GROWING_FAST])

@@ -83,6 +83,7 @@ class Checkpointer:
     """
 
     _open: ClassVar["Checkpointer | None"] = None  # the agent knows one connection a rank
+    _newest: ClassVar["Checkpointer | None"] = None
 
     def __init__(
         self,
@@ -129,7 +130,8 @@ class Checkpointer:
             hook = torch.compiler.disable(hook)  # a compiled step is not to trace the fence
         self._hook = register_optimizer_step_pre_hook(hook)
         atexit.register(self._close_at_exit)
-        Checkpointer._open = self
+        self._is_over = False
+        Checkpointer._open = Checkpointer._newest = self
 
     def _need(self, shard_bytes: int, is_complete: bool = True) -> MemoryNeed:
         job = self._settings.replicas, self._settings.num_slots, self._client
@@ -156,13 +158,14 @@ class Checkpointer:
 
         In a job that drains, this waits until the last committed step is in persistent storage.
         After an exception (`failed`) it does not, and the agent takes the rank for lost once the
-        program has ended.
+        program has ended; where that was caught, the program's normal end waits instead.
         """
         if os.getpid() != self._pid:
             return  # forked: connection and staging thread are the parent's
-        is_in_use = Checkpointer._open is self and (self._attached or self.restore_report)
-        if is_in_use and not failed and self._settings.is_draining:
+        is_in_use = Checkpointer._newest is self and (self._attached or self.restore_report)
+        if is_in_use and not failed and not self._is_over and self._settings.is_draining:
             self._wait_until_drained()
+        self._is_over = self._is_over or not failed
         atexit.unregister(self._close_at_exit)
         if Checkpointer._open is self:
             Checkpointer._open = None
@@ -180,19 +183,20 @@ class Checkpointer:
         if threading.get_ident() in self._busy_threads:
             return  # a signal's handler ends the program, in the midst of a save
         try:
-            self._in_flight.wait()
+            if Checkpointer._open is self:
+                self._in_flight.wait()
             newest = self._client.wait_until_drained(DRAIN_TIMEOUT_S)
         except (TwinckptError, TimeoutError) as error:
-            if Checkpointer._open is self:  # else a signal's handler has closed it meanwhile
+            if not self._is_over:  # else a signal's handler has closed it meanwhile
                 logger.warning("the last step may be missing in persistent storage: %s", error)
             return
         last = self.committed_step
         if last is None:  # nothing was left to train
             last = self.restore_report.get("step")
-        if last is not None and (newest is None or newest < last):
+        if last is not None and newest != last:
             logger.warning(
                 "the last step, %d, is not in persistent storage (the newest there is %s): the "
-                "agents' log says why",
+                "agents' log says why, or it is another training's directory",
                 last,
                 newest,
             )
