@@ -220,6 +220,7 @@ def test_a_spare_that_was_not_needed_ends_well_with_the_job(tmp_path, monkeypatc
     outputs = [output_of(launcher) for launcher in (first, spare)]
     assert [first.returncode, spare.returncode] == [0, 0], outputs
     assert not (tmp_path / "begun-spare").exists()
+    assert warm or "if it is meant for another job" in outputs[1]  # nobody has named either
 
 
 ONE_IS_LOST = """

@@ -7,6 +7,8 @@ import msgspec
 from twinckpt.core.root import RootConfig
 from twinckpt.net.tls import TlsFiles
 
+UNNAMED = {"", "none"}  # what torchrun says where --rdzv-id is left out
+
 
 @dataclass(frozen=True, slots=True)
 class RootAgentConfig:

@@ -25,6 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
+from twinckpt.agents.config import UNNAMED
 from twinckpt.agents.job_settings import LAUNCHED, JobSettings
 from twinckpt.agents.launch import RootCandidate, connect_to_agent, start_machine_agent
 from twinckpt.errors import AgentUnavailableError, TwinckptError
@@ -226,10 +227,20 @@ class TwinRendezvousHandler(RendezvousHandler):
             if isinstance(message, LauncherBroken) and message.is_final:
                 raise JobEndedError(f"the job has ended: {message.reason}")
             if isinstance(message, LauncherWaits):
+                self._tell_spare(message.is_spare)
                 now_s = time.monotonic()
                 deadline_s = math.inf if message.is_spare else now_s + self._join_timeout_s
             if isinstance(message, LauncherDismissed):
                 sys.exit(0)  # torch's RendezvousGracefulExitError ends in an AttributeError
+
+    def _tell_spare(self, is_spare: bool) -> None:
+        """A job that nobody named is taken for the one that runs at its endpoint."""
+        if is_spare and self._run_id in UNNAMED:
+            logger.warning(
+                "a job runs at %s already, and this machine waits as its spare: if it is meant for "
+                "another job, give that an --rdzv-endpoint and an --rdzv-id of its own",
+                self._endpoint,
+            )
 
 
 def _num_ranks_asked() -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from twinckpt.agents.candidate import stand_by
-from twinckpt.agents.config import RootAgentConfig, named_settings, root_config
+from twinckpt.agents.config import UNNAMED, RootAgentConfig, named_settings, root_config
 from twinckpt.agents.control_store import Leadership, open_store
 from twinckpt.agents.embedded_store import EmbeddedStore
 from twinckpt.agents.event_log import EventLog, file_of
@@ -37,7 +37,6 @@ from twinckpt.net.strangers import Strangers
 
 logger = logging.getLogger(__name__)
 
-_UNNAMED = {"", "none"}  # what torchrun says where --rdzv-id is left out
 _SLOW_DRAIN = (
     "step %d has been on its way to persistent storage for %.0f s, and keeps its slot meanwhile: "
     "of num_slots=%d one fewer is left for checkpoints. Is the storage gone, drain_mib_per_s low?"
@@ -158,7 +157,7 @@ class RootAgent:
 
     def _is_of_another_job(self, hello: m.Hello) -> bool:
         """Return whether a machine names another job: it would wait here, or train along."""
-        names = {hello.run_id, self._config.run_id} - _UNNAMED
+        names = {hello.run_id, self._config.run_id} - UNNAMED
         return len(names) > 1
 
     def _compare(self, machine: str, settings: dict[str, str]) -> None:
