@@ -150,13 +150,12 @@ def test_who_ended_with_messages_unread_is_no_warning_and_who_never_reads_is_one
     assert len(caplog.records) == warnings
 
 
-def test_a_damaged_drained_step_that_cannot_be_set_aside_is_not_resumed_again(agent, tmp_path):
-    """The agent took the storage's refusal for the rank's end, and the job resumed that step."""
+def test_a_damaged_drained_step_is_not_resumed_again(agent, tmp_path):
+    """Though it may still lie there, where it could not be set aside."""
     for step in (1, 2):
         identity = {"rank": 0, "ticket": step, "step": step, "home": 0, "world_size": 1}
         drained.write_shard(tmp_path, Seal.of(memoryview(b"state"), **identity), b"state")
         drained.finish_step(tmp_path, step, ticket=step, world_size=1)
-    (drained.step_directory(tmp_path, 2) / "manifest.damaged.json").mkdir()
     launcher = connect_to_agent(agent, SECRET)
     launcher.send(JOIN)
     next_message(launcher, local.LauncherFormed)
@@ -164,7 +163,7 @@ def test_a_damaged_drained_step_that_cannot_be_set_aside_is_not_resumed_again(ag
     rank.send(local.RestoreRequest())
     assert next_message(rank, local.RestoreDrained)[0].step == 2
 
-    rank.send(local.DamagedDrained(2, "a flipped bit"))
+    rank.send(local.DamagedDrained(2, "a flipped bit", (1,)))
     broken, _ = next_message(launcher, local.LauncherBroken)
     assert "drained step 2 is damaged" in broken.reason
     launcher.send(JOIN)

@@ -168,6 +168,41 @@ with Checkpointer({"weights": torch.rand(10)}, **settings) as checkpointer:
 """
 
 
+# A shard is damaged, and whoever lists the storage waits three seconds.
+DAMAGED_IN_SLOW_STORAGE = """
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+import torch
+from twinckpt import Checkpointer
+from twinckpt.errors import RestoreError
+from twinckpt.memory.drained import shard_path, step_directory
+
+directory = Path(sys.argv[1])
+with Checkpointer(
+    {"weights": torch.rand(10)}, drain_directory=str(directory), drain_every_commits=1
+) as checkpointer:
+    shard_path(directory, 1, 0).write_bytes(b"")
+    manifest = step_directory(directory, 2) / "manifest.json"
+    manifest.parent.mkdir()
+    os.mkfifo(manifest)
+
+    def answer():
+        with manifest.open("wb"):
+            time.sleep(3)
+
+    slow = threading.Thread(target=answer)
+    slow.start()
+    try:
+        checkpointer.restore()
+    except RestoreError as error:
+        print(error)
+    slow.join()
+"""
+
+
 @pytest.fixture
 def state():
     """A model, its optimizer and gradients."""
@@ -255,6 +290,20 @@ def test_a_last_step_that_is_older_than_what_storage_has_is_told_of(tmp_path):
     assert "the last step, 2, is not in persistent storage (the newest there is 3)" in (
         runs[1].stderr
     )
+
+
+def test_a_machine_is_not_lost_while_slow_storage_sets_a_damaged_step_aside(tmp_path):
+    """Its heartbeats go on."""
+    directory, events = tmp_path / "drained", tmp_path / "events"
+    subprocess.run([sys.executable, "-c", STARTS_ANEW, str(directory), "1"], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", DAMAGED_IN_SLOW_STORAGE, str(directory)],
+        env={**os.environ, "TWINCKPT_EVENT_LOG": str(events)},
+        capture_output=True,
+        text=True,
+    )
+    assert "what starts next resumes an older step" in run.stdout, run.stderr
+    assert "machine_lost" not in (events / "root.jsonl").read_text()
 
 
 @pytest.mark.parametrize("script", [GROWING, GROWING_FAST])

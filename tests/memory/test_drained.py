@@ -243,6 +243,13 @@ def test_a_step_set_aside_is_incomplete_and_all_of_it_is_still_there(complete):
     assert len(list(complete.rglob("*.*"))) == before
 
 
+def test_a_step_that_cannot_be_set_aside_is_not_among_those_that_are_left(complete):
+    """It would be resumed again and again."""
+    (drained.step_directory(complete, 7) / "manifest.damaged.json").mkdir()
+    assert drained.set_aside(complete, 7) == []
+    assert drained.drained_steps(complete) == (7,)
+
+
 def test_a_directory_that_cannot_be_read_is_refused_before_anything_starts(tmp_path):
     """Training would begin at the beginning, in silence."""
     (tmp_path / "drained").touch()

@@ -32,7 +32,6 @@ from twinckpt.core import messages as m
 from twinckpt.core import worker_actions as act
 from twinckpt.core.worker import Worker
 from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, TwinckptError
-from twinckpt.memory import drained
 from twinckpt.memory.in_memory import InMemoryCheckpoint
 from twinckpt.memory.seal import Seal
 from twinckpt.net import local
@@ -311,10 +310,8 @@ class WorkerAgent:
                 self._root.send(m.Finished(self._core.generation, peer.rank))
             case local.Damaged():
                 return self._core.damaged(peer.rank, message.ticket, message.reason)
-            case local.DamagedDrained(step, reason):
-                directory = drained.location(self._config.drain_directory)
-                logger.warning("step %d in %s is set aside: %s", step, directory, reason)
-                return self._core.drained_damaged(step, reason, drained.set_aside(directory, step))
+            case local.DamagedDrained(step, reason, steps):
+                return self._core.drained_damaged(step, reason, steps)
         return []
 
     def _is_held(self, rank: int, peer: LocalPeer) -> bool:

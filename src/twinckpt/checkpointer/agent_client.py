@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twinckpt.errors import AgentUnavailableError, OutOfMemoryError, RestoreError, TwinckptError
@@ -189,9 +190,9 @@ class AgentClient:
         self._link.send(local.Damaged(ticket, reason))
         return self.next_answer(timeout_s)
 
-    def report_drained_damage(self, step: int, reason: str) -> None:
-        """Say that a drained step is damaged: the next generation resumes an older one."""
-        self._link.send(local.DamagedDrained(step, reason))
+    def report_drained_damage(self, step: int, reason: str, left: Sequence[int]) -> None:
+        """Say that a drained step is damaged: the next generation resumes one that is left."""
+        self._link.send(local.DamagedDrained(step, reason, tuple(left)))
 
     def wait_until_drained(self, timeout_s: float) -> int | None:
         """Say that nothing more is saved; return the newest step in persistent storage.

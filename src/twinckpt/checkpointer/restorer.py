@@ -16,7 +16,7 @@ from twinckpt.checkpointer.kernels import Kernels, kernels_on
 from twinckpt.checkpointer.reading import SlotReader
 from twinckpt.checkpointer.state import TrainingState
 from twinckpt.errors import DamagedCopyError, RestoreError
-from twinckpt.memory.drained import load_drained, location, read_manifest, step_directory
+from twinckpt.memory.drained import load_drained, location, read_manifest, set_aside, step_directory
 from twinckpt.memory.seal import Seal
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,9 @@ class Restorer:
                 seal, _ = load_drained(directory, step, rank % manifest.world_size)
                 self._state.restore(*resharded(directory, step, rank, self._state.counterparts()))
         except DamagedCopyError as error:
-            self._client.report_drained_damage(step, str(error))
+            logger.warning("step %d in %s is set aside: %s", step, directory, error)
+            left = set_aside(directory, step)  # here: storage that is slow holds up no heartbeat
+            self._client.report_drained_damage(step, str(error), left)
             raise RestoreError(
                 f"{error}; its manifest in {step_directory(directory, step)} is renamed, and "
                 "what starts next resumes an older step"

@@ -63,10 +63,11 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class DamagedDrained:
-    """The rank found that its shard of a drained step is damaged."""
+    """The rank found that its shard of a drained step is damaged; `steps` are what is left."""
 
     step: int
     reason: str
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
