@@ -15,9 +15,8 @@ class RootAgentConfig:
     """Settings of the root agent.
 
     It listens at `host` and `port`; or is elected in the control `store` that is named, and
-    listens at some port of `host`. `watched` are the processes
-    with the last of which the agent ends;
-    `event_log` a JSON-lines file, or a directory of them; Prometheus metrics are served where
+    listens at some port of `host`. The agent ends with the last of the processes `watched`.
+    `event_log` is a JSON-lines file, or a directory of them; Prometheus metrics are served where
     `metrics_port` is not 0.
     """
 

@@ -127,23 +127,29 @@ def _start(machines: Machines, settings: JobSettings) -> tuple[str, AgentLink | 
     return machines.share(join)[machines.first_here], agent
 
 
-def _torchrun_pid() -> int | None:
-    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+def _launcher_or_own_pid() -> int:
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
 
 
 def _watched(machines: Machines) -> tuple[int, ...]:
-    """The processes that this machine's agents end with: torchrun, or its ranks without one."""
-    told = machines.share(lambda: f"{machines.first_here} {_torchrun_pid() or os.getpid()}")
-    pids = (text.split() for text in told)
-    return tuple({int(pid) for first, pid in pids if int(first) == machines.first_here})
+    """Return the processes that agents started here end with: torchrun, or the machine's ranks.
+
+    A rank in a container of its own is left out: here its number is another process's.
+    """
+    here = f"{machines.first_here}/{_pid_namespace()}"
+    told = machines.share(lambda: f"{here} {_launcher_or_own_pid()}")
+    return tuple({int(pid) for place, pid in map(str.split, told) if place == here})
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _socket_name() -> str:
     job = os.environ.get("TORCHELASTIC_RUN_ID", "job").encode()
     name = hashlib.sha256(job).hexdigest()[:16]  # it must be short
     # Abstract names belong to a network namespace, process numbers perhaps to a container.
-    space = os.stat("/proc/self/ns/pid").st_ino
-    return f"twinckpt-{name}-{space}-{_torchrun_pid() or os.getpid()}"
+    return f"twinckpt-{name}-{_pid_namespace()}-{_launcher_or_own_pid()}"
 
 
 def _find(name: str) -> AgentLink | None:
