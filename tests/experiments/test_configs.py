@@ -51,7 +51,7 @@ IMPOSSIBLE = [
     ("soak.failures_per_minute=0", "more than 0 and at most 30"),
     ("soak.failures_per_minute=100", "a recovery takes seconds"),
     ("soak.minutes=0.1", "long enough for one failure"),
-    ("soak.minutes=-1", "long enough for one failure"),
+    ("soak.minutes=-1", "soak.minutes=-1.0 must be at least 0"),
     ("soak.kinds=[flood]", "one of rank_loss, parent_loss"),
     ("soak.kinds=[]", "at least one of"),
     ("optimization.sharding=zero", "one of fsdp, ddp"),
@@ -63,6 +63,19 @@ IMPOSSIBLE = [
     ("experiment=soak", "experiment=soak: this is training; for the other one run python -m"),
     ("goodput.machines=[1]", "goodput.machines=1 must be at least 2"),
     ("goodput.correlated_percents=[101]", "between 0 and 100"),
+    ("goodput.machines=[16,16]", "goodput.machines: 16 is there twice"),
+    ("goodput.correlated_percents=[10,10]", "goodput.correlated_percents: 10 is there twice"),
+    ("limits.sizes_mib=[64,64]", "limits.sizes_mib: 64 is there twice"),
+    ("failure.kinds=[rank_loss,rank_loss]", "failure.kinds: rank_loss is there twice"),
+    ("interleaving.link_bytes_per_s=nan", "interleaving.link_bytes_per_s=nan must be at least 1"),
+    ("interleaving.link_latency_s=inf", "interleaving.link_latency_s=inf must be finite"),
+    ("cluster.heartbeat_timeout_s=nan", "cluster.heartbeat_timeout_s=nan must be at least 0"),
+    ("cluster.heartbeat_timeout_s=inf", "cluster.heartbeat_timeout_s=inf must be finite"),
+    ("soak.minutes=inf", "soak.minutes=inf must be finite"),
+    ("optimization.learning_rate=-1", "optimization.learning_rate=-1.0 must be at least 0"),
+    ("optimization.learning_rate=nan", "optimization.learning_rate=nan must be at least 0"),
+    ("optimization.seed=-1", "optimization.seed=-1 must be from 0 to 4294967295"),
+    ("soak.seed=4294967296", "soak.seed=4294967296 must be from 0 to 4294967295"),
 ]
 
 

@@ -4,6 +4,7 @@ Most belong to one experiment; `config` puts them together.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from twinckpt.core.interleaving import Buffer
 from twinckpt.core.placement import make_placement
@@ -48,7 +49,8 @@ class ClusterSection:
             raise ConfigurationError(
                 f"cluster.heartbeat_interval_s={self.heartbeat_interval_s} must be more than 0"
             )
-        if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
+        at_least("cluster.heartbeat_timeout_s", self.heartbeat_timeout_s, 0)
+        if not self.heartbeat_timeout_s >= 3 * self.heartbeat_interval_s:
             raise ConfigurationError(
                 f"cluster.heartbeat_timeout_s={self.heartbeat_timeout_s} must be at least three "
                 f"times cluster.heartbeat_interval_s={self.heartbeat_interval_s}"
@@ -80,6 +82,7 @@ class FailureSection:
     def __post_init__(self) -> None:
         at_least("failure.repeats", self.repeats, 1)
         at_least("failure.gap_steps", self.gap_steps, 1)
+        _each_once("failure.kinds", self.kinds)
         for kind in self.kinds:
             one_of("failure.kinds", kind, FAILURES)
 
@@ -145,6 +148,7 @@ class GoodputSection:
         at_least("goodput.rack_size", self.rack_size, 1)
         if not 0 < self.days <= 3650:
             raise ConfigurationError(f"goodput.days={self.days} must be in (0, 3650]")
+        _each_once("goodput.correlated_percents", self.correlated_percents)
         for percent in self.correlated_percents:
             if not 0 <= percent <= 100:
                 raise ConfigurationError(
@@ -165,6 +169,7 @@ class LimitsSection:
         at_least("limits.num_tensors", self.num_tensors, 3)
         _not_empty("limits.sizes_mib", self.sizes_mib or self.single_sizes_mib)
         for name in ("sizes_mib", "single_sizes_mib"):
+            _each_once("limits." + name, getattr(self, name))
             for size in getattr(self, name):
                 at_least("limits." + name, size, 1)
         some_of("limits.devices", self.devices, ("cpu", "cuda"))
@@ -348,8 +353,9 @@ class SoakSection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_spares", "seed"):
-            at_least("soak." + name, getattr(self, name), 0)
+        at_least("soak.num_spares", self.num_spares, 0)
+        at_least("soak.minutes", self.minutes, 0)
+        _one_seed("soak.seed", self.seed)
         if not 0 < self.failures_per_minute <= MAX_FAILURES_PER_MINUTE:
             raise ConfigurationError(
                 f"soak.failures_per_minute={self.failures_per_minute} must be more than 0 and at "
@@ -377,6 +383,20 @@ def _not_empty(name: str, values: list[int]) -> None:
     """Raise ConfigurationError where there would be nothing to measure, and no figure of it."""
     if not values:
         raise ConfigurationError(f"{name}=[]: at least one number")
+    _each_once(name, values)
+
+
+def _each_once(name: str, values: list[Any]) -> None:
+    """Raise ConfigurationError where the samples of one value would count twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigurationError(f"{name}: {value} is there twice")
+
+
+def _one_seed(name: str, seed: int) -> None:
+    """Raise ConfigurationError for what is no seed to every generator of random numbers."""
+    if not 0 <= seed < 1 << 32:
+        raise ConfigurationError(f"{name}={seed} must be from 0 to {(1 << 32) - 1}")
 
 
 @dataclass
@@ -390,4 +410,6 @@ class OptimizationSection:
 
     def __post_init__(self) -> None:
         at_least("optimization.batch", self.batch, 1)
+        at_least("optimization.learning_rate", self.learning_rate, 0)
+        _one_seed("optimization.seed", self.seed)
         one_of("optimization.sharding", self.sharding, ("fsdp", "ddp"))

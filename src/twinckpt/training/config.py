@@ -4,6 +4,7 @@ Plain mutable dataclasses: the one place that says what may be set, with its uni
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,11 @@ class TrainingConfig:
 
 
 def at_least(name: str, value: float, minimum: float) -> None:
-    """Raise ConfigurationError unless value ≥ minimum."""
-    if value < minimum:
+    """Raise ConfigurationError unless value ≥ minimum, and finite."""
+    if not value >= minimum:  # which NaN is not either
         raise ConfigurationError(f"{name}={value} must be at least {minimum}")
+    if value == math.inf:
+        raise ConfigurationError(f"{name}={value} must be finite")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
