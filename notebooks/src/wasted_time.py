@@ -1,7 +1,7 @@
 # %% [markdown]
-# # How much of a year is training?
+# # How much of the time is training?
 # The paper's published numbers, each beside our prediction from the paper's set-up; then goodput,
-# simulated for a year, for storage every three hours (Strawman), storage as often as it can
+# simulated for `goodput.days`, for storage every three hours (Strawman), storage as often as it can
 # (HighFreq), the paper's GEMINI, and twinckpt.
 #
 # Results: `TWINCKPT_RESULTS`, or `results/default`. `docs/results-schema.md` says what is

@@ -199,6 +199,16 @@ def test_the_report_says_how_often_there_was_a_checkpoint(
     assert f"Blocks with and without checkpoints, {says}," in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("days", [30, 365])
+def test_the_report_says_how_long_was_simulated(analysed: Path, tmp_path: Path, days: int) -> None:
+    """A month is no year."""
+    path = analysed / "wasted_time" / "provenance.json"
+    write_provenance(path, read_provenance(path) | {"config": {"goodput": {"days": days}}})
+    (page, slides) = report.build(analysed, SOURCE, tmp_path, "none")
+    assert f"Goodput over {days} simulated days" in page.read_text(encoding="utf-8")
+    assert f"{days} days of failures, simulated" in slides.read_text(encoding="utf-8")
+
+
 def test_other_machines_results_stand_beside_ours_and_are_not_mixed(
     analysed: Path, tmp_path: Path
 ) -> None:

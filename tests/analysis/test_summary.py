@@ -82,6 +82,25 @@ def test_numbers_of_16_machines_are_of_no_other_cluster(results: Path, summary_o
     assert name not in summary_of(results)
 
 
+def test_a_year_of_10000_machines_is_not_said_of_less(results: Path, summary_of) -> None:
+    """Our target is not met by simulating a day, or few machines."""
+    name, path = "simulated_year_s", results / "wasted_time" / "samples.csv"
+    (any_one, *_), provenance = read_samples(path), path.with_name("provenance.json")
+    year = replace(any_one, metric="seconds", phase="gemini", machine=10_000, value=4.0)
+    write_samples(path, [*read_samples(path), year])
+    assert name in summary_of(results)
+    write_provenance(provenance, read_provenance(provenance) | {"config": {"goodput": {"days": 1}}})
+    assert name not in summary_of(results)
+
+
+def test_clusters_without_a_closed_form_have_no_gap_to_it(results: Path, summary_of) -> None:
+    """As goodput.machines=[4000] has it: the summary holds numbers only."""
+    path = results / "wasted_time" / "samples.csv"
+    larger = [replace(s, machine=4000 if s.machine else None) for s in read_samples(path)]
+    write_samples(path, larger)
+    assert "goodput_gap_percent" not in summary_of(results)
+
+
 def test_further_methods_and_metrics_are_tolerated(results: Path, summary_of) -> None:
     """A method or metric that the analysis does not know changes nothing else."""
     path = results / "save_cost" / "samples.csv"

@@ -192,7 +192,7 @@ CLAIMS = (
              "paper_hardware_total", near(12), "the same with the middle of 4 to 7 minutes"),
             ("goodput", "more effective training time than HighFreq at 1,000 instances (Fig. 15)",
              "goodput_gain_1000_x", at_least(1.0, 1.0),
-             "a simulated year, 1.5 % of the machines failing a day"),
+             "simulated, 1.5 % of the machines failing a day"),
         )
     ),
     Claim("kills", "design", "every set of machines that is killed loses what the placement says",

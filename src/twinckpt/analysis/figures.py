@@ -110,7 +110,7 @@ def training(data: Dataset) -> Figure:
 
 
 def wasted_time(data: Dataset) -> Figure:
-    """Goodput over a simulated year against the size of cluster, for three ways to fail."""
+    """Simulated goodput against the size of cluster, for three ways to fail."""
     panels = {"gemini": "1.5 % a day", "llama3": "Llama 3's rate"}
     for percent in goodput.rack_percents(data)[-1:]:
         panels[f"racks_{percent}_percent"] = f"{percent} % by rack"

@@ -15,6 +15,8 @@ from twinckpt.analysis.statistics import Estimate, exactly, median, ratio
 
 EXPERIMENT = "wasted_time"
 PAPER_PHASE = "gemini"
+YEAR_DAYS = 365.0
+LARGEST = 10_000
 
 
 def max_paper_error(data: Dataset) -> Estimate:
@@ -72,13 +74,25 @@ def max_gap_percent(data: Dataset) -> Estimate:
     analytic = data.select(EXPERIMENT, "goodput_analytic").groupby(columns).value.median()
     gaps = (100 * (simulated - analytic)).abs().reset_index()
     same = gaps[(gaps.machine <= 1000) & ~gaps.phase.str.startswith("racks_")]
+    if same.empty:
+        raise NotMeasured(f"{data.results / EXPERIMENT}: no cluster of up to 1000 machines")
     return exactly(same.value.max(), len(same))
 
 
 def year_s(data: Dataset) -> Estimate:
-    """The longest that a year of one failure statistic took to simulate, all strategies."""
-    seconds = data.select(EXPERIMENT, "seconds").value
-    return exactly(seconds.max(), len(seconds))
+    """The longest that a year of one failure statistic took to simulate, all strategies.
+
+    Fewer days or smaller clusters would take less.
+    """
+    table = data.select(EXPERIMENT, "seconds")
+    if days(data) < YEAR_DAYS or table.machine.max() < LARGEST:
+        raise NotMeasured(f"{data.results / EXPERIMENT}: no year of {LARGEST} machines")
+    return exactly(table.value.max(), len(table))
+
+
+def days(data: Dataset) -> float:
+    """How many days were simulated."""
+    return float(data.setting(EXPERIMENT, "goodput", "days", YEAR_DAYS))
 
 
 def rack_percents(data: Dataset) -> list[int]:

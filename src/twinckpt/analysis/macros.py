@@ -11,6 +11,7 @@ from typing import Any
 
 from twinckpt.analysis import format as fmt
 from twinckpt.analysis.claims import VERDICTS, Judgement
+from twinckpt.analysis.goodput import YEAR_DAYS
 from twinckpt.analysis.metrics import METRICS
 from twinckpt.analysis.summary import by_name
 from twinckpt.analysis.targets import OUTCOMES, TARGETS
@@ -82,8 +83,11 @@ def _origin(provenance: Mapping[str, Mapping[str, Any]], variant: str) -> dict[s
     packages = newest.get("packages", {})
     trained = provenance.get("throughput", {}).get("config", {})
     every = trained.get("checkpoint", {}).get("every", 1)
+    simulated = provenance.get("wasted_time", {}).get("config", {})
+    days = simulated.get("goodput", {}).get("days", YEAR_DAYS)
     return {
         "variantName": fmt.escape(variant),
+        "simulatedDays": fmt.number(days),
         "checkpointInterval": "step" if every == 1 else f"{every} steps",
         "commitHash": commit_name(newest),
         "measuredDate": fmt.escape(str(newest.get("date", "unknown"))[:10]),

@@ -259,7 +259,7 @@ METRICS = (
     ),
     *(
         Metric(f"goodput_{method}_{size}_percent", "percent", WASTED_TIME,
-               f"simulated year, {size} machines, 1.5 % failing a day: {words}",
+               f"simulated, {size} machines, 1.5 % failing a day: {words}",
                goodput.goodput_percent(method, size))
         for size in (1000, 10000)
         for method, words in (
@@ -271,10 +271,10 @@ METRICS = (
            "the same at 1000 machines, GEMINI over storage as often as it can",
            goodput.goodput_ratio("gemini", "highfreq", 1000)),
     Metric("goodput_gemini_1000_software_percent", "percent", WASTED_TIME,
-           "simulated year, 1000 machines, 1.5 % failing a day, memory intact: GEMINI",
+           "simulated, 1000 machines, 1.5 % failing a day, memory intact: GEMINI",
            goodput.goodput_percent("gemini", 1000, "gemini_software")),
     Metric("goodput_racks_naive_percent", "percent", WASTED_TIME,
-           "simulated year, 1000 machines, 37 % of losses by rack, placement blind to racks",
+           "simulated, 1000 machines, 37 % of losses by rack, placement blind to racks",
            goodput.goodput_percent("gemini", 1000, "racks_37_percent")),
     Metric("goodput_racks_aware_percent", "percent", WASTED_TIME,
            "the same with replicas kept out of one rack",

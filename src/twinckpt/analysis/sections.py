@@ -119,16 +119,16 @@ SECTIONS: dict[str, Section] = {
         r"\scalingDoneRanksExponent{} with the ranks, which share this machine's cores.",
     ),
     "wasted_time": Section(
-        "A year of failures, up to 10,000 machines",
+        "What failures cost clusters of many machines",
         r"The paper's wasted time, frequency and goodput (Figs.~10 to 12 and 15). Nothing here is "
         r"measured: the paper's points are predicted from its set-up, with no fitted constant, and "
         r"goodput is simulated. The largest error of a published value is "
         r"\paperPointsMaxErrorPercent{}: the checkpoint time over the slower network, which we "
         r"take at its line rate. Every published bound holds: \paperBoundsHold{}.",
-        r"Goodput over a simulated year. Dots are simulated, lines are the closed form, which "
-        r"leaves out replica groups that are lost whole. Left: the paper's failure rate; at 1,000 "
-        r"machines GEMINI keeps \goodputGeminiOneZeroZeroZeroPercent{} of the time, storage as "
-        r"often as it can \goodputHighfreqOneZeroZeroZeroPercent{}, every three hours "
+        r"Goodput over \simulatedDays{} simulated days. Dots are simulated, lines are the closed "
+        r"form, which leaves out replica groups that are lost whole. Left: the paper's failure "
+        r"rate; at 1,000 machines GEMINI keeps \goodputGeminiOneZeroZeroZeroPercent{} of the time, "
+        r"storage as often as it can \goodputHighfreqOneZeroZeroZeroPercent{}, every three hours "
         r"\goodputStrawmanOneZeroZeroZeroPercent{}. Middle: the rate reported for Llama 3. Right: "
         r"racks that fail at once, where a placement that keeps replicas apart makes the "
         r"difference. The curve of twinckpt is a prediction for the paper's hardware.",
