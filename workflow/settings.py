@@ -44,6 +44,8 @@ class Settings:
         # Snakemake reads `KEY=` as None.
         chosen = {key: "" if value is None else str(value) for key, value in given.items()}
         self.name, self.scale = chosen["name"], chosen["scale"]
+        if isinstance(given["name"], float):  # 1.10 would lie where 1.1 does
+            _stop(f"--config name={self.name}: Snakemake reads a number; begin it with a letter")
         if not VARIANT.fullmatch(self.name):
             _stop(f"--config name={self.name}: {VARIANT_IN_WORDS}")
         if self.name == "recorded":

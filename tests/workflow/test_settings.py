@@ -55,6 +55,7 @@ def test_a_setting_touches_exactly_what_uses_it(override, expected):
         ({"name": "über"}, "name=über: ASCII letters"),
         ({"name": "-x"}, "a letter or digit first"),
         ({"name": None}, "name=: ASCII letters"),
+        ({"name": 1.1}, "name=1.1: Snakemake reads a number"),
         ({"name": "recorded"}, "other machines' results"),
         ({"overrides": "out=/tmp/x"}, "cannot set out"),
         ({"overrides": "+scale=quick"}, "--config scale=SCALE"),
