@@ -1,7 +1,7 @@
 """A job on a simulated cluster: root, workers and ranks in virtual time, replayed from a seed.
 
 This module carries out what the state machines of root and workers decide; `training` plays
-the ranks, `faults` what happens to them all.
+the ranks, and `faults` decides what fails.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from twinckpt.simulation.storage import SimulatedStorage
 from twinckpt.simulation.training import SimulatedTraining
 from twinckpt.simulation.transfers import Transfers
 
-GHOSTS, GHOST_S = 0.005, 1.5  # how many messages arrive a second time, much later
+GHOSTS, GHOST_S = 0.005, 1.5  # share of messages that arrive again, this much later on average
 HEARTBEAT_S, TICK_S, RECONNECT_S, REJOIN_S = 0.15, 0.1, 0.1, 0.03
 PATIENCE_S, RECORD_S = 5.0, 0.01
 _DECISIONS = (m.Formed, m.Resolve, m.Broken)
@@ -26,12 +26,12 @@ _DECISIONS = (m.Formed, m.Resolve, m.Broken)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is simulated. With fewer than `min_machines` machines the job waits.
+    """The simulated job. It waits while there are fewer than `min_machines` machines (0: all).
 
-    Machines are in one of `num_racks` failure domains; 0: nobody knows in which. If it
-    `elects_root`, a control store elects a root's successor and keeps its record: ranks go on
-    meanwhile. Else the loss of the root ends the generation. If it `runs_freely`, no rank waits for
-    another one.
+    Each machine is in one of `num_racks` failure domains; with 0 racks the domains are unknown. If
+    the job `elects_root`, a control store elects a root's successor and keeps the record of the
+    generation, and ranks go on meanwhile; otherwise the loss of the root ends the generation. If
+    the job `runs_freely`, no rank waits for another one.
     """
 
     num_machines: int
@@ -46,8 +46,8 @@ class Job:
 class SimulatedCluster:
     """Root, machines and storage of one job.
 
-    `root` is the living one, `last_root` that or the last one that lived.
-    `after_event` is called after each event that changed anything that rules speak of: slots,
+    `root` is the living root or None, `last_root` the most recent one, living or dead.
+    `after_event` is called after each event that changed something the invariants look at: slots,
     the root's log, which machines live. `stale_accepted` notes what a stale message has changed.
     """
 
@@ -93,7 +93,7 @@ class SimulatedCluster:
     # Machines.
 
     def add_machine(self, name: str = "") -> None:
-        """A machine starts: its agent connects, its launcher joins; its clock has its own rate."""
+        """Start a machine: its agent connects, its launcher joins; its clock has its own rate."""
         self._num_started += 1
         rate = self.time.random.uniform(0.8, 1.25)
         rack = self._num_started % self.job.num_racks if self.job.num_racks else None
@@ -110,7 +110,7 @@ class SimulatedCluster:
         self.time.after(HEARTBEAT_S, self._beat, machine)
 
     def end_machine(self, machine: SimulatedMachine, *, silently: bool) -> None:
-        """A machine dies with its memory; the root is told by its kernel, or by nobody."""
+        """Let a machine die with its memory; its kernel tells the root, unless it dies silently."""
         machine.is_alive = False
         self.is_touched = True
         connection, machine.connection = machine.connection, None
@@ -118,7 +118,7 @@ class SimulatedCluster:
             connection.send_to_root(lambda: self._end_at_root(connection))
 
     def lose_connection(self, machine: SimulatedMachine) -> None:
-        """The connection of a machine to the root breaks; what is under way is lost."""
+        """Break the connection of a machine to the root; messages under way are lost."""
         connection = machine.connection
         if connection is not None:
             self._reset(connection)
@@ -165,7 +165,7 @@ class SimulatedCluster:
     # The root.
 
     def start_root(self) -> Root:
-        """A root starts, with a clock of its own; it knows a generation at most, or nothing."""
+        """Start a root with a clock of its own; it knows the newest generation's number or 0."""
         known = self.time.random.choice((0, self._newest_generation))
         offset_s, rate = self.time.random.uniform(0, 1e6), self.time.random.uniform(0.8, 1.25)
         self.root_now_s = lambda: offset_s + rate * self.time.now_s
@@ -176,9 +176,9 @@ class SimulatedCluster:
         return root
 
     def end_root(self) -> None:
-        """The root's process dies, with all that it knew; its kernel closes the connections.
+        """Let the root's process die, with all that it knew; its kernel closes the connections.
 
-        What it has sent is lost on all or, where somebody takes over, on some of them.
+        Messages that it has sent are lost on all connections, or on some if roots are elected.
         """
         self.root = None
         self._connections = {}
@@ -192,7 +192,7 @@ class SimulatedCluster:
                 self.lose_connection(machine)
 
     def end_root_midway(self, ended: Callable[[], None]) -> None:
-        """The root dies while it tells of what it decides next."""
+        """Let the root die while it sends its next decision, then call `ended`."""
         self._end_midway = ended
 
     def _tick(self, root: Root) -> None:
@@ -208,13 +208,13 @@ class SimulatedCluster:
             self._act_root(self.root, self.root.connection_lost(name, self.root_now_s()))
 
     def _reset(self, connection: Connection) -> None:
-        """Nothing of a broken connection arrives any more; each side notices a little later."""
+        """Break a connection: nothing arrives any more, and the root notices a little later."""
         connection.close_at_root()
         connection.close_at_worker()
         self.time.after(self.time.draw_s(0.005), self._end_at_root, connection)
 
     def end_at_worker(self, connection: Connection) -> None:
-        """The worker notices that its connection ended."""
+        """Let the worker notice that its connection ended."""
         machine = connection.machine
         connection.close_at_worker()
         if machine.connection is connection:
@@ -265,7 +265,7 @@ class SimulatedCluster:
         return _is_stale(message, number) and not root.awaits(name, message)
 
     def _ghost_at_root(self, name: str, message: m.ToRoot) -> None:
-        """A message reaches the root late: one of another generation must change nothing."""
+        """Deliver a late message to the root: one of another generation must change nothing."""
         root = self.root
         if root is None or not self._is_stale_at(root, name, message):
             return
@@ -282,7 +282,7 @@ class SimulatedCluster:
         if ended is not None:
             self._end_midway = None
             num_done = self.time.random.randint(1, len(actions))
-            # The log says what it decided, whoever was told of it.
+            # The log keeps all that the root decided, whichever machines were told of it.
             actions = actions[:num_done] + [a for a in actions[num_done:] if isinstance(a, Log)]
         self._carry_out(root, actions)
         if ended is not None:
@@ -309,7 +309,10 @@ class SimulatedCluster:
                         self._tell_closed(connection)
 
     def heard_by_root(self, name: str) -> SimulatedMachine:
-        """Return the machine whose messages the root gets; it may have died, and begun anew."""
+        """Return the machine whose messages the root gets under this name.
+
+        It may have died, and another machine of the same name may have started.
+        """
         connection = self._connections.get(name)
         return connection.machine if connection is not None else self.machines[name]
 
@@ -350,7 +353,7 @@ class SimulatedCluster:
             self.training.start(machine, message)
 
     def _ghost_at_worker(self, machine: SimulatedMachine, message: m.ToWorker) -> None:
-        """A message reaches a worker late: one of another generation must change nothing."""
+        """Deliver a late message to a worker: one of another generation must change nothing."""
         worker = machine.worker
         if not _is_stale(message, worker.generation):
             return

@@ -1,4 +1,4 @@
-"""Virtual time: a queue of what happens when, and the story of what has happened."""
+"""Virtual time: a queue of future events, and a story of the past ones."""
 
 import heapq
 import random
@@ -27,7 +27,7 @@ class Timeline:
         heapq.heappush(self._queue, event)
 
     def draw_s(self, mean_s: float) -> float:
-        """Return a random duration."""
+        """Return a random duration, exponentially distributed."""
         return self.random.expovariate(1 / mean_s)
 
     def run_until(
@@ -49,7 +49,7 @@ class Timeline:
         self._story.append((self.now_s, text, arguments))
 
     def story(self) -> str:
-        """Return the last lines of what happened."""
+        """Return the last lines that were noted, each with its time in seconds."""
         return "\n".join(
             f"{time_s:9.3f} {text % arguments if arguments else text}"
             for time_s, text, arguments in self._story

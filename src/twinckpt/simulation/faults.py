@@ -1,4 +1,4 @@
-"""What happens to a simulated cluster: each fault strikes a random machine, and ends in time."""
+"""Faults of a simulated cluster: each strikes a random machine, and ends after some time."""
 
 import random
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Faults:
         self._has_ended = False
 
     def strike(self) -> None:
-        """Let one fault happen now."""
+        """Let one random fault happen now."""
         elects_root = self._cluster.job.elects_root
         kind = self._draw.choice(KINDS + ELECTION_KINDS if elects_root else KINDS)
         living = self._cluster.living()
@@ -28,7 +28,7 @@ class Faults:
             kind(self, self._draw.choice(living))
 
     def end(self) -> None:
-        """End all that lasts: thaw, heal, empty the disk, replace what is missing."""
+        """End all lasting faults: thaw, heal, free the disk, replace root and missing machines."""
         self._has_ended = True
         self._cluster.storage.is_full = False
         for machine in self._cluster.living():
@@ -56,14 +56,14 @@ class Faults:
         self._machine(machine, silently=True)
 
     def _several_machines(self, machine: SimulatedMachine) -> None:
-        """Neighbours die at once: often a whole replica group."""
+        """Let neighbours die at once: often a whole replica group."""
         living = self._cluster.living()
         start = living.index(machine)
         for victim in living[start : start + self._draw.randint(2, 3)]:
             self._machine(victim)
 
     def _agent(self, machine: SimulatedMachine) -> None:
-        """The worker agent dies, and its memory with it; the machine starts another one."""
+        """Let a worker agent die, and its memory with it; the machine starts another agent."""
         self._note("the agent of %s dies", machine.name)
         self._cluster.end_machine(machine, silently=False)
         delay_s = self._draw.expovariate(1 / _REPLACED_S)
@@ -74,7 +74,7 @@ class Faults:
             self._cluster.add_machine(machine.name)
 
     def _rank(self, machine: SimulatedMachine) -> None:
-        """A training process dies; its machine's memory stays."""
+        """Let a training process die; the memory of its machine stays."""
         for rank in list(machine.ranks)[:1]:
             self._note("rank %d dies", rank)
             del machine.ranks[rank]
@@ -93,7 +93,7 @@ class Faults:
             self._cluster.lose_connection(other)
 
     def _damage(self, machine: SimulatedMachine) -> None:
-        """Bits flip in one sealed copy."""
+        """Flip bits in one sealed copy."""
         holdings = machine.slots.holdings()
         if holdings:
             chosen = self._draw.choice(holdings)
@@ -102,12 +102,12 @@ class Faults:
             self._cluster.is_touched = True
 
     def _freeze(self, machine: SimulatedMachine) -> None:
-        """Everything on the machine stops, for less or for more than the timeout."""
+        """Stop everything on the machine, for less or for more than the heartbeat timeout."""
         if not machine.is_frozen:
             self._note("%s freezes", machine.name)
             machine.is_frozen = True
             self._later(machine, self._thaw)
-            if self._draw.random() < 0.5:  # whoever watches it takes it for dead
+            if self._draw.random() < 0.5:  # what watches the machine takes it for dead
                 delay_s = self._draw.expovariate(1 / _REPLACED_S)
                 self._cluster.time.after(delay_s, self._replace)
 
@@ -120,7 +120,7 @@ class Faults:
                 self._cluster.time.after(0.0, machine.do, action)
 
     def _partition(self, machine: SimulatedMachine) -> None:
-        """Messages from, to, or from and to a machine do not arrive."""
+        """Hold back the messages from a machine, those to it, or both."""
         way = self._draw.choice(("deaf", "mute", "deaf and mute"))
         self._note("%s is %s", machine.name, way)
         machine.is_deaf, machine.is_mute = "deaf" in way, "mute" in way
@@ -149,14 +149,14 @@ class Faults:
         self._cluster.time.after(delay_s, lambda: setattr(storage, "is_full", False))
 
     def _root(self, machine: SimulatedMachine) -> None:
-        """The root's process dies; another one starts, or the same again."""
+        """Let the root's process die; another root starts later."""
         if self._cluster.root is not None:
             self._note("the root dies")
             self._cluster.end_root()
             self._later_root()
 
     def _root_midway(self, machine: SimulatedMachine) -> None:
-        """The root dies when some have been told of its decision, and others have not."""
+        """Let the root die when only some machines have been told of its next decision."""
         self._note("the root will die in the midst of what it does next")
         self._cluster.end_root_midway(self._later_root)
 
@@ -191,5 +191,5 @@ KINDS: tuple[Callable[[Faults, SimulatedMachine], None], ...] = (
     Faults._disk,
     Faults._root,
 )
-# Besides, where a root has successors.
+# Drawn as well if a root has successors; listed twice to be drawn twice as often.
 ELECTION_KINDS = (Faults._root_midway, Faults._root_midway)

@@ -23,9 +23,9 @@ Floats = npt.NDArray[np.float64]
 class FailureModel:
     """How machines fail: alone, or with all of their rack.
 
-    failed_share_per_day: losses a machine and day, all kinds together. hardware_share: how many
-    of the lone ones take the machine's memory away. correlated_share: how many of all losses
-    come with the whole rack; `rack_size` machines with neighbouring numbers are a rack.
+    failed_share_per_day: losses per machine and day, all kinds together. hardware_share: the
+    share of lone losses that take the machine's memory away. correlated_share: the share of all
+    losses that strike a whole rack; `rack_size` machines with neighbouring numbers are a rack.
     """
 
     failed_share_per_day: float
@@ -47,7 +47,7 @@ class FailureModel:
         return [machine // self.rack_size for machine in range(num_machines)]
 
     def events_per_s(self, num_machines: int) -> float:
-        """Return how often the job is interrupted, in 1/s; a rack counts once."""
+        """Return how often the job is interrupted, in 1/s; the loss of a rack counts once."""
         share = self.correlated_share
         alone = num_machines * (1 - share)
         racks = share * -(-num_machines // self.rack_size)
@@ -56,7 +56,7 @@ class FailureModel:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Interruptions in the order of time: when, which machine, its memory lost, its rack too."""
+    """Interruptions in order of time: when, which machine, whether its memory or rack is lost."""
 
     num_machines: int
     duration_s: float
@@ -77,10 +77,10 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryCosts:
-    """What a strategy pays after a failure: around it by kind, and for reading from storage.
+    """The time that a restart takes after each kind of failure, and what reading storage costs.
 
-    drain_interval_s and storage_retrieval_s matter only to strategies that keep checkpoints in
-    memory: how old the drained checkpoint may be, and how long reading it takes.
+    drain_interval_s (how often a checkpoint is drained) and storage_retrieval_s (how long reading
+    one back takes) matter only to strategies that keep checkpoints in memory.
     """
 
     software: Restart
@@ -91,10 +91,10 @@ class RecoveryCosts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A strategy's fate over the simulated time; all durations in seconds.
+    """How a strategy fared over the simulated time; all durations in seconds.
 
-    lost_work_s: training that had to be repeated. down_s: nobody trained. stalled_s: training
-    waited for checkpoints. num_from_storage: recoveries for which memory was not enough.
+    lost_work_s: training that had to be repeated. down_s: time without training. stalled_s: time
+    that training waited for checkpoints. num_from_storage: recoveries that had to read storage.
     """
 
     duration_s: float
@@ -107,19 +107,19 @@ class Outcome:
 
     @property
     def goodput(self) -> float:
-        """The share of the time that was training which counted, in [0, 1]."""
+        """Return the share of the time that was useful training, in [0, 1]."""
         return self.useful_s / self.duration_s
 
     @property
     def wasted_s(self) -> float:
-        """Wasted time of a failure on average, down time included; 0 without failures."""
+        """Return the mean wasted time of a failure, down time included; 0 without failures."""
         return (self.lost_work_s + self.down_s) / max(1, self.num_failures)
 
 
 def draw_failures(
     model: FailureModel, num_machines: int, duration_s: float, rng: np.random.Generator
 ) -> Failures:
-    """Draw a Poisson stream of lone losses and one of rack losses, merged."""
+    """Draw a Poisson stream of lone losses and one of rack losses, merged in order of time."""
     per_s = model.failed_share_per_day / DAY_S
     num_racks = -(-num_machines // model.rack_size)
     num_alone = rng.poisson(per_s * num_machines * (1 - model.correlated_share) * duration_s)
@@ -150,7 +150,7 @@ def simulate(
     """Play failures through a job that checkpoints in memory (`placement`) or to storage (None).
 
     strategies: how the job fares after a loss that leaves memory intact ("software") and one
-    that does not ("hardware"); they differ in the retrieval only. Useful time is counted when
+    that does not ("hardware"); they differ in the retrieval only. Training counts as useful once
     its checkpoint is safe, so the last stretch counts up to its last checkpoint.
     """
     local, remote = strategies["software"], strategies["hardware"]
@@ -170,7 +170,7 @@ def simulate(
             useful_s += safe * training_s
             stalled_s += safe * local.stall_s
             lost_work_s += run_s - safe * local.interval_s
-        else:  # struck while recovering: what was left of the recovery is not waited for
+        else:  # struck while recovering: the rest of that recovery never happens
             down_s -= resumed_s - at_s
         gone.update(failures.lost_machines(index))
         restart = costs.hardware if gone else costs.software
@@ -197,12 +197,12 @@ def simulate(
 
 
 def _num_safe(run_s: float, strategy: Strategy) -> int:
-    """Count the checkpoints of an undisturbed stretch that were safe at its end."""
+    """Return how many checkpoints of an undisturbed stretch were safe at its end."""
     return max(0, int((run_s - strategy.checkpoint_s) // strategy.interval_s))
 
 
 def _last_drain_s(now_s: float, costs: RecoveryCosts) -> float:
-    """Return when the last complete drain began; it takes about as long as reading it back."""
+    """Return when the last complete drain began; a drain takes as long as reading it back."""
     if costs.drain_interval_s <= 0:
         return 0.0
     return (now_s - costs.storage_retrieval_s) // costs.drain_interval_s * costs.drain_interval_s

@@ -25,7 +25,7 @@ class InvariantViolation(AssertionError):
 class Committed:
     """A committed or resumed checkpoint: rank r's shard is sealed on machines `holders[r]`.
 
-    An agent that was started anew is another machine: it begins empty.
+    An agent that was started again counts as another machine: it begins empty.
     """
 
     ticket: int
@@ -35,7 +35,10 @@ class Committed:
 
 @dataclass(slots=True)
 class _Kept:
-    """What a machine has to keep of a checkpoint; `at_change` is when it was last looked at."""
+    """The shards of a checkpoint that a machine has to keep.
+
+    `at_change` is the `num_changes` of its slots when they were last checked.
+    """
 
     machine: SimulatedMachine
     ranks: list[int]
@@ -52,10 +55,10 @@ class Invariants:
     needed slot kept: the newest commit, or what a recovery resumes instead, stays on each of
         its holders that lives, until a newer commit.
     plan names intact copies: all sources of a recovery hold sealed copies of that step, of one
-        world size and with one digest a shard; ranks restore just that step; a drained step is
-        complete in storage, then, and when the root takes it for drained.
-    commit monotonic: tickets of new commits grow for ever, their steps within a generation; but
-        what a root decided and told no machine its successor may decide anew.
+        world size and with one digest per shard; ranks restore exactly that step; a drained step
+        is complete in storage when it is planned with, and when the root takes it for drained.
+    commit monotonic: tickets of new commits always grow, and so do their steps within a
+        generation; but a successor may decide anew what its predecessor told no machine.
     commit real: a commit is sealed on all machines of every replica group, all of one step.
 
     That the job becomes healthy once faults have ended is checked by `schedule`.
@@ -78,7 +81,7 @@ class Invariants:
         return len(self._step_of)
 
     def __call__(self, cluster: SimulatedCluster) -> None:
-        """Check all rules; raises InvariantViolation."""
+        """Check all rules after an event; raises InvariantViolation."""
         if cluster.stale_accepted:
             self._fail(cluster, "one generation", cluster.stale_accepted[0])
         for log in cluster.log[self._num_logs :]:
@@ -130,14 +133,14 @@ class Invariants:
                     self._fail(cluster, "commit real", what)
 
     def _forget_what_nobody_was_told(self, cluster: SimulatedCluster) -> None:
-        """A root goes on with another one's generation: what no machine was told is open again."""
+        """Take back the commits that no machine was told of: a successor may decide them anew."""
         running = (machine.worker.running() for machine in cluster.living())
         told = max((now.committed_ticket for now in running if now is not None), default=0)
         self.newest_commit_ticket = min(self.newest_commit_ticket, told)
         self._newest_step = self._step_of.get(self.newest_commit_ticket, self._resumed_step)
 
     def _keep(self, committed: Committed) -> None:
-        """From now on this checkpoint is the one that is needed."""
+        """Note that from now on this checkpoint is the one that is needed."""
         self._committed = committed
         kept: dict[int, _Kept] = {}
         for rank, machines in enumerate(committed.holders):
@@ -168,7 +171,7 @@ class Invariants:
                     self._fail(cluster, "needed slot kept", what)
 
     def _on_planned(self, cluster: SimulatedCluster) -> None:
-        """A generation formed: look at its recovery plan."""
+        """Check the recovery plan of a generation that has formed."""
         root = cluster.last_root
         if root.current is None:
             return
@@ -184,7 +187,7 @@ class Invariants:
         if self._committed is not None and resumed < self._committed.ticket:
             self._check_lost(cluster, root, self._committed, resumed)
         elif not resumed:
-            # Who knew of an earlier commit may have died since it was given up.
+            # The machines that knew of an earlier commit may have died since it was given up.
             left = _newest_ticket_left(cluster, _connected(cluster, root))
             self.newest_commit_ticket = min(self.newest_commit_ticket, left)
         if self._committed is None or resumed != self._committed.ticket:
@@ -197,7 +200,7 @@ class Invariants:
     def _check_lost(
         self, cluster: SimulatedCluster, root: Root, committed: Committed, resumed: int
     ) -> None:
-        """A commit is given up: so no copy of some shard may be left within reach."""
+        """Check that a commit is given up only if some shard has no intact copy within reach."""
         connected = _connected(cluster, root)
         survives = all(
             any(machine.is_alive and machine.slots.intact(rank, committed.ticket)
@@ -262,7 +265,7 @@ def _connected(cluster: SimulatedCluster, root: Root) -> list[SimulatedMachine]:
 
 
 def _newest_ticket_left(cluster: SimulatedCluster, connected: list[SimulatedMachine]) -> int:
-    """Return the newest ticket that anybody can know of, after more was lost than is bearable."""
+    """Return the newest ticket left in storage or on connected machines, 0 if there is none."""
     held = [holding.ticket for machine in connected for holding in machine.slots.holdings()]
     return max([cluster.storage.newest_ticket(), *held])
 

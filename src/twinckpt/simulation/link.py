@@ -1,7 +1,7 @@
 """The connection of a machine to the root, like TCP: delayed, in order, lost when it breaks.
 
 A partition holds messages back; once it ends they arrive, unless one side gave the connection
-up meanwhile. A message may come twice, right behind itself.
+up meanwhile. A message may be delivered twice in a row.
 """
 
 from collections.abc import Callable
@@ -30,23 +30,23 @@ class Connection:
         self._to_worker = _Direction(True)
 
     def send_to_root(self, deliver: Callable[[], None]) -> None:
-        """The worker sends; `deliver` happens at the root unless that has closed its side."""
+        """Send from the worker: call `deliver` at the root unless the root has closed its side."""
         self._send(self._to_root, deliver)
 
     def send_to_worker(self, deliver: Callable[[], None]) -> None:
-        """The root sends; `deliver` happens at the worker unless that has closed its side."""
+        """Send from the root: call `deliver` at the worker unless it has closed its side."""
         self._send(self._to_worker, deliver)
 
     def close_at_root(self) -> None:
-        """The root reads no further; what is under way to it is lost."""
+        """Close the root's side; messages under way to it are lost."""
         self._to_root.is_open = False
 
     def close_at_worker(self) -> None:
-        """The worker reads no further; what is under way to it is lost."""
+        """Close the worker's side; messages under way to it are lost."""
         self._to_worker.is_open = False
 
     def release(self) -> None:
-        """A partition ended: what it held back arrives."""
+        """Deliver the messages that a partition held back, now that it has ended."""
         for direction in (self._to_root, self._to_worker):
             held_back, direction.held_back = direction.held_back, []
             for deliver in held_back:

@@ -24,7 +24,7 @@ class SimulatedRank:
 
 
 class SimulatedMachine:
-    """A failure domain. What happens to it while it is frozen waits until it thaws."""
+    """A machine, which fails as a whole. Actions on it wait until it thaws while it is frozen."""
 
     def __init__(self, name: str, num_slots: int, clock_rate: float, domain: str = "") -> None:
         self.name = name

@@ -1,7 +1,7 @@
 """The control plane with one rule broken: a simulator that does not find these proves nothing.
 
 Each mutant replaces one function by a wrong one; `first_violation` plays seeds until an
-invariant notices. At least two mutants for each invariant.
+invariant notices. Each invariant has at least two mutants.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +34,7 @@ class Mutant:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Put the wrong rule in place of the right one, for a while."""
+        """Put the wrong rule in place of the right one while the context lasts."""
         right = getattr(self.owner, self.attribute)
         setattr(self.owner, self.attribute, self.wrong)
         try:
@@ -44,7 +44,7 @@ class Mutant:
 
 
 def first_violation(mutant: Mutant, seeds: Iterable[int]) -> InvariantViolation | None:
-    """Return what the first seed says that finds the mutant by its rule; None if none does."""
+    """Return the first violation of the mutant's rule; None if no seed finds the mutant."""
     with mutant.active():
         for seed in seeds:
             try:

@@ -15,7 +15,7 @@ _COMMITS_AFTER_FAULTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one seed amounted to."""
+    """The result of one seed; `healthy_after_s` counts from the last fault."""
 
     num_machines: int
     num_events: int
@@ -24,7 +24,7 @@ class Outcome:
 
 
 def draw_job(draw: random.Random, max_machines: int) -> Job:
-    """Draw a cluster: size, replicas, placement, slots, ranks a machine, drains, elasticity."""
+    """Draw a job: machines, replicas, placement, slots, drains, elasticity, ranks, racks."""
     num_machines = draw.randint(2, max_machines)
     config = RootConfig(
         replicas=draw.randint(2, min(3, num_machines)),
@@ -47,10 +47,10 @@ def draw_job(draw: random.Random, max_machines: int) -> Job:
 def run(seed: int, *, num_faults: int = 20, max_machines: int = 16) -> Outcome:
     """Play one seed; raises InvariantViolation, with its story, if a rule is broken.
 
-    Clusters of odd seeds elect the successors of their roots; of every third seed the ranks run
-    freely. Once the faults have ended the job must commit again within bounded time: twice as long
-    where ranks run freely, since a checkpoint waits for the slowest of them. The same seed plays
-    the same events.
+    Clusters of odd seeds elect the successors of their roots; in every third seed the ranks run
+    freely. Once the faults have ended, the job must commit again within bounded time; the bound is
+    doubled if ranks run freely, since a checkpoint waits for the slowest of them. The same seed
+    always plays the same events.
     """
     draw = random.Random(seed)
     job = replace(

@@ -6,7 +6,7 @@ from twinckpt.core.messages import Holding
 class SimulatedStorage:
     """Drained shards by step and rank; nothing can be written while it `is_full`.
 
-    As on disk, a manifest makes a step complete, and goes before one of its shards is replaced.
+    As on disk, a manifest makes a step complete, and is removed before a shard of it is replaced.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class SimulatedStorage:
         return step in self._manifests
 
     def newest_ticket(self) -> int:
-        """Return the newest ticket of which anything is here; 0 if nothing is."""
+        """Return the newest ticket of which a shard is here; 0 if there are no shards."""
         held = [holding.ticket for shards in self._shards.values() for holding in shards.values()]
         return max(held, default=0)
 

@@ -8,7 +8,7 @@ class BookkeptSlots:
     """Slot tables of all ranks on one machine.
 
     `damaged` marks copies whose bits flipped, `ever_damaged` also those replaced since;
-    `num_changes` tells whoever watches that something is different.
+    `num_changes` grows with every change, for the invariants.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -20,23 +20,23 @@ class BookkeptSlots:
         self._needed: set[int] = set()
 
     def begin_generation(self) -> None:
-        """From now on only shards that are reserved again are needed here."""
+        """Note that from now on only shards that are reserved again are needed here."""
         self._needed.clear()
 
     def give_back(self) -> None:
-        """Give back the slots of shards that are not needed here any more, if they are free."""
+        """Delete the slots of shards that are not needed here any more, if all are free."""
         for rank in self.tables.keys() - self._needed:
             if not any(slot.ticket or slot.num_pins for slot in self.tables[rank].slots):
                 del self.tables[rank]
 
     def reserve(self, rank: int, slot_bytes: int) -> None:
-        """Make slots for a rank."""
+        """Make slots for a rank, unless it has some."""
         self._needed.add(rank)
         if rank not in self.tables:
             self.tables[rank] = SlotTable(self._num_slots)
 
     def begin(self, rank: int, ticket: int) -> int | None:
-        """Take a free slot."""
+        """Take a free slot for a version and return its index; None if no slot is free."""
         index = self.tables[rank].begin(ticket)
         if index is not None:
             self.num_changes += 1
@@ -44,12 +44,12 @@ class BookkeptSlots:
         return index
 
     def seal(self, holding: Holding) -> None:
-        """Make a begun slot immutable."""
+        """Seal the slot that was begun for this copy: from now on it is immutable."""
         self.num_changes += 1
         self.tables[holding.rank].seal(holding)
 
     def state(self, rank: int, slot: int) -> SlotState:
-        """Return one slot."""
+        """Return the state of one slot."""
         return self.tables[rank].slots[slot]
 
     def damage(self, holding: Holding) -> None:
@@ -58,12 +58,12 @@ class BookkeptSlots:
         self.ever_damaged.add((holding.rank, holding.ticket))
 
     def find(self, rank: int, ticket: int) -> int | None:
-        """Return the slot of a version."""
+        """Return the index of a version's slot; None if it has none."""
         table = self.tables.get(rank)
         return None if table is None else table.find(ticket)
 
     def holding(self, rank: int, ticket: int) -> Holding | None:
-        """Return the sealed copy of a version."""
+        """Return the sealed copy of a version; None if there is none."""
         table = self.tables.get(rank)
         index = None if table is None else table.find(ticket)
         return None if table is None or index is None else table.slots[index].holding

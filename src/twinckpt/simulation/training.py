@@ -1,4 +1,4 @@
-"""The ranks: they restore, train, in lockstep or freely, and stage checkpoints where they may."""
+"""The ranks: they restore, train in lockstep or freely, and stage checkpoints into their slots."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ STEP_S, _START_S, _STAGE_S, _JITTER_S = 0.15, 0.1, 0.02, 0.005
 class SimulatedTraining:
     """Training processes of all machines; collectives keep them in step, unless they run freely.
 
-    `restores` are (rank, step, what was to be restored), for whoever checks them.
+    `restores` lists (rank, restored step, planned recovery), for the invariants.
     """
 
     def __init__(self, cluster: "SimulatedCluster") -> None:
@@ -25,7 +25,7 @@ class SimulatedTraining:
         self._running: set[int] = set()
 
     def start(self, machine: SimulatedMachine, formed: m.Formed) -> None:
-        """A machine's launcher starts its ranks in a new generation."""
+        """Start the ranks of a machine in a new generation, as its launcher would."""
         each = self._cluster.job.ranks_per_machine
         first = formed.index * each
         machine.ranks = {rank: SimulatedRank(rank) for rank in range(first, first + each)}
@@ -34,18 +34,18 @@ class SimulatedTraining:
             self._time.after(delay_s, machine.do, lambda p=process: self._ask(machine, p))
 
     def grant(self, machine: SimulatedMachine, rank: int, ticket: int, not_before: int) -> None:
-        """A rank may fill a slot."""
+        """Allow a rank to fill a slot at its first step from `not_before` on."""
         if rank in machine.ranks:
             machine.ranks[rank].grants.append((ticket, not_before))
 
     def resolve(self, machine: SimulatedMachine, rank: int, ticket: int) -> None:
-        """A rank hears that a ticket is decided."""
+        """Tell a rank that a ticket is decided, so that it no longer uses its grant."""
         if rank in machine.ranks:
             grants = machine.ranks[rank].grants
             grants[:] = [grant for grant in grants if grant[0] != ticket]
 
     def restored(self, machine: SimulatedMachine, serve: act.ServeRestore) -> None:
-        """A rank reads what it was given; a damaged copy is noticed."""
+        """Let a rank restore the copy it was given and begin to train; report a damaged copy."""
         process = machine.ranks.get(serve.rank)
         formed = machine.worker.formed
         if process is None or formed is None:
@@ -73,7 +73,7 @@ class SimulatedTraining:
             self._cluster.act_worker(machine, machine.worker.restore(process.rank))
 
     def _train(self, generation: int, num_machines: int) -> None:
-        """Finish one step on all ranks at nearly the same time, if all are there; then the next."""
+        """Finish one step on all ranks at nearly the same time, if all are there; repeat."""
         members = [
             machine
             for machine in self._cluster.machines.values()
@@ -98,7 +98,7 @@ class SimulatedTraining:
     def _run_freely(
         self, machine: SimulatedMachine, process: SimulatedRank, formed: m.Formed, pace_s: float
     ) -> None:
-        """Finish one step after the other while the generation runs, at a pace of its own."""
+        """Finish one step after another while the generation runs, at the rank's own pace."""
 
         def go_on() -> None:
             if machine.worker.formed is formed and machine.ranks.get(process.rank) is process:

@@ -12,13 +12,13 @@ _FETCH_S, _DRAIN_S = 0.04, 0.15
 
 
 class Transfers:
-    """What workers start and are told the end of; the slots are pinned meanwhile."""
+    """Fetches and drains that workers start; the slots stay pinned until the worker is told."""
 
     def __init__(self, cluster: "SimulatedCluster") -> None:
         self._cluster = cluster
 
     def fetch(self, machine: SimulatedMachine, fetch: act.StartFetch) -> None:
-        """Copy from the first source that has the shard intact, from begin to end."""
+        """Copy a shard from the first source that is reachable and has it intact at the end."""
         machine.slots.state(fetch.rank, fetch.slot).num_pins += 1
         time = self._cluster.time
         time.after(time.draw_s(_FETCH_S), machine.do, lambda: self._end_fetch(machine, fetch))
@@ -43,7 +43,7 @@ class Transfers:
         self._cluster.act_worker(machine, failed)
 
     def drain(self, machine: SimulatedMachine, drain: act.StartDrain) -> None:
-        """Write the sealed shards of this machine's ranks, which a newer commit leaves there."""
+        """Write the sealed shards of this machine's ranks; their slots are not reused meanwhile."""
         states = []
         for rank in drain.ranks:
             slot = machine.slots.find(rank, drain.ticket)
