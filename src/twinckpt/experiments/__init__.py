@@ -1,1 +1,1 @@
-"""Hydra entry points, one an experiment; each leaves a tidy table of samples and provenance."""
+"""Hydra entry points, one per experiment; each writes a tidy table of samples and provenance."""

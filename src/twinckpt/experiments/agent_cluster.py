@@ -1,6 +1,6 @@
-"""Emulated machines that are worker agents alone: what a lost machine takes with it.
+"""Emulated machines that consist of a worker agent alone, with the memory that a loss takes away.
 
-No training and no torchrun, so that a cluster forms in a second and can lose machines a
+There is no training and no torchrun, so that a cluster forms in a second and can lose machines a
 hundred times in a minute. The agents, their slots, the root and the protocol are the real
 ones; this process plays the launcher and the rank of every machine.
 """
@@ -45,7 +45,7 @@ class AgentMachine:
         self._grant: tuple[local.Granted, int] | None = None
 
     def join(self, num_machines: int) -> None:
-        """Ask for a place in the next generation; the former one's rank is gone."""
+        """Ask for a place in the next generation; end the rank of the former one first."""
         self._end_rank()
         if self._launcher is None:
             self._launcher = connect_to_agent(self._name, self._secret)
@@ -65,13 +65,13 @@ class AgentMachine:
         next_message(self._launcher, local.LauncherBroken)
 
     def attach(self, shard_bytes: int) -> None:
-        """Ask for slots, once in a generation: to ask again gives up what was granted."""
+        """Ask for slots, once per generation: asking again would give up what was granted."""
         if not self._is_attached:
             self.to_agent(local.Attach(shard_bytes))
             self._is_attached = True
 
     def to_agent(self, message: local.ToAgent) -> None:
-        """Send something as the rank."""
+        """Send a message as the rank."""
         assert self._rank is not None
         self._rank.send(message)
 
@@ -90,7 +90,7 @@ class AgentMachine:
         return grant
 
     def resolved(self, ticket: int) -> local.Resolved:
-        """Wait until a ticket is decided; the next grant may come before."""
+        """Wait until a ticket is decided; keep a grant that comes before, for `granted`."""
         while True:
             message, fd = self.from_agent(local.Resolved, local.Granted)
             if fd is not None:
@@ -100,7 +100,7 @@ class AgentMachine:
 
     @property
     def pid(self) -> int:
-        """The worker agent's process."""
+        """Return the process id of the worker agent."""
         return self._process.pid
 
     def kill(self) -> None:
@@ -108,7 +108,7 @@ class AgentMachine:
         self._process.kill()
 
     def bury(self) -> None:
-        """Wait for the killed agent's end and close the connections to it."""
+        """Wait until the killed agent has ended, and close the connections to it."""
         self._process.wait()
         self._end_rank()
         if self._launcher is not None:
@@ -133,7 +133,8 @@ class AgentCluster:
         shard_bytes: size of each machine's shard.
         run_dir: the agents' logs and events go here.
         store: the control store by which root agents are elected, such as
-            `etcd://HOST:PORT/RUN_ID`: one begins and one stands by. Without it there is one.
+            `etcd://HOST:PORT/RUN_ID`; then one root agent leads and one stands by. Without a
+            store there is a single root agent.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class AgentCluster:
 
     @property
     def agent_pids(self) -> list[int]:
-        """The process of each machine's worker agent, by place."""
+        """Return the process id of each machine's worker agent, by place."""
         return [machine.pid for machine in self._machines]
 
     def add_candidate(self) -> None:
@@ -194,7 +195,7 @@ class AgentCluster:
         self._candidates.append(self._start_root())
 
     def checkpoint(self) -> int:
-        """Let every machine stage its shard of the next step; wait for the commit, return it."""
+        """Let every machine stage its shard of the next step; return the step once committed."""
         return self.wait_until_committed(self.stage())
 
     def stage(self) -> list[int]:
@@ -205,17 +206,17 @@ class AgentCluster:
         return [self._stage(machine) for machine in self._machines]
 
     def wait_until_committed(self, tickets: list[int]) -> int:
-        """Wait until every machine knows that what was staged is committed; return the step."""
+        """Wait until every machine knows that its ticket is committed; return the step."""
         for machine, ticket in zip(self._machines, tickets, strict=True):
             if not machine.resolved(ticket).committed:
                 raise AgentUnavailableError(f"step {self._step} was abandoned; see {self._run_dir}")
         return self._step
 
     def lose(self, places: Iterable[int]) -> int | None:
-        """SIGKILL the agents in these places at once; replace them, recover all shards.
+        """SIGKILL the agents in these places at once; replace them, and recover all shards.
 
-        Returns the step that every machine has again, each byte of it compared; None if the
-        cluster says that no complete checkpoint survives in RAM.
+        Returns the step that every machine has again, every byte compared with what was staged;
+        None if the cluster says that no complete checkpoint survives in RAM.
         """
         lost = [self._machines[place] for place in places]
         survivors = [machine for machine in self._machines if machine not in lost]
@@ -234,7 +235,7 @@ class AgentCluster:
         return steps.pop()
 
     def _form(self, survivors: list[AgentMachine]) -> None:
-        """Start machines for those that are missing; wait until all have their places."""
+        """Start the machines that are missing; wait until all machines have their places."""
         missing = self.num_machines - len(survivors)
         self._machines = survivors + [self._start_machine() for _ in range(missing)]
         for machine in self._machines:
@@ -298,7 +299,7 @@ class AgentCluster:
         return int(grant.ticket)
 
     def _restored_step(self, machine: AgentMachine) -> int | None:
-        """Return the step that the agent restores, its bytes compared with what was staged."""
+        """Return the step that the agent restores, or None; compare its bytes with the staged."""
         answer, fd = machine.from_agent(local.RestoreFrom, local.RestoreNothing)
         if isinstance(answer, local.RestoreNothing):
             return None
@@ -328,7 +329,10 @@ class AgentCluster:
 
 
 def next_message(link: AgentLink, *kinds: type) -> tuple[Any, int | None]:
-    """Wait for a message of these kinds; the others are passed over."""
+    """Return the next message of these kinds, and its descriptor; messages of others are dropped.
+
+    Raises AgentUnavailableError if the agent refuses, or sends none within `TIMEOUT_S`.
+    """
     deadline_s = time.monotonic() + TIMEOUT_S
     while (received := link.receive(max(0.0, deadline_s - time.monotonic()))) is not None:
         message, fd = received

@@ -33,7 +33,7 @@ from twinckpt.training.config import TrainingConfig
 logger = logging.getLogger("twinckpt.experiments")
 
 _MULTIRUN = ("-m", "--multirun")
-# Options, plugins and values of Hydra's that only its own entry point knows.
+# Hydra's own options, plugins and values, which only its entry point understands.
 _LEFT_TO_HYDRA = re.compile(r"-(?!m$|-multirun$)|\+?hydra/|.*\$\{hydra[:.]")
 
 
@@ -45,7 +45,7 @@ class Experiment:
         self.out = Path(config.out)
         self.samples: list[Sample] = []
         self._has_data_file = False
-        self.facts: dict[str, Any] = {}  # what the provenance says beside the usual
+        self.facts: dict[str, Any] = {}  # further entries of the provenance
 
     def add(self, method: str, metric: str, value: float, unit: str, **place: Any) -> None:
         """Add one sample; `place` names rank, step, repeat or phase where they apply."""
@@ -98,45 +98,45 @@ class Experiment:
         return path
 
     def fresh_log_directory(self, name: str) -> Path:
-        """Return `logs/<name>`, without what an earlier run left there."""
+        """Return `logs/<name>`, after deleting what an earlier run left there."""
         directory = self.out / "logs" / name
         if directory.exists():
             shutil.rmtree(directory)
         return directory
 
     def log_of(self, cluster: LocalCluster, rank: int) -> list[dict[str, Any]]:
-        """Return what a rank has logged in a run."""
+        """Return all that a rank has logged in a run."""
         return read_jsonl(rank_log(cluster.run_dir, rank))
 
     def measured(self, cluster: LocalCluster, rank: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield what a rank has measured, with the repeat it counts as; not the warm-up's."""
+        """Yield (repeat, entry) for each sample of a rank; repeats count from after the warm-up."""
         for entry in self.log_of(cluster, rank):
             if entry["event"] == "sample" and entry["repeat"] >= self.config.measure.warmup:
                 yield entry["repeat"] - self.config.measure.warmup, entry
 
     def last_of(self, cluster: LocalCluster, rank: int) -> dict[str, Any] | None:
-        """Return what a rank has logged last, if anything, without disturbing what is measured."""
+        """Return the last entry of a rank's log, or None; does not disturb measuring."""
         return last_event(rank_log(cluster.run_dir, rank))
 
     @property
     def rounds(self) -> int:
-        """How often each rank measures, warm-up included."""
+        """Return how often each rank measures, warm-up included."""
         return self.config.measure.warmup + self.config.measure.repeats
 
     @property
     def num_ranks(self) -> int:
-        """Ranks of the whole cluster."""
+        """Return the number of ranks in the whole cluster."""
         return self.config.cluster.num_machines * self.config.cluster.ranks_per_machine
 
 
 def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
     """Run an experiment as `python -m twinckpt.experiments.<name> key=value …`.
 
-    Results appear when they are complete: a failed or interrupted run leaves none, and only
-    its logs. Wrong settings end with exit status 2 and one line, before anything starts.
+    Results are written when they are complete: a failed or interrupted run leaves only its logs.
+    Wrong settings end the process with exit status 2 and one line, before anything starts.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    # Ended by Snakemake or a time limit, it takes its clusters along, as it does on Ctrl-C.
+    # If Snakemake or a time limit ends this process, its clusters end too, as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     arguments = [_in_full(name, argument) for argument in sys.argv[1:]]
     _refuse_wrong_settings(name, arguments)
@@ -157,13 +157,16 @@ def run_app(name: str, measure: Callable[[Experiment], None]) -> None:
 
 
 def _in_full(name: str, argument: str) -> str:
-    """Let an experiment's own settings be given without their section: `clusters=100`."""
+    """Return an argument with the section of the experiment's own settings: `clusters=100`."""
     key, equals, value = argument.partition("=")
     return own_settings(name).get(key, key) + equals + value
 
 
 def _with_experiment(name: str, arguments: Sequence[str]) -> list[str]:
-    """Put the experiment beside the other settings: no option of Hydra's may part them."""
+    """Return the arguments with the experiment before the first setting.
+
+    No option of Hydra's may stand between settings; `--multirun` comes first.
+    """
     arguments = sorted(arguments, key=lambda word: word not in _MULTIRUN)  # before all settings
     settings = [i for i, word in enumerate(arguments) if "=" in word and not word.startswith("-")]
     at = settings[0] if settings else 0
@@ -171,7 +174,7 @@ def _with_experiment(name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _refuse_wrong_settings(name: str, arguments: Sequence[str]) -> None:
-    """Exit with status 2 and one line, before the first job of a sweep as well."""
+    """Exit with status 2 and one line if a setting is wrong, in any job of a sweep."""
     if any(_LEFT_TO_HYDRA.match(argument) for argument in arguments):
         return
     settings = [argument for argument in arguments if argument not in _MULTIRUN]
@@ -185,7 +188,7 @@ def _refuse_wrong_settings(name: str, arguments: Sequence[str]) -> None:
 
 
 def _refuse_same_place(out: str, done: set[str]) -> None:
-    """Add where a job's results go, unless an earlier job of its sweep has put its own there."""
+    """Add a job's directory to `done`; ConfigurationError if an earlier job of the sweep has it."""
     if out in done:
         raise ConfigurationError(
             f"out={out} holds the job before: let it differ from job to job of a sweep, as "
@@ -211,7 +214,10 @@ def _run(config: ExperimentConfig, resolved: str, measure: Callable[[Experiment]
 
 
 def _clear(out: Path) -> None:
-    """Make a directory without results; one that cannot be written ends here, not after hours."""
+    """Make the directory and remove older results; ConfigurationError if it is not writable.
+
+    It is tried now, so that a run does not fail after hours.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         for stale in ("samples.csv", "provenance.json", "config.yaml"):
@@ -223,7 +229,7 @@ def _clear(out: Path) -> None:
 
 
 def _data_sha256(config: ExperimentConfig) -> str:
-    """Read the training data as the ranks will; too little of it ends here, not in each rank."""
+    """Return the digest of the training data; ConfigurationError if there is too little of it."""
     from twinckpt.training.corpus import Corpus  # imports torch: not before settings are right
 
     corpus = Corpus.load(config.data)

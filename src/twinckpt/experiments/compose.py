@@ -1,4 +1,4 @@
-"""Composing a configuration from conf/ and overrides; the workflow does it as well."""
+"""Composing a configuration from conf/ and overrides, for experiments and the workflow."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from twinckpt.experiments.config import ExperimentConfig
 
 
 def config_directory() -> Path:
-    """Return conf/: `TWINCKPT_CONF`, or the one of the checkout that this package is in."""
+    """Return conf/: `TWINCKPT_CONF`, or that of the checkout that this package lies in."""
     named = os.environ.get("TWINCKPT_CONF")
     path = Path(named) if named else Path(__file__).parents[3] / "conf"
     if not (path / "config.yaml").is_file():
@@ -82,7 +82,10 @@ def validated(composed: DictConfig, experiment: str) -> ExperimentConfig:
 
 
 def _refuse_other_keys(section: DictConfig, name: str) -> None:
-    """Raise for what `+KEY=VALUE` has added or `~KEY` has taken away: nobody would read it."""
+    """Raise ConfigurationError for a key that `+KEY=VALUE` added or `~KEY` removed.
+
+    An added key would have no effect.
+    """
     kind = OmegaConf.get_type(section)
     if not is_dataclass(kind):
         return
@@ -96,7 +99,7 @@ def _refuse_other_keys(section: DictConfig, name: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """Return what went wrong, and where Hydra says only that, why."""
+    """Return what went wrong in one line, with the cause where Hydra's message leaves it out."""
     told, _, _ = str(error).partition("Config search path")
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     hints = ("full_key", "object_type", "reference_type", "To append to your config")

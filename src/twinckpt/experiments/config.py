@@ -37,7 +37,7 @@ ON_REQUEST = ("peers", "scaling", "soak")  # not part of the default workflow
 
 @dataclass
 class ExperimentConfig:
-    """Everything that can be set; `out` is where results go, `variant` their name."""
+    """All settings; `out` is the directory for results, `variant` the name of this variant."""
 
     experiment: str
     scale: str = "laptop"
@@ -90,7 +90,7 @@ class ExperimentConfig:
         )
 
 
-# Settings without influence on an experiment; a change of one of them does not rerun it.
+# Settings without influence on an experiment: changing one of them does not rerun it.
 _IRRELEVANT = {
     "limits": (
         *("failure", "optimization", "model", "data", "checkpoint.every"),
@@ -142,7 +142,7 @@ _ONLY = {
 
 
 def own_settings(experiment: str) -> dict[str, str]:
-    """Return the settings that only this experiment has, by their short name: `section.name`."""
+    """Return the settings that only this experiment has: short name → `section.name`."""
     sections = [section for section, user in _ONLY.items() if user == experiment]
     known = {f.name: f.default_factory for f in fields(ExperimentConfig)}
     return {

@@ -1,8 +1,8 @@
 """`control_plane`: thousands of simulated clusters under faults, mutants, and the root's speed.
 
 The state machines are those of the library; the simulator gives them virtual time, faults and
-an invariant checker. A seed that breaks a rule tells its story in `logs/violations/`, and is played
-again by `clusters=1 seed=<seed>`. What the numbers mean is described in docs/results-schema.md.
+an invariant checker. The story of a seed that breaks a rule is in `logs/violations/`, and
+`clusters=1 seed=<seed>` plays it again. docs/results-schema.md describes what the numbers mean.
 """
 
 import logging
@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 
 def measure(experiment: Experiment) -> None:
-    """Play the clusters, hunt the mutants, load the root."""
+    """Play the clusters, hunt the mutants, load the root; TwinckptError if a rule is broken."""
     violations = _play(experiment)
     _hunt(experiment)
     _load_root(experiment)
@@ -41,7 +41,7 @@ def measure(experiment: Experiment) -> None:
 
 
 def _play(experiment: Experiment) -> list[int]:
-    """Add a sample a cluster; return the seeds that break a rule."""
+    """Play every cluster and add its samples; return the seeds that break a rule."""
     section = experiment.config.control_plane
     logs = experiment.fresh_log_directory("violations")
     play = partial(_play_seeds, num_faults=section.faults, max_machines=section.max_machines)
@@ -74,7 +74,7 @@ def _play(experiment: Experiment) -> list[int]:
 
 
 def _play_seeds(seeds: Sequence[int], num_faults: int, max_machines: int) -> list[Outcome | str]:
-    """Return what each seed amounted to, or the story of its violation."""
+    """Return each seed's outcome, or the story of its violation."""
     _be_quiet()
     outcomes: list[Outcome | str] = []
     for seed in seeds:
@@ -86,7 +86,7 @@ def _play_seeds(seeds: Sequence[int], num_faults: int, max_machines: int) -> lis
 
 
 def _hunt(experiment: Experiment) -> None:
-    """Add for each mutant how many seeds it took to find it; 0 if none did."""
+    """Add for each mutant how many seeds it took to find it; 0 if no seed found it."""
     hunt = partial(_seeds_until_found, num_seeds=experiment.config.control_plane.mutant_seeds)
     names = range(len(MUTANTS))
     for mutant, needed in zip(MUTANTS, _in_processes(hunt, names), strict=True):
@@ -98,7 +98,10 @@ def _hunt(experiment: Experiment) -> None:
 
 
 def _be_quiet() -> None:
-    """Small clusters of few racks cannot keep replicas apart: no news in thousands of them."""
+    """Silence the warning that few racks cannot keep replicas apart: it would come for thousands.
+
+    In small simulated clusters it is expected.
+    """
     logging.getLogger("twinckpt.core.placement").setLevel(logging.ERROR)
 
 
@@ -128,7 +131,7 @@ def _load_root(experiment: Experiment) -> None:
 
 
 def _in_processes(work: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[_Result]:
-    """Yield the results in the order of the tasks, worked off by all cores."""
+    """Yield the results in the order of the tasks, which run in one process per core."""
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         yield from pool.map(work, tasks)

@@ -1,7 +1,7 @@
-"""Random failures of a training: what is killed, when, and what it was.
+"""Random failures of a training: what is killed, and when.
 
-Everything follows from a seed but the moment in the protocol at which a failure strikes, and that
-is the point of a soak: it comes during a step, a transfer, a drain or a recovery alike.
+Everything follows from a seed except the moment in the protocol at which a failure strikes. That
+is the point of a soak: a failure may come during a step, a transfer, a drain or a recovery.
 """
 
 import random
@@ -19,7 +19,7 @@ STRIKE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failure that happened: times on the host's monotonic clock, in seconds."""
+    """One failure that happened; `struck_s` is on the host's monotonic clock, in seconds."""
 
     kind: str
     machine: int
@@ -31,8 +31,8 @@ def schedule(
 ) -> list[tuple[float, str]]:
     """Return (seconds from the start, kind) of each failure: a Poisson process of `per_s`.
 
-    Kinds are drawn without replacement until each had its turn, so that a short soak has them
-    all. There is at least one failure.
+    Kinds are drawn without replacement until each has had its turn, so that a short soak has all
+    of them. There is at least one failure.
     """
     draw = random.Random(seed)
     turns = _turns(kinds, draw)
@@ -50,17 +50,18 @@ def _turns(kinds: Sequence[str], draw: random.Random) -> Iterator[str]:
 
 
 class Disturber:
-    """Kills what a schedule says, on machines that it draws."""
+    """Kills a process or machine of a given kind, on machines that it draws."""
 
     def __init__(self, cluster: LocalCluster, seed: int) -> None:
         self._cluster = cluster
         self._draw = random.Random(seed)
 
     def strike(self, kind: str) -> Failure:
-        """Kill one process, or a machine with all of its own; return what it was.
+        """Kill one process, or a machine with all of its processes; return the failure.
 
-        Where nothing of the kind lives at this moment (a rank that restarts, say), wait for it. A
-        lost machine is replaced: by a spare, and the spare by a new one, or by a new one at once.
+        If nothing of the kind lives at this moment (a rank that restarts, say), wait for it. A
+        lost machine is replaced by a spare, and the spare by a new one; without spares, by a new
+        machine at once.
         """
         kill = self._kill_machine if kind == "machine_loss" else self._kill_process
         found = self._cluster.wait_until(
@@ -90,17 +91,17 @@ class Disturber:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
                         return Failure(kind, index, struck_s)
-        if wanted == "root":  # the operator's, which is no machine's
+        if wanted == "root":  # a root that the operator started belongs to no machine
             with suppress(ClusterFailed):
                 return Failure(kind, 0, self._cluster.kill_root())
         return None
 
 
 def role(process: psutil.Process) -> str:
-    """Return what a process does in a job: torchrun, agent, root, parent, rank, child or unknown.
+    """Return a process's role: torchrun, agent, root, parent, rank, child, unknown or gone.
 
-    A rank is a fork of its warm parent (`twinckpt.run`) and shares its command line, as does its
-    own child, such as a data loader's worker.
+    A rank is a fork of its warm parent (`twinckpt.run`) and shares its command line, as does a
+    child of a rank, such as a data loader's worker.
     """
     try:
         command = process.cmdline()

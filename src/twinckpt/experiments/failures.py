@@ -1,4 +1,4 @@
-"""Training runs with failures: kill, wait for the recovery, and take it apart into phases."""
+"""Training runs with failures: kill, wait for the recovery, and split it into phases."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ RECOVERY_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One failure and what followed; times are on the host's monotonic clock, in seconds.
+    """One failure and its recovery; times are on the host's monotonic clock, in seconds.
 
-    `step_s` is how long a step took before it, None if there was but one. `sources` say where each
-    rank's state came from: local, peer, disk, or None where it began anew.
+    `step_s` is how long a step took before the failure, None if there was only one. `sources` say
+    where each rank's state came from: local, peer, disk, or None if it started from scratch.
     """
 
     killed_s: float
@@ -37,10 +37,10 @@ class Recovery:
     sources: list[str | None]
 
     def phases(self, *, machine: bool) -> dict[str, float]:
-        """Return the duration of each phase, and of some together; see docs/results-schema.md.
+        """Return each phase's duration and two sums, in seconds; see docs/results-schema.md.
 
-        A generation forms when the plan is made and, after a machine's loss, its replacement
-        is there; so that wait is `replace` for a machine, `decide` for a rank.
+        A generation forms once the plan is made and, after a machine's loss, the replacement has
+        joined. This wait is therefore `replace` for a machine and `decide` for a rank.
         """
         waited_s = self.formed_s - self.broken_s
         return {
@@ -56,7 +56,7 @@ class Recovery:
 
 
 class FailureRun:
-    """A training on a cluster in which things are killed."""
+    """A training on a cluster of which ranks and machines are killed."""
 
     def __init__(self, cluster: LocalCluster, num_ranks: int) -> None:
         self.cluster = cluster
@@ -99,7 +99,7 @@ class FailureRun:
         self._wait(is_drained)
 
     def inject(self, kind: str, victim: int) -> Recovery:
-        """Kill a rank, a machine, or all that hold a machine's shards; wait for the next step."""
+        """Kill a rank, a machine, or all holders of its shards; return the recovery once done."""
         generation = self._generation()
         match kind:
             case "rank_loss":
@@ -152,7 +152,7 @@ class FailureRun:
         return [log[-1].get("fingerprint", "") for log in self._logs()]
 
     def fingerprints_at(self, step: int) -> list[str]:
-        """Wait until every rank has logged its fingerprint at a step; return the last ones."""
+        """Wait until every rank has logged its fingerprint at a step; return the newest of each."""
         self._wait(lambda: all(_fingerprints(log).get(step) for log in self._logs()))
         return [_fingerprints(log)[step] for log in self._logs()]
 
@@ -175,7 +175,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _steps(
     log: Iterable[dict[str, Any]], generation: int | None, after_generation: int = -1
 ) -> list[int]:
-    """Return the steps finished in a generation, or in those after one."""
+    """Return the steps finished in a generation (None: any) that is newer than another one."""
     return [
         entry["step"]
         for entry in log
@@ -186,7 +186,7 @@ def _steps(
 
 
 def _paces(log: Iterable[dict[str, Any]], generation: int) -> list[float]:
-    """Return the seconds from the end of each step of a generation to that of the next one."""
+    """Return the seconds between the ends of successive steps of a generation."""
     ends_s = [
         entry["monotonic_s"]
         for entry in log

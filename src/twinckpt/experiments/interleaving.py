@@ -1,7 +1,7 @@
 """`interleaving`: what sending checkpoints costs an iteration, by scheme (GEMINI §5, Fig. 16).
 
-A real training and real transfers between processes, over links that are slowed to a configured
-rate: emulated links. Clocks and their limits are described in docs/results-schema.md.
+The training and the transfers between processes are real, over emulated links, which are slowed
+to a configured rate. Clocks and their limits are described in docs/results-schema.md.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""`limits`: the library beside the plain memcpy and the plain TCP transfer of its bytes.
+"""`limits`: the library beside a plain memcpy and a plain TCP transfer of the same bytes.
 
 Everything that is compared is measured in one run, on the same buffers, in alternation.
 Clocks and their limits are described in docs/results-schema.md.
@@ -18,7 +18,7 @@ _UNITS = {"committed": "ratio"}
 
 
 def measure(experiment: Experiment) -> None:
-    """Run one cluster a case: all machines at once, then a single one; on each kind of device."""
+    """Run one cluster per case: all machines at once, then a single one; on each kind of device."""
     limits = experiment.config.limits
     if "cuda" in limits.devices and not gpu_names():
         raise ConfigurationError(
@@ -39,9 +39,9 @@ def measure_case(
     num_tensors: int,
     device: str = "cpu",
 ) -> None:
-    """Run one cluster, a rank a machine, and add its samples.
+    """Run one cluster with one rank per machine, and add its samples.
 
-    Their method is `ranks<N>_mib<SIZE>`, after `cuda_` if the state is on a GPU.
+    Their method is `ranks<N>_mib<SIZE>`, prefixed with `cuda_` if the state is on a GPU.
     """
     config = experiment.config
     method = ("" if device == "cpu" else f"{device}_") + f"ranks{num_machines}_mib{size_mib}"
@@ -77,7 +77,10 @@ def measure_case(
 def _add_extra(
     experiment: Experiment, method: str, repeat: int, found: dict[str, list[float]]
 ) -> None:
-    """What a checkpoint adds to a step that keeps all cores busy, and the least it could add."""
+    """Add what a checkpoint adds to a step that keeps all cores busy, and the least it could add.
+
+    `control_s` is the difference between two equal blocks without checkpoints.
+    """
     plain_s = fmean([max(found["step_none_s"]), max(found["step_none_again_s"])])
     extra_s = max(found["step_every_step_s"]) - plain_s
     cpu_s = found["floor_cpu_s"]
@@ -98,7 +101,7 @@ def _saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) -> lis
 def _add_memory(
     experiment: Experiment, cluster: LocalCluster, method: str, state_bytes: float
 ) -> None:
-    """The agents' memory, seen from outside: the slots, and everything else."""
+    """Add each agent's memory as the operating system sees it: its slots, and everything else."""
     for machine, name in enumerate(cluster.places):
         for process in cluster.processes(name):
             if "twinckpt.agents.worker" not in process.cmdline():

@@ -1,7 +1,7 @@
-"""`peers`: what users would take instead of this library, on the same state, ranks and clocks.
+"""`peers`: the alternatives to this library, measured on the same state, ranks and clocks.
 
 Their packages lie in a directory of their own (`peers.packages`), which only the ranks of this
-experiment see: `snakemake peers` installs them there. Not part of the default workflow.
+experiment see; `snakemake peers` installs them there. Not part of the default workflow.
 """
 
 import os
@@ -23,11 +23,11 @@ TIMEOUT_S = 3600.0
 TRIAL_TIMEOUT_S = 90.0
 PACKAGES = ("torchsnapshot", "lm-resiliency", "nvidia-resiliency-ext", "dlrover", "torchft")
 MEMORY = Path("/dev/shm")  # what the peers themselves recommend
-DLROVER_SOCKETS = Path("/tmp/ckpt_sock")  # its own choice
+DLROVER_SOCKETS = Path("/tmp/ckpt_sock")  # hard-coded in DLRover
 
 
 def measure(experiment: Experiment) -> None:
-    """Run one cluster; every rival saves and restores in turn on it."""
+    """Run one cluster, on which every rival saves and restores in turn, and add all samples."""
     section, config = experiment.config.peers, experiment.config
     packages = Path(section.packages).resolve()
     if not packages.is_dir():
@@ -68,10 +68,10 @@ def measure(experiment: Experiment) -> None:
 
 @contextmanager
 def _directories(experiment: Experiment) -> Iterator[tuple[Path, Path]]:
-    """Directories for files, on a disk and in memory; nothing of the peers is left in them."""
+    """Yield directories for files, on a disk and in memory; delete all that peers left behind."""
     disk = (experiment.out / "scratch").resolve()
     memory = MEMORY / f"twinckpt-peers-{os.getpid()}"
-    DLROVER_SOCKETS.mkdir(exist_ok=True)  # or its ranks race for it, which share a host only here
+    DLROVER_SOCKETS.mkdir(exist_ok=True)  # else its ranks, which share a host here, race for it
     try:
         yield disk, memory
     finally:
@@ -84,7 +84,7 @@ def _directories(experiment: Experiment) -> Iterator[tuple[Path, Path]]:
 
 
 def _try_dlrover_replicas(disk: Path, memory: Path, environment: dict[str, str]) -> str:
-    """Return what came of restoring a lost machine's shard from DLRover's replicas."""
+    """Return the result of restoring a lost machine's shard from DLRover's replicas, in words."""
     trial = memory.with_name(f"{memory.name}-trial")
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
@@ -113,7 +113,7 @@ def _all_saved(experiment: Experiment, cluster: LocalCluster, num_ranks: int) ->
 
 
 def _reasons(experiment: Experiment, num_ranks: int, cluster: LocalCluster) -> dict[str, str]:
-    """Return why a rival was left out."""
+    """Return why each rival that was left out failed."""
     return {
         entry["method"]: entry["reason"]
         for rank in range(num_ranks)

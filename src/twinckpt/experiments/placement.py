@@ -1,8 +1,8 @@
 """`placement`: does every shard survive when k machines are lost at once (GEMINI §4, Fig. 9)?
 
-On paper by closed form, enumeration and Monte Carlo, for clusters of the paper's size; and in
-fact, by SIGKILL of every pair, triple … of a small cluster of worker agents. What the numbers
-mean is described in docs/results-schema.md.
+The answer is computed by closed form, enumeration and Monte Carlo for clusters of the paper's
+size, and observed by SIGKILL of every machine, pair, triple … of small clusters of worker agents.
+docs/results-schema.md describes what the numbers mean.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger("twinckpt.experiments")
 
 
 def measure(experiment: Experiment) -> None:
-    """Compute the probabilities, then kill machines and see."""
+    """Compute the probabilities, then kill machines and record whether all shards survive."""
     section = experiment.config.placement
     rng = np.random.default_rng(experiment.config.optimization.seed)
     for num_machines in (section.num_machines, *section.killed_sizes):
@@ -45,18 +45,18 @@ def measure(experiment: Experiment) -> None:
             for done in clusters:
                 done.result()
         finally:
-            stopped.set()  # interrupted, or one has failed: no other goes on to its end
+            stopped.set()  # interrupted, or one has failed: the others stop early
 
 
 def _kinds(num_machines: int, num_replicas: int) -> tuple[str, ...]:
-    """Return the placements that differ: mixed is group where m divides N."""
+    """Return the placements that differ: mixed is the same as group if m divides N."""
     return tuple(
         kind for kind in KINDS if kind != ("mixed" if num_machines % num_replicas == 0 else "group")
     )
 
 
 def _racks(num_machines: int, machines_per_rack: int) -> list[int]:
-    """Return each machine's rack; machines are numbered rack by rack, as they are bought."""
+    """Return each machine's rack; machines are numbered rack by rack."""
     return [machine // machines_per_rack for machine in range(num_machines)]
 
 
@@ -121,7 +121,10 @@ def _kill(experiment: Experiment, placement: Placement, stopped: Event) -> None:
 
 
 def _survived(cluster: AgentCluster, lost: Sequence[int], stopped: Event) -> bool:
-    """Checkpoint, kill, recover; an older step than the committed one would be a defect."""
+    """Checkpoint, kill, recover; return whether the committed step survived.
+
+    Raises AssertionError if another step is resumed: that would be a defect.
+    """
     if stopped.is_set():
         raise CancelledError
     committed = cluster.checkpoint()

@@ -1,7 +1,7 @@
 """`./reproduce quick`: in under a minute, train, kill a machine, recover, show that all is well
 
-`python -m twinckpt.experiments.quick` prints what happens as it happens, and exits with 0
-only if training ended with the same bits as without the failure.
+`python -m twinckpt.experiments.quick` prints each event as it happens, and exits with 0 only if
+training ended with the same bits as without the failure.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Durations measured here, read from an earlier run's samples, as strategies of the model.
+"""Strategies of the model with durations measured on this machine, from an earlier run's samples.
 
-What other experiments of the same variant left is used: `save_cost`, `recovery_time` and
-`throughput`. For each repeat the slowest rank counts; the value is the median over repeats.
+The samples are those of `save_cost`, `recovery_time` and `throughput` in the same variant. For
+each repeat the slowest rank counts; the value is the median over repeats.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ NEEDED = ("save_cost", "recovery_time", "throughput")
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStrategy:
-    """A strategy with this machine's durations, after either kind of failure."""
+    """A strategy and its restart with this machine's durations, after either kind of failure."""
 
     software: Strategy
     hardware: Strategy
@@ -26,18 +26,18 @@ class MeasuredStrategy:
 
 
 def measured_strategies(results: Path) -> dict[str, MeasuredStrategy]:
-    """Return `twinckpt` and `disk` as measured below `results`; empty where samples lack."""
+    """Return `twinckpt` and `disk` as measured below `results`; empty if samples are missing."""
     paths = [results / name / "samples.csv" for name in NEEDED]
     if not all(path.exists() for path in paths):
         return {}
     try:
         return _strategies([sample for path in paths for sample in read_samples(path)])
-    except StatisticsError:  # of no samples: `recovery.methods` has left one out
+    except StatisticsError:  # no samples: `recovery.methods` has left a method out
         return {}
 
 
 def _strategies(samples: list[Sample]) -> dict[str, MeasuredStrategy]:
-    """Return both strategies; StatisticsError where samples lack.
+    """Return both strategies; raises StatisticsError if samples are missing.
 
     The stall of a checkpoint in memory is what it adds to an iteration, so that it includes
     the copying that goes on beside the training; the disk baseline blocks.

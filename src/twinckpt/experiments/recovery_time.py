@@ -48,7 +48,7 @@ METHODS = (
 
 
 def measure(experiment: Experiment) -> None:
-    """Disturb one training a method, several times, then compare all with an undisturbed one."""
+    """Disturb one training per method, several times; compare all with an undisturbed one."""
     chosen = [method for method in METHODS if method.name in experiment.config.recovery.methods]
     found = {method.name: _disturb(experiment, method) for method in chosen}
     steps = max(step for step, _ in found.values())
@@ -101,7 +101,10 @@ def _disturb(experiment: Experiment, method: Method) -> tuple[int, list[str]]:
 def _require_source(
     experiment: Experiment, method: Method, victim: int, recovery: Recovery
 ) -> None:
-    """Refuse a recovery that is not what its row says: its time would mean something else."""
+    """Raise ClusterFailed if a lost rank's state came from elsewhere than the method says.
+
+    Its time would mean something else.
+    """
     lost = [victim] if method.kind == "rank_loss" else _ranks_of(victim, experiment)
     for rank in lost:
         if (source := recovery.sources[rank]) != method.source:
@@ -117,8 +120,8 @@ def _add_samples(
     for phase, duration_s in recovery.phases(machine=method.kind != "rank_loss").items():
         experiment.add(method.name, "duration_s", duration_s, "s", phase=phase, repeat=repeat)
     for rank, retrieve_s in recovery.retrieve_s.items():
-        # After one machine's loss the survivors read their own RAM: only the newcomer's time is
-        # that of a retrieval from a peer.
+        # After one machine's loss the survivors read their own RAM: only the replacement's time
+        # is that of a retrieval from a peer.
         if method.kind != "machine_loss" or rank in _ranks_of(victim, experiment):
             experiment.add(method.name, "retrieve_s", retrieve_s, "s", rank=rank, repeat=repeat)
     if recovery.step_s is not None:

@@ -1,7 +1,7 @@
-"""What a job leaves behind, and what its long-lived processes hold on to as time goes by.
+"""Leaks: what a job leaves behind, and what its long-lived processes hold as time goes by.
 
-Read from outside, from the operating system: processes by the job's secret in their environment,
-memory and descriptors from /proc.
+All of it is read from the operating system: processes are found by the job's secret in their
+environment, memory and descriptors are read from /proc.
 """
 
 import os
@@ -24,9 +24,9 @@ NUM_LOOKS, LOOK_AGAIN_S = 5, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Resident memory (its mapped slots included) and descriptors of one process.
+    """Resident memory (mapped slots included) and open descriptors of one process.
 
-    `machine` is the number in the machine's name, `number` that of the process, by first look.
+    `machine` is the number in the machine's name; `number` counts processes as they are first seen.
     """
 
     machine: int
@@ -44,7 +44,7 @@ class Watch:
         self._numbers: dict[tuple[int, float], int] = {}
 
     def look(self) -> list[Held]:
-        """Return what they hold: the least of a few looks, as a transfer that runs is not kept."""
+        """Return what each process holds: the least of a few looks, to leave out transfers."""
         found = []
         for name in self._cluster.members.values():
             machine = int(name.rpartition("-")[2])
@@ -66,10 +66,10 @@ def _least(process: psutil.Process) -> tuple[int, int]:
 
 
 def surplus_processes(cluster: LocalCluster) -> list[str]:
-    """Return what runs beyond what should, on a job in which nothing is being recovered.
+    """Return the roles of surplus processes in a job in which nothing is being recovered.
 
-    Processes that a machine has twice, and strays that belong to no machine. Not the dead that
-    torchrun waits for when it starts the next process: they hold nothing.
+    These are processes that a machine has twice, and strays that belong to no machine. Dead
+    processes that torchrun reaps only at its next start do not count: they hold nothing.
     """
     ranks = cluster.config.ranks_per_machine
     members = Counter(torchrun=1, agent=1, parent=ranks, rank=ranks)
@@ -83,21 +83,21 @@ def surplus_processes(cluster: LocalCluster) -> list[str]:
         found += (roles - (members if name in cluster.members.values() else spare)).elements()
     found += [role(process) for process in cluster.processes_of_job() if process.pid not in known]
     if "root" in found:
-        found.remove("root")  # one there must be, on some machine or the operator's
+        found.remove("root")  # one root is needed, on some machine or the operator's
     return [what for what in found if what != "gone"]
 
 
 def remaining_processes(cluster: LocalCluster) -> list[str]:
-    """Return what still runs of a job that has ended, after a moment to end in."""
+    """Return the roles of the processes of an ended job that still run after a grace period."""
     return _until_none(lambda: [role(process) for process in cluster.processes_of_job()])
 
 
 def remaining_files(temporary: Path, drain_directory: Path) -> list[str]:
-    """Return what nobody will ever delete after a job's end.
+    """Return the names of the files and folders that nothing will delete after a job's end.
 
-    Files below its directory for temporary ones, and steps that were drained by halves before
-    one that is complete. Of the steps older than all that are kept, the newest may be there by
-    halves: the end of the job has interrupted its removal, which the next drain would complete.
+    These are files in its directory for temporary files, and incomplete drained steps older than
+    the newest complete one. The newest step older than all complete ones may be incomplete: the
+    end of the job interrupted its removal, which the next drain would finish.
     """
     complete = [step_directory(drain_directory, step) for step in drained_steps(drain_directory)]
     halves = sorted(

@@ -1,4 +1,4 @@
-"""What a root agent can bear: plans and commits of large clusters, heartbeats over sockets."""
+"""The load a root agent can bear: plans and commits of large clusters, heartbeats over sockets."""
 
 import os
 import secrets
@@ -21,7 +21,7 @@ _BEATS_A_SEND = 500
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """How long the root thought, in seconds; `told_bytes` is what it said about the plan."""
+    """How long the root's decisions took, in seconds; `told_bytes` is the size of the plan sent."""
 
     plan_s: float
     tick_s: float
@@ -46,7 +46,7 @@ class LargeCluster:
             self._tell(name, self._join())
 
     def decisions(self) -> Decisions:
-        """Commit a step everywhere, lose a machine, and let its replacement join."""
+        """Commit a step, lose a machine, let its replacement join; return what each took."""
         size = len(self._names)
         generation = self._root.generation
         for rank, name in enumerate(self._names):
@@ -97,10 +97,10 @@ class LargeCluster:
 
 
 def heartbeats_per_s(num_connections: int, num_heartbeats: int) -> float:
-    """Return how many heartbeats a root agent's process takes in, over loopback TCP.
+    """Return how many heartbeats per second a root agent's process takes in, over loopback TCP.
 
-    All connections send as fast as they are read. A connection's last message asks for a place
-    in a generation: it forms, and all are told, once the root has read every heartbeat.
+    All connections send as fast as the root reads. The last message of each asks for a place in a
+    generation, so the generation forms, and all are told, once the root has read every heartbeat.
     """
     secret = secrets.token_hex(32).encode()
     port = free_port()

@@ -1,7 +1,7 @@
 """`save_cost`: what a checkpoint costs, to disk, to RAM, and to RAM on two machines.
 
-First the training's own state, in the seed's rows; then states of several sizes, with DCP and
-other placements beside them. Clocks and their limits are described in docs/results-schema.md.
+First the training's own state is saved, with the seed's methods; then states of several sizes,
+with DCP and other placements beside them. Clocks are described in docs/results-schema.md.
 """
 
 import shutil
@@ -12,7 +12,7 @@ TIMEOUT_S = 1800.0
 
 
 def measure(experiment: Experiment) -> None:
-    """Run one job in which the methods alternate, then one for each size; the last in groups."""
+    """Run one job in which the methods alternate, then one per size, and one with groups."""
     config = experiment.config
     rounds = experiment.rounds
     disk = (experiment.out / "logs" / "save_cost" / "disk").resolve()

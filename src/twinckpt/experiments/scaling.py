@@ -9,7 +9,7 @@ from twinckpt.experiments.limits import measure_case
 
 
 def measure(experiment: Experiment) -> None:
-    """Run one cluster a case, the one where the series cross only once."""
+    """Run one cluster per case; the case in which the two series cross runs only once."""
     scaling = experiment.config.scaling
     by_size = {(experiment.config.cluster.num_machines, size) for size in scaling.sizes_mib}
     by_ranks = {(num_machines, scaling.base_mib) for num_machines in scaling.num_machines}

@@ -1,4 +1,4 @@
-"""The sections of an experiment's settings, one dataclass each, validated as they are made.
+"""The sections of an experiment's settings, one dataclass each, validated on construction.
 
 Most belong to one experiment; `config` puts them together.
 """
@@ -59,7 +59,7 @@ class ClusterSection:
 
 @dataclass
 class CheckpointSection:
-    """When and how much: every `every` steps, `num_slots` versions a shard, drained to disk."""
+    """Checkpoints: every `every` steps, `num_slots` versions of a shard, and how often to drain."""
 
     every: int = 1
     num_slots: int = 2
@@ -97,7 +97,7 @@ class RecoverySection:
         some_of("recovery.methods", self.methods, RECOVERY_METHODS)
 
     def check(self, cluster: ClusterSection) -> None:
-        """Refuse to look for a replica where there is none."""
+        """Raise ConfigurationError if a method restores from a peer, but there are no replicas."""
         from_peers = [method for method in self.methods if method.endswith("_peer")]
         if cluster.replicas < 2 and from_peers:
             raise ConfigurationError(
@@ -122,7 +122,7 @@ class MeasureSection:
         at_least("measure.warmup", self.warmup, 0)
 
     def check(self, checkpoint: CheckpointSection) -> None:
-        """Refuse blocks of steps of which not each has as many checkpoints."""
+        """Raise ConfigurationError unless every block of steps has equally many checkpoints."""
         if self.block_steps % checkpoint.every:
             raise ConfigurationError(
                 f"measure.block_steps={self.block_steps} must be a multiple of "
@@ -158,7 +158,7 @@ class GoodputSection:
 
 @dataclass
 class LimitsSection:
-    """States of `limits`, a rank: on all machines at once, and on a single one; by device."""
+    """Sizes of a rank's state in `limits`, on all machines at once and on a single one; devices."""
 
     sizes_mib: list[int] = field(default_factory=lambda: [64])
     single_sizes_mib: list[int] = field(default_factory=lambda: [256])
@@ -177,9 +177,10 @@ class LimitsSection:
 
 @dataclass
 class PlacementSection:
-    """Clusters on paper of `num_machines`, and clusters of `killed_sizes` that are really killed.
+    """Computed clusters of `num_machines`, and real clusters of `killed_sizes`.
 
-    Every set of up to `max_lost` machines is killed, then every rack of `machines_per_rack`.
+    In the real ones, every set of up to `max_lost` machines is killed, then every rack of
+    `machines_per_rack`.
     """
 
     num_machines: int = 16
@@ -212,7 +213,7 @@ class PlacementSection:
 class ControlPlaneSection:
     """Simulated clusters of 2 to `max_machines`, `faults` each, from `seed` on; the root's load.
 
-    Each mutant is given `mutant_seeds` clusters to be found in. The root plans for clusters of
+    Each mutant must be found within `mutant_seeds` clusters. The root plans for clusters of
     `root_machines`, and takes `heartbeats` over each number of `connections`, `repeats` times.
     """
 
@@ -241,7 +242,7 @@ class ControlPlaneSection:
 
 @dataclass
 class SaveCostSection:
-    """States of `sizes_mib` a rank, in `num_tensors`, beside the training's own."""
+    """States of `sizes_mib` per rank, in `num_tensors`, beside the training's own."""
 
     sizes_mib: list[int] = field(default_factory=lambda: [4, 16, 64])
     num_tensors: int = 200
@@ -255,7 +256,7 @@ class SaveCostSection:
 
 @dataclass
 class PeersSection:
-    """A state of `size_mib` a rank, and the directory of the peers' packages."""
+    """A state of `size_mib` per rank, and the directory of the peers' packages."""
 
     size_mib: int = 128
     num_tensors: int = 200
@@ -268,7 +269,7 @@ class PeersSection:
 
 @dataclass
 class ScalingSection:
-    """States of `sizes_mib` a rank at one number of machines; `base_mib` on each of the others."""
+    """States of `sizes_mib` per rank on one cluster, and `base_mib` on each of `num_machines`."""
 
     sizes_mib: list[int] = field(default_factory=lambda: [8, 16, 32, 64])
     num_machines: list[int] = field(default_factory=lambda: [2, 3, 4, 6])
@@ -287,7 +288,7 @@ class ScalingSection:
                 )
 
     def check(self, cluster: ClusterSection) -> None:
-        """Refuse numbers of machines that have no place for the replicas."""
+        """Raise ConfigurationError for numbers of machines that cannot place the replicas."""
         for num_machines in self.num_machines:
             at_least("scaling.num_machines", num_machines, max(2, cluster.replicas))
             try:
@@ -298,12 +299,12 @@ class ScalingSection:
 
 @dataclass
 class InterleavingSection:
-    """An emulated link of each machine, and how a checkpoint is fitted into its idle spans.
+    """The emulated link of each machine, and how a checkpoint is fitted into its idle spans.
 
     Sending s bytes takes at least `link_latency_s` + s / `link_bytes_per_s`, and the receiver
-    moves them on at `copy_bytes_per_s` (as a GPU would to its host). After
-    `profile_iterations` to learn the idle spans, every scheme is measured in `iterations`; DDP
-    reduces gradients in buckets of `bucket_bytes`.
+    moves them on at `copy_bytes_per_s` (as a GPU would to its host). The idle spans are learnt in
+    `profile_iterations`, then every scheme is measured in `iterations`; DDP reduces gradients in
+    buckets of `bucket_bytes`.
     """
 
     num_machines: int = 2
@@ -343,7 +344,7 @@ class InterleavingSection:
 class SoakSection:
     """A training of `minutes` in which `kinds` of failures strike at random, drawn from `seed`.
 
-    Lost machines are replaced by `num_spares` that wait with imports done; 0: by new ones.
+    Lost machines are replaced by one of `num_spares` that wait with imports done; 0: by new ones.
     """
 
     minutes: float = 5.0
@@ -369,7 +370,7 @@ class SoakSection:
         some_of("soak.kinds", self.kinds, SOAK_FAILURES)
 
     def check(self, cluster: ClusterSection, checkpoint: CheckpointSection) -> None:
-        """Refuse a job in which nothing would survive what strikes."""
+        """Raise ConfigurationError if nothing would survive the failures that are chosen."""
         loses_memory = {"agent_loss", "machine_loss"} & set(self.kinds)
         if loses_memory and cluster.replicas < 2 and not checkpoint.drain_every_commits:
             raise ConfigurationError(
@@ -380,7 +381,7 @@ class SoakSection:
 
 
 def _not_empty(name: str, values: list[int]) -> None:
-    """Raise ConfigurationError where there would be nothing to measure, and no figure of it."""
+    """Raise ConfigurationError for an empty list: there would be nothing to measure or plot."""
     if not values:
         raise ConfigurationError(f"{name}=[]: at least one number")
     _each_once(name, values)
@@ -401,7 +402,7 @@ def _one_seed(name: str, seed: int) -> None:
 
 @dataclass
 class OptimizationSection:
-    """The training itself: sequences a rank and step, Adam's rate, how the model is sharded."""
+    """The training itself: sequences per rank and step, Adam's rate, how the model is sharded."""
 
     batch: int = 4
     learning_rate: float = 1e-3

@@ -1,9 +1,9 @@
 """`soak`: a training under random failures, compared with the same training left alone.
 
 `python -m twinckpt.experiments.soak minutes=60 failures_per_minute=4` kills ranks, warm parents,
-worker agents, machines and roots at random moments. Every loss that was ever logged must be that
-of the undisturbed run, so must be the state at the end; and nothing may pile up meanwhile. Clocks
-are described in docs/results-schema.md.
+worker agents, machines and roots at random moments. Every loss that was logged, and the state at
+the end, must equal those of the undisturbed run, and nothing may pile up meanwhile. Clocks are
+described in docs/results-schema.md.
 """
 
 import logging
@@ -26,12 +26,12 @@ UNLIMITED_RESTARTS = 1_000_000
 TIMEOUT_S = 600.0
 SETTLED_COMMITS = 3
 FINGERPRINT_EVERY = 50
-MAX_POINTS = 1000  # of a curve, evenly thinned; comparisons take in every step
+MAX_POINTS = 1000  # of a curve, evenly thinned; comparisons use every step
 
 
 @dataclass(frozen=True, slots=True)
 class _Disturbed:
-    """What is compared: each loss logged for a step, and every rank's state at the last one.
+    """What is compared: all losses logged for each step, and every rank's state at the last step.
 
     `resumed_steps` are those that recoveries went back to.
     """
@@ -43,7 +43,7 @@ class _Disturbed:
 
 
 def measure(experiment: Experiment) -> None:
-    """Train under failures, then as many steps without, and compare."""
+    """Train under failures, then equally many steps without, and compare."""
     num_descriptors = residue.own_descriptors()
     disturbed = _train_disturbed(experiment)
     _count(experiment, "descriptors", residue.own_descriptors() - num_descriptors)
@@ -51,7 +51,7 @@ def measure(experiment: Experiment) -> None:
 
 
 def _train_disturbed(experiment: Experiment) -> _Disturbed:
-    """Train and kill, to a step after the last recovery."""
+    """Train under failures up to a step after the last recovery; return what is to be compared."""
     section = experiment.config.soak
     training = experiment.config.training(method="ram", steps=ENDLESS_STEPS)
     training.fingerprint_every = FINGERPRINT_EVERY
@@ -85,9 +85,10 @@ def _train_disturbed(experiment: Experiment) -> _Disturbed:
 
 
 def _strike(experiment: Experiment, cluster: LocalCluster, started_s: float) -> list[Failure]:
-    """Let every failure of the schedule happen in its time, a recovery under way or not.
+    """Let every failure of the schedule happen at its time, even during a recovery; return them.
 
-    Whenever the job settles before the next one, look what its processes hold.
+    Whenever the job settles before the next failure, add samples of what its processes hold.
+    Raises ClusterFailed if the job does not recover from the last failure.
     """
     section = experiment.config.soak
     planned = schedule(
@@ -118,9 +119,9 @@ def _strike(experiment: Experiment, cluster: LocalCluster, started_s: float) -> 
 def _settles(
     cluster: LocalCluster, num_events: int, failures: list[Failure], until_s: float
 ) -> bool:
-    """Wait until a generation that formed after the last failure commits; False if time is up.
+    """Wait until generations formed after the last failure commit; return False if time is up.
 
-    `num_events` are older than the failure.
+    The first `num_events` events are older than the failure.
     """
     struck_s = failures[-1].struck_s if failures else 0.0
 
@@ -146,13 +147,13 @@ def _pause(cluster: LocalCluster, until_s: float) -> None:
 
 
 def _next_fingerprint(cluster: LocalCluster) -> int:
-    """Return the next step at which the ranks log their state."""
+    """Return the next step at which the ranks log the fingerprint of their state."""
     committed = [e["step"] for e in cluster.events if e["event"] == "committed"][-1]
     return (int(committed) // FINGERPRINT_EVERY + 1) * FINGERPRINT_EVERY
 
 
 def _compare(experiment: Experiment, disturbed: _Disturbed) -> None:
-    """Train as far without checkpoints or failures; compare all losses, and the states."""
+    """Train equally far without checkpoints or failures; compare all losses, and the states."""
     last_step = disturbed.last_step
     training = experiment.config.training(method="none", steps=last_step)
     with experiment.cluster("undisturbed", TRAINING, training) as cluster:
@@ -177,7 +178,7 @@ def _compare(experiment: Experiment, disturbed: _Disturbed) -> None:
 
 
 def _count(experiment: Experiment, what: str, number: int, *names: str) -> None:
-    """Add how many of something were left over, and say which."""
+    """Add how many of something were left over, and log their names."""
     experiment.add("soak", "leaked", max(0, number), "count", phase=what)
     if number > 0:
         logger.error("left over: %d %s %s", number, what, " ".join(names))
@@ -221,7 +222,7 @@ def _step_logs(experiment: Experiment, cluster: LocalCluster) -> list[list[dict[
 
 
 def _losses(logs: list[list[dict[str, Any]]]) -> dict[int, list[float]]:
-    """Return every loss logged for a step, by any rank: one trained again has more of them."""
+    """Return every loss that any rank logged for each step; a step trained again has more."""
     found = defaultdict(list)
     for entry in (entry for log in logs for entry in log):
         found[entry["step"]].append(entry["loss"])

@@ -1,4 +1,4 @@
-"""`throughput`: iterations a second without checkpoints, to disk, and to peers' RAM."""
+"""`throughput`: iterations per second without checkpoints, with disk, and with peers' RAM."""
 
 from twinckpt.experiments.app import Experiment, run_app
 from twinckpt.experiments.ranks.throughput import BLOCK_STEPS_VARIABLE

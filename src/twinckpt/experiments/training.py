@@ -12,7 +12,7 @@ TIMEOUT_S = 3600.0
 
 
 def measure(experiment: Experiment) -> None:
-    """Run the same training undisturbed, to disk, and once for each kind of failure."""
+    """Run the same training undisturbed, with checkpoints to disk, and once per kind of failure."""
     expected = _train(experiment, "undisturbed", None)
     baseline = _train(experiment, "disk", None)
     experiment.add("disk", "identical", float(baseline == expected), "bool")
@@ -22,7 +22,7 @@ def measure(experiment: Experiment) -> None:
 
 
 def _train(experiment: Experiment, method: str, failure: str | None) -> list[str]:
-    """Train to the end, with one failure half-way; return the ranks' fingerprints."""
+    """Train to the end, with a failure half-way unless None; return the ranks' fingerprints."""
     config = experiment.config
     disk = str((experiment.out / "logs" / method / "disk").resolve())
     checkpoint = "disk" if method == "disk" else "ram"

@@ -1,7 +1,7 @@
 """`wasted_time`: the paper's published points predicted, and goodput simulated for a year.
 
-Two sources of durations, kept apart in `phase`: the paper's hardware (§7.1, Fig. 14), and this
-machine's own measurements where the same variant has them (`<statistics>_measured`). Nothing is
+Durations have two sources, kept apart in `phase`: the paper's hardware (§7.1, Fig. 14), and this
+machine's own measurements if the same variant has them (`<statistics>_measured`). Nothing is
 measured here except the simulator's own speed; docs/results-schema.md has the details.
 """
 
@@ -76,11 +76,11 @@ def measure(experiment: Experiment) -> None:
 
 
 def paper_contenders(detection_s: float) -> dict[str, Contender]:
-    """Return the strategies on the paper's hardware; the cost of a failure grows with no N.
+    """Return the strategies on the paper's hardware; no cost of a failure grows with N.
 
     Ours differs from the paper's in three things, by design and not by measurement: nothing is
-    serialized before a restart, silence counts as a loss after `detection_s`, and replicas are
-    kept out of one rack.
+    serialized before a restart, silence counts as a loss after `detection_s`, and replicas of a
+    shard are placed in different racks.
     """
     job = setup.GPT2_100B_JOB
     remote = highfreq(job, setup.STORAGE_BYTES_PER_S)
@@ -166,9 +166,9 @@ def _placement(one: Contender, model: FailureModel, num_machines: int) -> Placem
 
 
 def _analytic(one: Contender, model: FailureModel, num_machines: int) -> float:
-    """Return the closed form, a failure's cost being the mean over its two kinds.
+    """Return the goodput in closed form, with the mean cost of the two kinds of failure.
 
-    It knows nothing of groups that are lost whole, which the simulator adds.
+    It leaves out replica groups that are lost whole, which the simulator includes.
     """
     rate_per_s = model.events_per_s(num_machines)
     share = model.hardware_share

@@ -1,4 +1,4 @@
-"""A training step that keeps a core, or a GPU, busy as long as told to, and touches no state."""
+"""A training step that keeps a core, or a GPU, busy for a given time, and touches no state."""
 
 import math
 import time
@@ -11,7 +11,7 @@ _SAMPLE_UNITS = 200
 
 
 class BusyStep:
-    """Small matrix products, as many on each rank, `calibrate`d by the slowest of them."""
+    """Small matrix products, equally many on each rank; `calibrate` sets their number."""
 
     def __init__(self, device: torch.device) -> None:
         self._units = 1
@@ -20,7 +20,7 @@ class BusyStep:
         self._product = torch.empty_like(self._work)
 
     def calibrate(self, seconds: float) -> None:
-        """Make a step about this long when all ranks compute at once."""
+        """Make a step at least about this long on every rank when all ranks compute at once."""
         self._finish()
         dist.barrier()
         started_s = time.monotonic()
@@ -33,7 +33,7 @@ class BusyStep:
         self._units = math.ceil(float(wanted))
 
     def run(self) -> None:
-        """Compute one step; a GPU is only told to."""
+        """Compute one step; on a GPU it is only enqueued."""
         self._compute(self._units)
 
     def _compute(self, units: int) -> None:

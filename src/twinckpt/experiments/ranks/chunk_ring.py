@@ -1,4 +1,4 @@
-"""Chunks of checkpoints between peers: TCP, a reserved buffer at the receiver, credits.
+"""Chunks of checkpoints sent to peers over TCP, with a reserved receive buffer and credits.
 
 A receiver takes a chunk into a sub-buffer of its reserved buffer R and moves it on to its main
 memory, at an emulated rate. A sender may have as many chunks under way as there are
@@ -20,7 +20,7 @@ _DONE = b"\1"
 
 
 class ChunkReceiver:
-    """Receives one peer's copy: a thread takes chunks in, another moves them on."""
+    """Receives one peer's copy: one thread takes chunks in, another moves them to `memory`."""
 
     def __init__(self, sock: socket.socket, size_bytes: int, copy_bytes_per_s: float) -> None:
         self.memory = bytearray(size_bytes)
@@ -52,7 +52,7 @@ class ChunkReceiver:
 
 
 class ChunkSender:
-    """Sends to one peer; counts the sub-buffers that are free there."""
+    """Sends to one peer; counts the chunks that occupy a sub-buffer there."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -109,7 +109,7 @@ class ChunkRing:
 
 
 def _receive_exactly(sock: socket.socket, num_bytes: int) -> bytes:
-    """Return so many bytes; none if the peer has closed the connection."""
+    """Return the next `num_bytes` bytes; no bytes if the peer has closed the connection."""
     buffer = bytearray(num_bytes)
     return bytes(buffer) if _receive_into(sock, memoryview(buffer)) else b""
 

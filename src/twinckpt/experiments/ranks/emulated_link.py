@@ -12,7 +12,7 @@ from twinckpt.core.interleaving import Link
 class Busy:
     """An interval in which something was busy, on the monotonic clock, in seconds.
 
-    `is_late`: the real transfer took longer than the emulated link allows it.
+    `is_late`: the real transfer took longer than it would on the emulated link.
     """
 
     what: str
@@ -24,8 +24,8 @@ class Busy:
 class EmulatedLink:
     """Carries out transfers one after the other, first come, first served.
 
-    Training's traffic and chunks of a checkpoint share it. A transfer really happens, and holds
-    the link for f(s) = α + s/B at least: what is left of that is slept.
+    The training's traffic and chunks of a checkpoint share the link. A transfer really happens,
+    and holds the link for at least f(s) = α + s/B: it sleeps for what is left of that time.
     """
 
     def __init__(self, link: Link) -> None:

@@ -1,6 +1,6 @@
 """One rank of `interleaving`: checkpoints in the idle spans of a training's emulated link.
 
-A data-parallel training whose gradients DDP reduces bucket by bucket over the link, as they
+The training is data-parallel; DDP reduces its gradients over the link bucket by bucket, as they
 become ready. After the idle spans are profiled, iterations of all schemes alternate.
 """
 
@@ -65,7 +65,7 @@ class LinkedTraining:
         return tensors
 
     def _shard(self) -> bytes:
-        """Return a copy of this rank's part of all state, as a machine of a sharded job has it."""
+        """Return a copy of this rank's part of all state, as if the state were sharded."""
         flat = torch.cat([tensor.reshape(-1).view(torch.uint8).cpu() for tensor in self._state()])
         size_bytes = self.checkpoint.size_bytes
         start = dist.get_rank() * size_bytes
@@ -73,11 +73,11 @@ class LinkedTraining:
         return part.ljust(size_bytes, b"\0")  # the last rank's part may be shorter
 
     def iterate(self, schedule: Schedule, num_sub_buffers: int) -> tuple[float, float, list[Busy]]:
-        """Train one iteration with a checkpoint sent by a schedule.
+        """Train one iteration and send a checkpoint by a schedule.
 
-        Returns when it began and how long it took, in seconds, and what was busy when. The
-        local copy is made before; the iteration ends when the optimizer is done and all chunks
-        are in the peers' memory.
+        Returns when the iteration began and how long it took, in seconds, and the busy intervals.
+        The local copy is made before the iteration, which ends when the optimizer is done and all
+        chunks are in the peers' memory.
         """
         self._sent = self._shard()
         shard = memoryview(self._sent)
@@ -105,7 +105,7 @@ class LinkedTraining:
         return started_s, ended_s - started_s, busy
 
     def received_intact(self) -> bool:
-        """Return whether what the peers hold is what was sent; collective, not timed."""
+        """Return whether the copies received here are what the peers sent; collective."""
         digests = [""] * self._world_size
         dist.all_gather_object(digests, xxhash.xxh3_128_hexdigest(self._sent))
         return all(
@@ -114,7 +114,7 @@ class LinkedTraining:
         )
 
     def _reduce(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """DDP's communication hook: called when a bucket's gradients are ready."""
+        """Reduce a bucket over the link: DDP calls this hook when its gradients are ready."""
         device = self.training.device
         gradients = bucket.buffer().cpu()
         reduced: torch.futures.Future[torch.Tensor] = torch.futures.Future(

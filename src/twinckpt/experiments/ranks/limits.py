@@ -1,10 +1,10 @@
 """One rank of `limits`: each operation of the library beside a plain copy of its bytes.
 
-The state is in CPU memory, where that is a memcpy, or on a GPU: then it is one through PCIe, from
-and to pinned memory.
+For a state in CPU memory the plain copy is a memcpy; for one on a GPU, a copy through PCIe from
+or to pinned memory.
 
-The first generation measures saving. Its ranks are killed, and the next one restores what the
-first saved, again and again, from its own machine's RAM and from a peer's.
+The first generation measures saving. Its ranks are killed, and the next generation restores what
+the first saved, again and again, from its own machine's RAM and from a peer's.
 """
 
 import os
@@ -38,7 +38,7 @@ BLOCK_STEPS = 2
 
 
 class Saving:
-    """What a checkpoint takes: blocking, beside a waiting host, beside a busy one (or GPU)."""
+    """Measures what a checkpoint takes: blocking, beside a waiting host, beside a busy one."""
 
     def __init__(self, rank: Rank, checkpointer: Checkpointer, log: JsonLines) -> None:
         self._rank = rank
@@ -50,7 +50,7 @@ class Saving:
         self._busy_step = BusyStep(rank.device)
 
     def round(self, repeat: int) -> None:
-        """Measure everything once, in alternation."""
+        """Measure each operation once, one after another."""
         rank, log = self._rank, self._log
         copy_s, copy_cpu_s = clocked(rank.copy_out)
         ring_s, ring_cpu_s = clocked(self._ring.transfer)
@@ -65,7 +65,7 @@ class Saving:
             self._busy_block(repeat, method)
 
     def close(self) -> None:
-        """End the plain connections."""
+        """Close the connections for plain transfers."""
         self._ring.close()
 
     def _save(self) -> SaveHandle:
@@ -95,7 +95,7 @@ class Saving:
             self._idle_s = 2 * (committed_s - started_s)
 
     def _beside_waiting_host(self, repeat: int) -> None:
-        """The host waits, as for a GPU, longer than the copy takes."""
+        """Measure the stall if the host waits longer than the copy takes, as it does for a GPU."""
         settle()
         stalled_s = self._checkpointer.stall_s
         handle = self._save()
@@ -106,7 +106,7 @@ class Saving:
         self._log.write("sample", repeat=repeat, metric="stall_s", value=stall_s)
 
     def _busy_block(self, repeat: int, method: str) -> None:
-        """Steps that keep every core or the GPU busy, and what a checkpoint in each adds."""
+        """Time steps that keep every core or the GPU busy, with or without a checkpoint in each."""
         settle()
         started_s = time.monotonic()
         handles: list[SaveHandle] = []
@@ -125,19 +125,19 @@ class Saving:
             share = num_committed / BLOCK_STEPS
             self._log.write("sample", repeat=repeat, metric="committed", value=share)
             self._step += 1
-            self._checkpointer.save(self._step, block=True)  # decides what one rank skipped
+            self._checkpointer.save(self._step, block=True)  # decides a step that one rank skipped
             self._step += STEPS_AFTER_A_CONFLICT
 
 
 def measure_restoring(rank: Rank, checkpointer: Checkpointer, log: JsonLines, rounds: int) -> None:
-    """Restore again and again: all ranks from their machines' RAM; one that lost its copy."""
+    """Time restoring: all ranks from their machines' RAM, then one rank from a peer's."""
     ring = LoopbackRing(rank.num_bytes)
     checkpointer._restorer.wait_until_prepared()
     rank.stage()  # fills the slot for `copy_in_hashed`
     number, size = dist.get_rank(), dist.get_world_size()
     for repeat in range(rounds):
         loser = repeat % size
-        rank.overwrite()  # each begins with what the cache holds after that
+        rank.overwrite()  # each operation begins with the cache in the same state
         values = {"memcpy_in_s": clocked(rank.copy_in)[0]}
         if rank.device.type == "cpu":
             rank.overwrite()

@@ -1,4 +1,4 @@
-"""What the measuring rank programs share: a built training, a log, clocks that start at once."""
+"""Shared by the measuring rank programs: a built training, a log, clocks that start together."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ STEPS_AFTER_A_CONFLICT = 1000  # no ticket is valid earlier
 
 
 def start() -> tuple[Training, JsonLines]:
-    """Build the training that the configuration in the first argument describes."""
+    """Build the training that the file in the first argument configures; return it and a log."""
     torch.set_num_threads(1)
     config = TrainingConfig.read(Path(sys.argv[1]))
     device = join_process_group(config)
@@ -30,19 +30,19 @@ def start() -> tuple[Training, JsonLines]:
 
 
 def open_log() -> JsonLines:
-    """Open this rank's log, in its process group."""
+    """Open this rank's log; the process group must exist."""
     return JsonLines(rank_log(Path(os.environ["TWINCKPT_RUN_DIR"]), dist.get_rank()))
 
 
 def meet(device: torch.device | None = None) -> None:
-    """Wait for all ranks, and for a device, so that a clock starts on idle machines."""
+    """Wait for this rank's device, then for all ranks, so that clocks start on idle machines."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     dist.barrier()
 
 
 def settle() -> None:
-    """Begin with idle machines."""
+    """Wait until all ranks are here and their machines are idle."""
     meet()
     time.sleep(0.02)
     meet()
@@ -57,7 +57,10 @@ def clocked(action: Callable[[], object]) -> tuple[float, float]:
 
 
 def is_committed(handle: SaveHandle) -> bool:
-    """Wait for the end of a checkpoint; one that another rank skipped has none for now."""
+    """Wait for a checkpoint's end; return whether it is committed.
+
+    If another rank skipped it, it stays undecided, and the wait ends after some seconds.
+    """
     try:
         return handle.wait(timeout_s=UNDECIDED_TIMEOUT_S) == "committed"
     except TimeoutError:
@@ -65,16 +68,16 @@ def is_committed(handle: SaveHandle) -> bool:
 
 
 def require_committed(handle: SaveHandle) -> None:
-    """End the measurement if a checkpoint got lost: its time would mean nothing."""
+    """Raise RuntimeError unless a checkpoint commits: otherwise its time would mean nothing."""
     if not is_committed(handle):
         raise RuntimeError(f"the checkpoint of step {handle.step} is {handle.status}")
 
 
 class Saved(NamedTuple):
-    """Seconds since the call of one `save`, the loop doing nothing else meanwhile.
+    """Seconds since the call of one `save`, with the loop doing nothing else meanwhile.
 
     `stall_s`: the state may change · `staged_s`: sealed in this machine's RAM · `replicated_s`:
-    sealed on all machines of its replica group · `committed_s`: so is every rank's.
+    sealed on all machines of its replica group · `committed_s`: so is every rank's shard.
     """
 
     stall_s: float
@@ -84,7 +87,7 @@ class Saved(NamedTuple):
 
 
 def save_to_memory(checkpointer: Checkpointer, step: int) -> Saved:
-    """Save, and wait for each state in turn; RuntimeError if the checkpoint got lost."""
+    """Save, wait for each state in turn, return the times; RuntimeError if it does not commit."""
     started_s = time.monotonic()
     handle = checkpointer.save(step)
     checkpointer.fence()
@@ -98,7 +101,7 @@ def save_to_memory(checkpointer: Checkpointer, step: int) -> Saved:
 
 
 def lose_and_restore(checkpointer: Checkpointer) -> int | None:
-    """Restore as after the loss of the machine's own copy, which is dropped first."""
+    """Drop the machine's own copy, then restore from a peer's; return the restored step."""
     ticket = checkpointer.restore_report["ticket"]
     client = checkpointer._client
     return checkpointer._restorer.restore_from(

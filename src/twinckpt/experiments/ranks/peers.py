@@ -1,7 +1,7 @@
-"""One rank of `peers`: what users would take instead, beside us on the same state and clocks.
+"""One rank of `peers`: the alternatives to this library, on the same state and clocks.
 
 The first generation measures saving, all rivals in turn. Its ranks are killed, so that the next
-one has something of ours to restore; every other rival saves there once, untimed, and restores.
+generation restores our checkpoint; there every other rival saves once, untimed, and restores.
 """
 
 import sys
@@ -33,7 +33,7 @@ BLOCK_STEPS = 2
 
 
 class Saving:
-    """Stall and time until safe, blocking and beside a waiting host; cost of a busy step."""
+    """Measures stall and time until safe, blocking and beside a waiting host; and busy steps."""
 
     def __init__(self, rivals: Mapping[str, Rival], log: JsonLines) -> None:
         self._rivals = {name: rival for name, rival in rivals.items() if rival.saves}
@@ -69,7 +69,7 @@ class Saving:
         self._took_s[name] = done_s
 
     def _beside_waiting_host(self, repeat: int, name: str, rival: Rival) -> None:
-        """The host waits, as for a GPU, twice as long as this rival's checkpoint has taken."""
+        """Measure the stall if the host waits twice as long as this rival's checkpoint takes."""
         settle()
         started_s = time.monotonic()
         self._save(rival)
@@ -82,7 +82,7 @@ class Saving:
         self._add(repeat, name, "overlapped_stall_s", stall_s)
 
     def _block(self, repeat: int, name: str, rival: Rival | None) -> None:
-        """Steps that keep every core busy, with a checkpoint in each of them."""
+        """Time steps that keep every core busy, with a checkpoint in each if a rival is given."""
         settle()
         started_s = time.monotonic()
         for _ in range(BLOCK_STEPS):
@@ -105,12 +105,12 @@ class Saving:
 
 
 def measure_restoring(rank: Rank, rivals: Mapping[str, Rival], log: JsonLines, rounds: int) -> None:
-    """Each rank in turn loses everything; its restored bytes are compared with what was saved."""
+    """Time restoring: each rank in turn loses everything, and its restored bytes are compared."""
     for name, rival in rivals.items():
         if not isinstance(rival, Twinckpt):
             rival.save(1)
             rival.fence()
-            rank.overwrite()  # what the loop does then must not show in the checkpoint
+            rank.overwrite()  # a change after the fence must not show in the checkpoint
             rival.finish()
             rank.copy_in()
         log.write("ready", method=name)
@@ -120,7 +120,7 @@ def measure_restoring(rank: Rank, rivals: Mapping[str, Rival], log: JsonLines, r
             if dist.get_rank() == loser:
                 rank.overwrite()
             took_s, _ = clocked(partial(rival.restore, loser))
-            meet()  # those with nothing to restore would compare theirs meanwhile, on its cores
+            meet()  # else ranks with nothing to restore would compare on the loser's cores
             if not rank.is_intact():
                 raise RuntimeError(f"{name}: the restored state differs from the saved one")
             if dist.get_rank() == loser:
@@ -130,11 +130,11 @@ def measure_restoring(rank: Rank, rivals: Mapping[str, Rival], log: JsonLines, r
 def start_rivals(
     made: Mapping[str, Callable[[], Rival]], ours: Twinckpt, log: JsonLines
 ) -> dict[str, Rival]:
-    """Make every rival and let it save once; those that fail on any rank are left out."""
+    """Make every rival and let it save once; return those that work on every rank."""
     rivals: dict[str, Rival] = {"twinckpt": ours}
 
     def works_everywhere(name: str, action: Callable[[], None]) -> bool:
-        """Act, unless another rank could not: what it waits for would never come."""
+        """Act, log a failure, and return whether no rank has failed; collective."""
         reason = ""
         try:
             action()

@@ -1,4 +1,4 @@
-"""The state of one rank, as the programs that compare with plain copies have it."""
+"""The state of one rank, for the programs that compare with plain copies."""
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ def memcpy(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 class Blocks(torch.nn.Module):
-    """Parameters of many sizes, as a transformer has them; nothing to compute."""
+    """Parameters of many sizes, like a transformer's, without any computation."""
 
     def __init__(self, num_bytes: int, num_tensors: int, seed: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Blocks(torch.nn.Module):
 
 
 class Rank:
-    """The state of one rank, a plain copy of it, and the clocks."""
+    """The state of one rank, a plain copy of it, and the operations to be timed."""
 
     def __init__(self, size_mib: int, num_tensors: int, device: torch.device = CPU) -> None:
         self.device = device
@@ -61,18 +61,18 @@ class Rank:
         self._live = [moving.address_of(flat.tensors[name]) for name in self._layout.regions]
 
     def settle(self) -> None:
-        """Wait until a GPU has done what it was given; a CPU has."""
+        """Wait until a GPU has finished all queued work; on a CPU nothing is queued."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     @property
     def state(self) -> dict[str, object]:
-        """What is checkpointed."""
+        """Return the state to checkpoint."""
         return {"model": self.model, "optimizer": self.optimizer}
 
     @torch.no_grad()
     def copy_out(self) -> None:
-        """One plain copy of the state into touched memory."""
+        """Copy the state into touched memory, with nothing checked."""
         self._copy_all(self.copies, self.tensors)
 
     def _copy_all(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
@@ -84,7 +84,7 @@ class Rank:
         self.settle()
 
     def stage(self) -> None:
-        """Fill a slot of its own, checksums included."""
+        """Fill this rank's own slot as the checkpointer does, checksums included."""
         flat = self._training_state.capture()
         header = self._layout.header(metadata_of(flat, self._layout, step=0))
         assert header is not None
@@ -100,7 +100,7 @@ class Rank:
         self.settle()
 
     def is_intact(self) -> bool:
-        """Whether every byte is as it was."""
+        """Return whether every byte of the live state is that of the plain copy."""
         return all(
             torch.equal(tensor.cpu(), copy)
             for tensor, copy in zip(self.tensors, self.copies, strict=True)
@@ -108,13 +108,13 @@ class Rank:
 
     @torch.no_grad()
     def copy_in(self) -> None:
-        """One plain copy of that copy into the live state."""
+        """Copy the plain copy back into the live state, with nothing checked."""
         self._copy_all(self.tensors, self.copies)
 
     def copy_in_hashed(self) -> None:
-        """What a verified restore does besides Python: each chunk of a slot copied, then hashed.
+        """Copy and hash each chunk of the slot, as a verified restore does, without its Python.
 
-        Where everything goes is prepared; `stage` has filled the slot. In CPU memory only.
+        Source and target addresses are prepared; `stage` must have filled the slot. CPU only.
         """
         for pieces, chunk in self._target.chunks:
             for tensor, skip, address, size_bytes in pieces:

@@ -1,8 +1,8 @@
 """DLRover's flash checkpoint in shared memory, behind the verbs of `rivals`.
 
-Measured without replicas, its default. Whether a machine's loss can be made good from its
-replicas is tried apart, by the program below on two ranks: it may fail or wait for ever, and
-`dlrover_replicas` of the provenance says what it did.
+It is measured without replicas, its default. The program below tries separately, on two ranks,
+whether its replicas make good the loss of a machine: that may fail or wait for ever, and
+`dlrover_replicas` in the provenance says what came of it.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class DLRover(Rival):
-    """A blocking copy to shared memory of the own machine, which survives the rank alone."""
+    """A blocking copy to the machine's shared memory, which survives the loss of a rank only."""
 
     def __init__(self, rank: Rank, memory: Path, directory: Path) -> None:
         tensors = {str(index): tensor for index, tensor in enumerate(rank.tensors)}
@@ -44,7 +44,7 @@ class DLRover(Rival):
 
 
 class FlashCheckpoint:
-    """`DdpCheckpointer` as for a model that is sharded over all ranks, a machine each.
+    """`DdpCheckpointer` set up for a model sharded over all ranks, with one rank per machine.
 
     The names of its sockets and segments begin with the name of the directory in `memory`.
     """
@@ -64,7 +64,7 @@ class FlashCheckpoint:
         self._step = 0
 
     def save(self) -> None:
-        """Save to memory; it may skip a checkpoint without a word."""
+        """Save to memory; RuntimeError if DLRover has silently skipped the checkpoint."""
         self._step += 1
         state = dict(self._tensors)
         self._checkpointer.save_checkpoint(self._step, state, storage_type=StorageType.MEMORY)
@@ -72,25 +72,25 @@ class FlashCheckpoint:
             raise RuntimeError("dlrover skipped the checkpoint")
 
     def lose(self) -> None:
-        """Forget the shared memory, as a machine that was replaced."""
+        """Forget the shared memory, as if this machine had been replaced."""
         handler = self._engine._shm_handler
         handler.shared_memory.unlink()
         handler.shared_memory = None
         handler.metadata.set({})
 
     def load(self) -> dict[str, torch.Tensor]:
-        """Load from memory, its own or a replica's; all ranks at once."""
+        """Return the state loaded from this rank's memory or a replica; collective."""
         return dict(self._checkpointer.load_checkpoint())
 
     def close(self) -> None:
-        """End the process that would write to storage."""
+        """End the engine and the process that would write to storage."""
         self._engine.close()
         if self._engine.saver_proc is not None:
             self._engine.saver_proc.kill()
 
 
 def _with_its_parent() -> Callable[[], None]:
-    """Let its saver end with the rank, which is going to be killed."""
+    """Return a `start_async_save` whose saver process ends with the rank, which will be killed."""
     save = engine.start_async_save
 
     def start_async_save() -> None:
@@ -101,7 +101,7 @@ def _with_its_parent() -> Callable[[], None]:
 
 
 def main() -> None:
-    """`rival_dlrover MEMORY DIRECTORY`: rank 1 of two loses its memory and is to get it back."""
+    """`rival_dlrover MEMORY DIRECTORY`: rank 1 of two loses its memory and must get it back."""
     memory, directory = map(Path, sys.argv[1:3])
     dist.init_process_group("gloo")
     number = dist.get_rank()

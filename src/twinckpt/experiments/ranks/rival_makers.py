@@ -1,4 +1,4 @@
-"""How each rival of `peers` is made. A maker raises where its rival cannot run here."""
+"""Makers of the rivals of `peers`. A maker raises if its rival cannot run here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from twinckpt.experiments.ranks.rivals import (
     TorchSave,
 )
 
-# Their copies survive the loss of a rank, not of its machine: there is nothing to restore from.
+# Rivals whose copies survive the loss of a rank but not of its machine: they cannot restore it.
 RANK_ONLY = ("dlrover",)
 
 

@@ -1,7 +1,7 @@
 """NVIDIA Resiliency Extension's local checkpoints with replication, behind the verbs of `rivals`.
 
-It is made for CUDA. Where there is none, what asks for a CUDA device is answered with the CPU,
-and the copy that would go to the host is a copy in memory; nothing else of it is replaced.
+It is made for CUDA. Without CUDA, its requests for a device are answered with the CPU, and its
+copy to the host becomes a copy in memory; nothing else of it is replaced.
 """
 
 import shutil
@@ -33,15 +33,15 @@ SESSION = "peers"
 
 
 class NvResiliency(Rival):
-    """Files on a RAM disk, written by a forked process, each also in the next rank's directory.
+    """Files on a RAM disk, written by a forked process, and replicated in cliques of two ranks.
 
-    Replication (cliques of two) blocks the training, as the library does it. Its persistent
-    writer cannot be used: with replication it would have to pickle a process group.
+    Replication blocks the training: the library does it so. Its persistent writer cannot be used:
+    with replication it would have to pickle a process group.
     """
 
     def __init__(self, rank: Rank, ram_disk: Path) -> None:
         self._tensors = rank.tensors
-        # What an earlier generation left would count as newer than what is saved now.
+        # Checkpoints that an earlier generation left would count as newer than those saved now.
         shutil.rmtree(ram_disk / SESSION / str(dist.get_rank()), ignore_errors=True)
         cliques = parse_group_sequence(1, 2, dist.get_world_size())
         groups = [dist.new_group(ranks) for ranks in cliques]
@@ -65,7 +65,7 @@ class NvResiliency(Rival):
             self._queue.maybe_finalize_async_calls(blocking=True)
 
     def restore(self, loser: int) -> None:
-        """Only the loser's clique takes part: elsewhere every rank would read its own file."""
+        """Restore the loser with its clique alone: other ranks would just read their own files."""
         number = dist.get_rank()
         if number not in self._clique or loser not in self._clique:
             return
@@ -84,7 +84,7 @@ class NvResiliency(Rival):
 
 
 class CpuStateDict(BasicTensorAwareStateDict):
-    """The library's own state, of tensors that are not on CUDA."""
+    """The library's own state, for tensors that are not on CUDA."""
 
     def __init__(self, state_dict: dict[str, Any]) -> None:
         self.state_dict = state_dict
@@ -98,7 +98,7 @@ class CpuStateDict(BasicTensorAwareStateDict):
 
 
 class CpuGroup(GroupWrapper):
-    """The same sends and receives as the library's, without the way through a CUDA tensor."""
+    """The library's sends and receives, without the detour through a CUDA tensor."""
 
     def isend_state_dict(self, state_dict: Any, dst: int) -> dict[str, float]:
         tensors = state_dict.pop_tensors()

@@ -11,7 +11,7 @@ from torchsnapshot import Snapshot, StateDict
 from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Rival
 
-# Otherwise it asks all ranks how many share a host, in a restore of one rank too.
+# Without it, torchsnapshot asks all ranks how many share a host, even if one alone restores.
 _BUDGET_VARIABLE = "TORCHSNAPSHOT_PER_RANK_MEMORY_BUDGET_BYTES"
 _BUDGET_BYTES = 1 << 30
 

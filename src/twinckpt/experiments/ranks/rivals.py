@@ -1,7 +1,7 @@
-"""What a user could take instead, each behind the same five verbs and in its recommended use.
+"""The alternatives to this library, each behind the same five verbs, used as recommended.
 
 Rivals are given the plain list of tensors, which spares them `state_dict()`; twinckpt is given
-the module and the optimizer, as users do. Packages that are not ours are imported here alone.
+the module and the optimizer, as users do. Their packages are imported only when they are used.
 """
 
 import os
@@ -28,24 +28,24 @@ _TIMEOUT = timedelta(seconds=120)
 class Rival:
     """One way to keep checkpoints. Every rank calls the same verbs in the same order."""
 
-    saves = True  # else it only restores, from a replica that is alive
+    saves = True  # False: it only restores, from a live replica
 
     def save(self, step: int) -> None:
         """Begin a checkpoint; an earlier one may have to be finished first."""
 
     def fence(self) -> None:
-        """Return when the state may change."""
+        """Wait until the state may change."""
 
     def finish(self) -> None:
-        """Return when what was saved last survives the loss of this rank's machine."""
+        """Wait until the newest checkpoint survives the loss of this rank's machine."""
         raise NotImplementedError
 
     def restore(self, loser: int) -> None:
-        """Bring the state of one rank back, which has lost everything, into its live tensors."""
+        """Restore the live tensors of the rank `loser`, which has lost its state."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Free connections, processes and other resources."""
 
 
 class Twinckpt(Rival):
@@ -74,9 +74,9 @@ class Twinckpt(Rival):
 
 
 class Plain(Rival):
-    """A memcpy, then a TCP transfer between the ranks, nothing checked: a yardstick.
+    """A memcpy, then a TCP transfer between the ranks, with nothing checked: a yardstick.
 
-    What it keeps is no checkpoint that is safe to use.
+    Its copies are not safe to use as checkpoints.
     """
 
     def __init__(self, rank: Rank) -> None:
@@ -177,7 +177,7 @@ class Dcp(Rival):
 
 
 class LmResiliency(Rival):
-    """GEMINI's author's library: the trainer's own memory, replicated in pairs over Gloo."""
+    """The library of GEMINI's author: copies in the trainer's memory, paired over Gloo."""
 
     def __init__(self, rank: Rank, directory: Path) -> None:
         from lm_resiliency.checkpointing import (
@@ -217,7 +217,7 @@ class LmResiliency(Rival):
 
 
 class Torchft(Rival):
-    """torchft's in-place transfer from a replica that is alive; it keeps no checkpoint."""
+    """torchft's in-place transfer from a live replica; it keeps no checkpoint."""
 
     saves = False
 
@@ -226,7 +226,7 @@ class Torchft(Rival):
 
         self._group = dist.new_group(backend="gloo")
         self._live = {str(i): tensor for i, tensor in enumerate(rank.tensors)}
-        # What a data-parallel peer of the rank before this one would hold: shapes are alike.
+        # The state that a data-parallel peer of the previous rank would hold; shapes are alike.
         self._replica = {name: torch.empty_like(tensor) for name, tensor in self._live.items()}
         self._copies = rank.copies
         self._transport = PGTransport(

@@ -1,4 +1,4 @@
-"""One rank of `save_cost`: disk, RAM, and RAM with replica, in alternation, on the same state."""
+"""One rank of `save_cost`: disk, RAM, and RAM with replicas, alternating on the same state."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from twinckpt.training.disk import DiskCheckpoint
 
 
 def main() -> None:
-    """Measure `steps` rounds of all methods; the driver leaves out the first ones."""
+    """Measure `steps` rounds of all methods; the experiment leaves out those of the warm-up."""
     training, log = start()
     training.step()  # Adam's moments exist from the first step on
     state = training.state()

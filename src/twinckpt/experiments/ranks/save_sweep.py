@@ -15,7 +15,7 @@ from twinckpt.experiments.ranks.rivals import Dcp, Rival, TorchSave
 
 
 def to_files(rival: Rival, step: int) -> dict[str, float]:
-    """Save with a rival, nothing else being done; seconds since the call."""
+    """Save with a rival while nothing else is done; return seconds since the call, by metric."""
     started_s = time.monotonic()
     rival.save(step)
     rival.fence()
@@ -25,7 +25,7 @@ def to_files(rival: Rival, step: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """`save_sweep SIZE_MIB NUM_TENSORS ROUNDS PLACEMENT DISK`; files only beside a ring."""
+    """`save_sweep SIZE_MIB NUM_TENSORS ROUNDS PLACEMENT DISK`; files only with `ring`."""
     size_mib, num_tensors, rounds = map(int, sys.argv[1:4])
     placement, disk = sys.argv[4], Path(sys.argv[5])
     torch.set_num_threads(1)

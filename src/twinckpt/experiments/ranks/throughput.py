@@ -1,4 +1,4 @@
-"""One rank of `throughput`: blocks of steps without checkpoints, to disk, to RAM, alternating."""
+"""One rank of `throughput`: blocks of steps that alternate between no checkpoints, disk and RAM."""
 
 import os
 import time
@@ -17,7 +17,7 @@ COMMIT_TIMEOUT_S = 120.0
 
 
 class Loop:
-    """The training, and what it checkpoints with."""
+    """The training, with both ways to checkpoint it."""
 
     def __init__(
         self, training: Training, checkpointer: Checkpointer, disk: DiskCheckpoint
@@ -30,9 +30,9 @@ class Loop:
         self._disk_s = 0.0
 
     def block(self, method: str, num_steps: int) -> dict[str, float | None]:
-        """Time some steps; return their rate, and what became of their checkpoints.
+        """Time some steps; return their rate, the share of stalls, and that of commits (or None).
 
-        The clock starts and stops on the same thing: the state may change again, and the last
+        The clock starts and stops in the same situation: the state may change again, and the last
         checkpoint is being replicated.
         """
         self._run(method, self._training.config.checkpoint_every)
