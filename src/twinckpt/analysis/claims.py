@@ -35,7 +35,7 @@ Rule = Callable[[dict[str, Any]], Verdict]
 
 @dataclass(frozen=True)
 class Claim:
-    """What somebody published, the metric that decides, and what to bear in mind."""
+    """A published statement, the metric that decides on it, and a remark to bear in mind."""
 
     name: str
     source: Literal["seed", "paper", "design"]
@@ -48,7 +48,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim's verdict and the evidence for it; `value` and its interval are null unmeasured."""
+    """A claim's verdict and its evidence; `value`, `low` and `high` are None if not measured."""
 
     name: str
     source: str
@@ -64,7 +64,7 @@ class Judgement:
 
 
 def at_least(published: float, neutral: float) -> Rule:
-    """A gain of `published` or more; `neutral` is the value that means no effect."""
+    """Return the rule for a gain of `published` or more; `neutral` is the value without effect."""
 
     def rule(metric: dict[str, Any]) -> Verdict:
         low, high = _bounds(metric)
@@ -76,7 +76,7 @@ def at_least(published: float, neutral: float) -> Rule:
 
 
 def below(limit: float) -> Rule:
-    """Less than `limit`: surely (the whole interval), or only in the median."""
+    """Return the rule for less than `limit`: over the whole interval, or only in the median."""
 
     def rule(metric: dict[str, Any]) -> Verdict:
         _, high = _bounds(metric)
@@ -88,7 +88,7 @@ def below(limit: float) -> Rule:
 
 
 def near(published: float) -> Rule:
-    """A prediction of `published`: within 10 % of it, or at least within 30 %."""
+    """Return the rule for a prediction of `published`: within 10 % of it, or within 30 %."""
 
     def rule(metric: dict[str, Any]) -> Verdict:
         error = abs(metric["value"] / published - 1)
@@ -100,7 +100,7 @@ def near(published: float) -> Rule:
 
 
 def holds(metric: dict[str, Any]) -> Verdict:
-    """True in every sample."""
+    """Judge a bool, which must be true in every sample."""
     return "reproduced" if metric["value"] == 1.0 else "not reproduced"
 
 
@@ -216,7 +216,7 @@ CLAIMS = (
 
 
 def judge(summary: dict[str, Any]) -> list[Judgement]:
-    """Every claim's verdict, in the order of `CLAIMS`; none is left out."""
+    """Return every claim's verdict, in the order of `CLAIMS`; none is left out."""
     metrics = by_name(summary)
     judgements = []
     for claim in CLAIMS:
@@ -240,7 +240,7 @@ def judge(summary: dict[str, Any]) -> list[Judgement]:
 
 
 def read_claims(path: Path) -> list[Judgement]:
-    """Read what the command wrote; raises `ValueError` naming the file."""
+    """Read the verdicts that the command wrote; raises `ValueError` naming the file."""
     try:
         records = json.loads(Path(path).read_text(encoding="utf-8"))["claims"]
         return [Judgement(**record) for record in records]
@@ -249,7 +249,7 @@ def read_claims(path: Path) -> list[Judgement]:
 
 
 def as_lines(judgements: list[Judgement]) -> list[str]:
-    """One line a claim, then the count of each verdict."""
+    """Return one line per claim, then the count of each verdict."""
     lines = []
     for one in judgements:
         value = "" if one.value is None else f" ({one.metric} = {one.value:.4g} {one.unit})"
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _bounds(metric: dict[str, Any]) -> tuple[float, float]:
-    # Without an interval (one sample) the value stands alone.
+    # Without an interval (one sample), the value is both bounds.
     value = metric["value"]
     low, high = metric["low"], metric["high"]
     return (value if low is None else low, value if high is None else high)

@@ -1,4 +1,4 @@
-"""How the analysis commands end: a sentence and exit status 1 for an error a user can mend."""
+"""Runs the analysis commands: an error that a user can mend ends in a sentence and status 1."""
 
 import sys
 from collections.abc import Callable

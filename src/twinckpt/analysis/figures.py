@@ -54,7 +54,7 @@ def save_cost(data: Dataset) -> Figure:
 
 
 def recovery_time(data: Dataset) -> Figure:
-    """From the kill to the first new step, phase by phase; the fast ones larger; the load alone."""
+    """Phases from the kill to the first new step; warm restarts enlarged; the load alone."""
     figure = Figure(figsize=(WIDTH_IN, 4.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 4))
     axes = [figure.add_subplot(where) for where in (grid[0, :], grid[1, 0], grid[1, 1])]
@@ -70,7 +70,7 @@ def recovery_time(data: Dataset) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     try:
         retrieve = _by_method(data, "recovery_time", "retrieve_s")
-    except NotMeasured:  # of what begins anew
+    except NotMeasured:  # only methods that start from scratch were measured
         axes[2].set_visible(False)
         return figure
     _bars(axes[2], {m: [statistics.MS_PER_S * v for v in vs] for m, vs in retrieve.items()})
@@ -110,7 +110,7 @@ def training(data: Dataset) -> Figure:
 
 
 def wasted_time(data: Dataset) -> Figure:
-    """Simulated goodput against the size of cluster, for three ways to fail."""
+    """Simulated goodput against the size of the cluster, for three ways to fail."""
     panels = {"gemini": "1.5 % a day", "llama3": "Llama 3's rate"}
     for percent in goodput.rack_percents(data)[-1:]:
         panels[f"racks_{percent}_percent"] = f"{percent} % by rack"
@@ -125,7 +125,7 @@ def wasted_time(data: Dataset) -> Figure:
 
 
 def limits(data: Dataset) -> Figure:
-    """How many times each operation takes of the plain copy or transfer of its bytes."""
+    """Time of each operation as a multiple of the plain copy or transfer of its bytes."""
     figure, axes = _canvas(3.0, 1)
     limiting.draw(axes[0], data)
     axes[0].legend(loc="best", fontsize="small")
@@ -133,7 +133,7 @@ def limits(data: Dataset) -> Figure:
 
 
 def placement(data: Dataset) -> Figure:
-    """Whether every shard survives: computed, drawn at random and really killed on one plot."""
+    """Whether every shard survives: computed, drawn at random and really killed, in one plot."""
     panels = placements.sizes(data)
     figure, axes = _canvas(2.9, len(panels) + 1)
     for axis, num_machines in zip(axes, panels, strict=False):
@@ -158,7 +158,7 @@ def control_plane(data: Dataset) -> Figure:
 
 
 def peers(data: Dataset) -> Figure:
-    """What users could take instead: stall, time until safe, and restore, on the same state."""
+    """The alternatives to this library: stall, time until safe, and restore, on the same state."""
     figure, axes = _canvas(2.6, 3)
     panels = (
         ("stall_s", "Stall, blocking"), ("done_s", "Until safe"), ("restore_s", "Restore"),
@@ -172,7 +172,7 @@ def peers(data: Dataset) -> Figure:
 
 
 def interleaving(data: Dataset) -> Figure:
-    """Iterations by scheme over emulated links, and what was busy when in one of each."""
+    """Iterations by scheme over emulated links, and the busy intervals in one of each."""
     figure, axes = _canvas(3.2, 2)
     values = _by_method(data, "interleaving", "iteration_s")
     _bars(axes[0], {m: [statistics.MS_PER_S * v for v in vs] for m, vs in values.items()})
@@ -196,7 +196,7 @@ def scaling(data: Dataset) -> Figure:
 
 
 def soak(data: Dataset) -> Figure:
-    """Loss with and without failures, and how far the training was when each one struck."""
+    """Loss with and without failures, and the step that was reached when each failure struck."""
     figure, axes = _canvas(3.0, 2)
     soaking.draw_loss(axes[0], data)
     soaking.draw_events(axes[1], data)
@@ -222,7 +222,7 @@ FIGURES: dict[str, Callable[[Dataset], Figure]] = {
 
 
 def draw(name: str, data: Dataset) -> Figure:
-    """Draw one figure in our style; raises `NotMeasured` when its samples are not there."""
+    """Draw one figure in our style; raises `NotMeasured` if its samples are missing."""
     style.apply()
     return FIGURES[name](data)
 

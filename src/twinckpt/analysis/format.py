@@ -1,4 +1,4 @@
-"""How numbers are written for readers: three significant digits, thousands apart, intervals."""
+"""Numbers as text for readers: three significant digits, thousands separated, intervals."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ NOT_MEASURED = "not measured"
 
 
 def number(value: float) -> str:
-    """Three significant digits, plain notation, thousands separated by a comma."""
+    """Return a number with three significant digits, in plain notation, as in 1,234 or 0.0123."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -27,7 +27,7 @@ def number(value: float) -> str:
 
 
 def amount(metric: dict[str, Any] | None) -> str:
-    """A metric's value with its unit, in LaTeX; says so when it was not measured."""
+    """Return a metric's value with its unit, in LaTeX, or "not measured"."""
     if metric is None:
         return NOT_MEASURED
     return with_unit(metric["value"], metric["unit"])
@@ -46,7 +46,7 @@ def with_unit(value: float, unit: str) -> str:
 
 
 def interval(metric: dict[str, Any] | None) -> str:
-    """A metric's 95 % interval in square brackets; empty when there is none (or no use)."""
+    """Return a metric's 95 % interval in square brackets; empty if it has none, or needs none."""
     if metric is None or metric["low"] is None or metric["unit"] in ("bool", "bytes"):
         return ""
     return f"[{number(metric['low'])}, {number(metric['high'])}]"
@@ -69,6 +69,6 @@ ESCAPES = {
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX that prints the same; what pdfLaTeX's fonts lack becomes `?`."""
+    """Return LaTeX that prints the same as plain text; non-ASCII characters become `?`."""
     ascii_text = text.encode("ascii", errors="replace").decode("ascii")
     return "".join(ESCAPES.get(character, character) for character in ascii_text)

@@ -1,7 +1,7 @@
-"""What `wasted_time` shows: paper points, goodput at a size, and its figure.
+"""What `wasted_time` shows: the paper's points, goodput by size of cluster, and its figure.
 
-The experiment's `phase` is a failure statistic of `core.published` (with `_measured` where the
-durations are this machine's) or a share of losses that take their rack; `machine` is the size.
+In its samples `phase` is a failure statistic of `core.published` (with `_measured` if the durations
+are this machine's) or a share of losses that take their rack; `machine` is the size of the cluster.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ LARGEST = 10_000
 
 
 def max_paper_error(data: Dataset) -> Estimate:
-    """The largest error of the paper's values, in percent."""
+    """The largest error of a prediction of the paper's values, in percent."""
     errors = data.select(EXPERIMENT, "error_percent").value
     return exactly(errors.max(), len(errors))
 
@@ -39,14 +39,14 @@ def paper_prediction(point: str) -> Callable[[Dataset], Estimate]:
 def goodput_percent(
     method: str, num_machines: int, phase: str = PAPER_PHASE
 ) -> Callable[[Dataset], Estimate]:
-    """A strategy's simulated goodput at a size of cluster."""
+    """A strategy's simulated goodput for a size of cluster, in percent."""
     return lambda data: median([100 * v for v in _goodput(data, method, num_machines, phase)])
 
 
 def goodput_ratio(better: str, worse: str, num_machines: int) -> Callable[[Dataset], Estimate]:
-    """How many times the goodput of one strategy is that of another at the paper's rate.
+    """The ratio of the goodput of one strategy to that of another, at the paper's failure rate.
 
-    In a repeat the same failures strike both.
+    In each repeat the same failures strike both.
     """
     return lambda data: ratio(
         _goodput(data, better, num_machines, PAPER_PHASE),
@@ -64,10 +64,10 @@ def _goodput(data: Dataset, method: str, num_machines: int, phase: str) -> list[
 
 
 def max_gap_percent(data: Dataset) -> Estimate:
-    """The largest gap between simulated and analytic goodput where both describe the same.
+    """The largest gap between simulated and analytic goodput, in percentage points.
 
-    That is up to 1,000 machines without rack losses; beyond, groups are lost whole, which the
-    closed form leaves out.
+    Compared are clusters of up to 1,000 machines without rack losses; in others, groups are lost
+    whole, which the closed form leaves out.
     """
     columns = ["phase", "method", "machine"]
     simulated = data.select(EXPERIMENT, "goodput").groupby(columns).value.median()
@@ -80,7 +80,7 @@ def max_gap_percent(data: Dataset) -> Estimate:
 
 
 def year_s(data: Dataset) -> Estimate:
-    """The longest that a year of one failure statistic took to simulate, all strategies.
+    """The longest time to simulate a year of one failure statistic with all strategies.
 
     Fewer days or smaller clusters would take less.
     """
@@ -91,25 +91,25 @@ def year_s(data: Dataset) -> Estimate:
 
 
 def days(data: Dataset) -> float:
-    """How many days were simulated."""
+    """Return how many days were simulated."""
     return float(data.setting(EXPERIMENT, "goodput", "days", YEAR_DAYS))
 
 
 def rack_percents(data: Dataset) -> list[int]:
-    """The shares of losses that take their rack, in percent, in their order."""
+    """The shares of losses that take their rack, in percent, in ascending order."""
     phases = data.select(EXPERIMENT, "goodput").phase.unique()
     return sorted(int(phase.split("_")[1]) for phase in phases if phase.startswith("racks_"))
 
 
 def curves(data: Dataset, metric: str, phase: str) -> pd.DataFrame:
-    """Median over repeats: a row a size of cluster, a column a strategy."""
+    """Medians over repeats: one row per size of cluster, one column per strategy."""
     table = data.select(EXPERIMENT, metric, phase=phase)
     medians = table.groupby(["machine", "method"]).value.median().unstack()
     return medians[style.ordered(medians.columns)]
 
 
 def draw_goodput(axis: Axes, data: Dataset, phase: str) -> None:
-    """Goodput against the size of cluster: dots simulated, lines the closed form."""
+    """Draw goodput against the size of the cluster: dots simulated, lines the closed form."""
     simulated = curves(data, "goodput", phase)
     analytic = curves(data, "goodput_analytic", phase)
     palette = style.colours(simulated.columns)

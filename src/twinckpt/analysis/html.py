@@ -1,6 +1,6 @@
 """The report's LaTeX as one self-contained HTML page, for machines without a TeX engine.
 
-It understands the commands that `report/*.tex` and the generated tables use, no more; any other
+It understands only the commands that `report/*.tex` and the generated tables use; any other
 command raises `HtmlError` with its name instead of being dropped from the page.
 """
 
@@ -42,7 +42,7 @@ class HtmlError(ValueError):
 
 
 def to_html(source: Path, macros: Mapping[str, str]) -> str:
-    """The document of `source`, its inputs and figures (PNG) beside it, as one page."""
+    """Return the document of `source` as one page; its inputs and figures (PNG) lie beside it."""
     return _Converter(source.parent, macros).page(source.read_text(encoding="utf-8"))
 
 
@@ -194,7 +194,7 @@ class _Converter:
 
 
 def _group(text: str, at: int) -> tuple[str, int]:
-    """The braced argument that begins at or after `at` (blanks skipped), and where it ends."""
+    """Return the braced argument at `at` (blanks are skipped), and the position after it."""
     at = _skip_blanks(text, at)
     if at >= len(text) or text[at] != "{":
         raise HtmlError(f"expected a braced argument at {text[at : at + 20]!r}")

@@ -1,7 +1,8 @@
-"""What `interleaving` shows: iterations by scheme, and what was busy when in one of them.
+"""What `interleaving` shows: iterations by scheme, and the busy intervals in one of them.
 
 In its samples `step` is the number of an idle span or of a busy interval in an iteration, and
-`phase` what was busy: the emulated link with `training` or `checkpoint`, the CPU with `compute`.
+`phase` says what was busy: the emulated link with `training` or `checkpoint`, the CPU with
+`compute`.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ EXPERIMENT = "interleaving"
 
 
 def iterations_s(data: Dataset, scheme: str) -> list[float]:
-    """An iteration's time by repeat: the slowest rank's."""
+    """The time of an iteration on the slowest rank, by repeat, in seconds."""
     return data.repeats(EXPERIMENT, "iteration_s", method=scheme)
 
 
 def iteration_ms(scheme: str) -> Callable[[Dataset], Estimate]:
-    """The median iteration of a scheme."""
+    """The median iteration of a scheme, in milliseconds."""
     return lambda data: median([MS_PER_S * value for value in iterations_s(data, scheme)])
 
 
@@ -35,7 +36,7 @@ def overhead_percent(scheme: str) -> Callable[[Dataset], Estimate]:
 
 
 def predicted_overhead_percent(scheme: str) -> Callable[[Dataset], Estimate]:
-    """What the schedule says of the same: lengthening over the iteration without checkpoints."""
+    """The overhead that the schedule predicts, relative to an iteration without checkpoints."""
 
     def compute(data: Dataset) -> Estimate:
         longer_s = data.select(EXPERIMENT, "predicted_lengthening_s", method=scheme).value.max()
@@ -64,7 +65,7 @@ def profile_ms(data: Dataset) -> pd.DataFrame:
 
 
 def span_deviation_percent(data: Dataset) -> Estimate:
-    """The standard deviation of the longest idle span, over its mean; the worst rank's."""
+    """The standard deviation of the longest idle span as a share of its mean, on the worst rank."""
     spans = data.select(EXPERIMENT, "idle_span_s").groupby(["rank", "step"]).value
     mean_s, deviation_s = spans.mean(), spans.std(ddof=0)
     longest = mean_s.groupby("rank").idxmax()
@@ -73,7 +74,7 @@ def span_deviation_percent(data: Dataset) -> Estimate:
 
 
 def naive_buffer(data: Dataset) -> Estimate:
-    """How many times the reserved buffer naive interleaving would need."""
+    """The buffer that naive interleaving would need, as a multiple of the reserved buffer."""
     needed, reserved = (
         list(data.select(EXPERIMENT, "buffer_bytes", method=scheme).value)
         for scheme in ("naive", "full_schedule")
@@ -82,7 +83,7 @@ def naive_buffer(data: Dataset) -> Estimate:
 
 
 def all_intact(data: Dataset) -> Estimate:
-    """Whether every copy that was sent arrived as it was; n is the number of copies."""
+    """Whether every copy arrived as it was sent; n is the number of copies."""
     values = data.select(EXPERIMENT, "intact").value
     return exactly(values.min(), len(values))
 
@@ -101,7 +102,7 @@ def typical_iteration(data: Dataset, scheme: str) -> pd.DataFrame:
 
 
 def draw_timeline(axis: Axes, data: Dataset, schemes: list[str]) -> None:
-    """Two rows a scheme: the emulated link above, the CPU below; white is idle."""
+    """Draw two rows per scheme: the emulated link above, the CPU below; white is idle."""
     for row, scheme in enumerate(schemes):
         busy = typical_iteration(data, scheme)
         for phase, colour in style.BUSY.items():

@@ -1,7 +1,7 @@
 """What `limits` shows: each operation over the plain copy or transfer of its bytes, by case.
 
-A case is a method of its samples, `ranks<N>_mib<SIZE>`: N ranks at once with so much state each,
-in CPU memory, or on a GPU if that has `cuda_` before it.
+A case is a method of its samples, `ranks<N>_mib<SIZE>`: N ranks at once, each with SIZE MiB of
+state in CPU memory, or on a GPU if the name begins with `cuda_`.
 """
 
 import re
@@ -19,9 +19,10 @@ MARKERS = "osD^v"
 
 
 class Limit(NamedTuple):
-    """One quotient of two clocks: `top` over `bottom`, times `scale`.
+    """A quotient of two clocks: `top` over `bottom`, times `scale`.
 
-    `label` is for the figure, which shows times over times: a quotient of goodputs is `turned`.
+    `label` is its name in the figure, which shows the time of the operation over that of the plain
+    one: a quotient of rates is therefore `turned`.
     """
 
     top: str
@@ -49,7 +50,7 @@ LIMITS = {
         "restore_peer_s", "loopback_one_s", "restore, peer's RAM / plain TCP"
     ),
 }
-# Of a state on a GPU; what its plain copy is goes through PCIe, from and to pinned memory.
+# For a state on a GPU, whose plain copy goes through PCIe, from or to pinned memory.
 DEVICE_LIMITS = {
     "device_staging_vs_pcie_x": Limit("memcpy_s", "staging_s"),
     "device_restore_vs_pcie_x": Limit("memcpy_in_s", "restore_local_s"),
@@ -57,31 +58,31 @@ DEVICE_LIMITS = {
     "device_extra_percent": Limit("extra_s", "step_none_s", scale=100),
     "device_control_percent": Limit("control_s", "step_none_s", scale=100),
 }
-# What is copied by hand, and what burdens the cores.
+# Limits of copies by the CPU, and of steps that keep its cores busy.
 _IN_CPU_MEMORY = ("memcpy_hashed_vs_memcpy_x", "training_extra_vs_floor_x",
                   "training_control_vs_floor_x")  # fmt: skip
 _OF_SEVERAL = ("replication_vs_loopback_x", "restore_peer_vs_loopback_x")
 
 
 def ranks_and_mib(case: str) -> tuple[int, int]:
-    """How many ranks a case has, and the MiB of each rank's state."""
+    """Return the number of ranks of a case, and the MiB of each rank's state."""
     ranks, size = map(int, re.findall(r"\d+", case))
     return ranks, size
 
 
 def cases(data: Dataset, *, on_gpu: bool = False) -> list[str]:
-    """All cases of a kind of device, by ranks and then by size; the last is the headline's."""
+    """Return the cases in CPU memory or on a GPU, by ranks, then size; the last is the headline."""
     found = data.select(EXPERIMENT, "memcpy_s").method.unique()
     return sorted((case for case in found if _is_on_gpu(case) == on_gpu), key=ranks_and_mib)
 
 
 def all_cases(data: Dataset) -> list[str]:
-    """The cases in CPU memory, then those on a GPU."""
+    """Return the cases in CPU memory, then those on a GPU."""
     return cases(data) + cases(data, on_gpu=True)
 
 
 def quotient(data: Dataset, name: str, case: str) -> Estimate:
-    """One of the limits for one case, over repeats of the slowest rank."""
+    """Return one of the limits for one case, from the slowest rank of each repeat."""
     limit = (LIMITS | DEVICE_LIMITS)[name]
     top = data.repeats(EXPERIMENT, limit.top, method=case)
     bottom = data.repeats(EXPERIMENT, limit.bottom, method=case)
@@ -91,28 +92,28 @@ def quotient(data: Dataset, name: str, case: str) -> Estimate:
 def headline(
     name: str, *, on_gpu: bool = False, alone: bool = False
 ) -> Callable[[Dataset], Estimate]:
-    """One of the limits for the case with most ranks at once, and of those the largest state.
+    """One of the limits for the headline case: the most ranks at once, and the largest state.
 
-    With `alone` for one rank with the largest state. NotMeasured without such a case.
+    With `alone`, the case is one rank with the largest state. NotMeasured if there is no such case.
     """
     return lambda data: quotient(data, name, _case(data, on_gpu=on_gpu, alone=alone))
 
 
 def device_committed_percent(data: Dataset) -> Estimate:
-    """Share of the checkpoints beside a busy GPU that were committed, of the headline's case."""
+    """The share of checkpoints beside a busy GPU that were committed, in the headline case."""
     case = _case(data, on_gpu=True)
     shares = data.repeats(EXPERIMENT, "committed", over_ranks="min", method=case)
     return median([100 * share for share in shares])
 
 
 def agent_overhead_mib(data: Dataset) -> Estimate:
-    """Memory of a worker agent beyond its slots, of the headline's case."""
+    """The memory of a worker agent beyond its slots, in the headline case."""
     table = data.select(EXPERIMENT, "overhead_bytes", method=_case(data))
     return median([value / (1 << 20) for value in table.value])
 
 
 def table(data: Dataset) -> pd.DataFrame:
-    """Each quotient with its interval: a row a quotient, a column a case."""
+    """All quotients with their intervals: one row per quotient, one column per case."""
     rows = {
         name: {
             _title(case): _text(quotient(data, name, case))
@@ -125,7 +126,7 @@ def table(data: Dataset) -> pd.DataFrame:
 
 
 def draw(axis: Axes, data: Dataset) -> None:
-    """The quotients that have a label, a marker a case; those of one rank need no network."""
+    """Draw the quotients that have a label, with one marker per case."""
     shown = [name for name, limit in LIMITS.items() if limit.label]
     found = all_cases(data)
     for index, case in enumerate(found):

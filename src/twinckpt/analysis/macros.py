@@ -1,8 +1,8 @@
 r"""LaTeX macros for every number in the report: no number is typed there.
 
 `save_disk_ms` becomes `\saveDiskMs` (value with unit), `\saveDiskMsInterval`, `\saveDiskMsSeed`
-(what the seed published); a digit in a name becomes a word. Every known metric has its macros:
-one that was not measured says so instead of breaking the document.
+(the seed's published value); a digit in a name becomes a word. Every known metric has its macros:
+that of a metric that was not measured says so instead of breaking the document.
 """
 
 import re
@@ -21,7 +21,7 @@ _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight
 
 
 def macro_name(name: str) -> str:
-    """The macro's name for a metric's: letters only, camel case."""
+    """Return the name of the macro for a metric's name: letters only, camel case."""
     head, *tail = re.split(r"[^A-Za-z0-9]+", name)
     joined = head + "".join(part[:1].upper() + part[1:] for part in tail)
     return re.sub(r"\d", lambda digit: _DIGITS[int(digit.group())], joined)
@@ -33,7 +33,7 @@ def macros(
     provenance: Mapping[str, Mapping[str, Any]],
     variant: str,
 ) -> dict[str, str]:
-    """Macro names (without backslash) and the LaTeX they stand for."""
+    """Return macro names (without backslash) and the LaTeX that each stands for."""
     values: dict[str, str] = {}
     measured = by_name(summary)
     for metric in METRICS:
@@ -61,7 +61,7 @@ def macros(
 
 
 def as_latex(values: Mapping[str, str]) -> str:
-    """The file of `\\newcommand`s."""
+    """Return the text of the file of `\\newcommand`s."""
     lines = [f"\\newcommand{{\\{name}}}{{{value}}}" for name, value in values.items()]
     return "% Generated from summary.json; do not edit.\n" + "\n".join(lines) + "\n"
 
@@ -97,7 +97,7 @@ def _origin(provenance: Mapping[str, Mapping[str, Any]], variant: str) -> dict[s
 
 
 def commit_name(provenance: Mapping[str, Any]) -> str:
-    """Twelve digits of the commit, `+` when tracked files differed from it."""
+    """Return twelve digits of the commit, with `+` if tracked files differed from it."""
     git = provenance.get("git") or {}
     commit = git.get("commit")
     if not commit:

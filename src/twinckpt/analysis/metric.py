@@ -1,4 +1,4 @@
-"""What a headline metric is; `metrics` has all of them."""
+"""The type of a headline metric; `metrics` has all of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

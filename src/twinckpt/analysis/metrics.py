@@ -1,6 +1,6 @@
-"""Every headline number: what it is computed from, its unit, what was published for it.
+"""Every headline number: what it is computed from, its unit, and its published values.
 
-One `Metric` each; a metric exists only where its samples do. Published values come from the
+Each is a `Metric`, which has a value only if its samples exist. Published values come from the
 seed project's final table and from the GEMINI paper (SOSP 2023); nothing else is typed in.
 """
 
@@ -57,7 +57,7 @@ def _speedup(
 
 
 def _in_each_step(compute: Callable[[Dataset], Estimate]) -> Callable[[Dataset], Estimate]:
-    """The same of a training with a checkpoint in each step; fewer would cost less."""
+    """Return `compute` for trainings with a checkpoint in each step only: fewer would cost less."""
 
     def checked(data: Dataset) -> Estimate:
         if data.setting(THROUGHPUT, "checkpoint", "every", 1) != 1:

@@ -3,8 +3,8 @@
     python -m twinckpt.analysis.notebook notebooks/src/NAME.py OUTPUT.ipynb --results DIR
 
 Sources are jupytext percent scripts: prose and calls into `twinckpt.analysis`. The notebook is
-published only when every cell ran. It holds no execution times, so that the same results give
-the same file.
+written only if every cell ran. It holds no execution times, so that the same results give the
+same file.
 """
 
 import argparse
@@ -22,10 +22,10 @@ TIMEOUT_S = 300
 
 
 def open_results() -> Dataset:
-    """What a notebook calls first: the results named by `TWINCKPT_RESULTS`, or the default ones.
+    """Return the results named by `TWINCKPT_RESULTS`, or the default ones; notebooks call it first.
 
     A relative path is looked for in the working directory and in those above it, because a
-    notebook runs in the directory it lies in.
+    notebook runs in the directory it lies in. Raises UserError if there are none.
     """
     path = Path(os.environ.get(RESULTS_VARIABLE, DEFAULT_RESULTS))
     for base in (Path.cwd(), *Path.cwd().parents):

@@ -1,7 +1,7 @@
-"""What `peers` shows: what users could take instead, over what this library needs for the same.
+"""What `peers` shows: the times of alternatives to this library, relative to its own.
 
 Each repeat's slowest rank counts; a ratio above 1 says that the peer takes longer. `plain_…` is the
-same over a plain memcpy and TCP transfer in the place of ours: a yardstick, which can be beaten.
+peer's time relative to a plain memcpy and TCP transfer: a yardstick, which can be beaten.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ NAMES = (
 
 
 def over_ours(metric: str, method: str, ours: str = OURS) -> Callable[[Dataset], Estimate]:
-    """The peer's time over ours."""
+    """The ratio of the peer's time to ours."""
     return lambda data: ratio(_of(data, metric, method), _of(data, metric, ours), paired=True)
 
 
 def best_over_ours(metric: str) -> Callable[[Dataset], Estimate]:
-    """The time of the peer that is fastest, over ours."""
+    """The ratio of the fastest peer's time to ours."""
 
     def compute(data: Dataset) -> Estimate:
         found = data.select(EXPERIMENT, metric)
@@ -39,7 +39,7 @@ def best_over_ours(metric: str) -> Callable[[Dataset], Estimate]:
 
 
 def extra_over_ours(method: str, ours: str = OURS) -> Callable[[Dataset], Estimate]:
-    """What the peer adds to a busy step, over what we add; steps without frame both."""
+    """The ratio of the time that the peer adds to a busy step to the time that we add."""
 
     def compute(data: Dataset) -> Estimate:
         return ratio(extra_s(data, method), extra_s(data, ours), paired=True)
@@ -48,7 +48,10 @@ def extra_over_ours(method: str, ours: str = OURS) -> Callable[[Dataset], Estima
 
 
 def extra_s(data: Dataset, method: str) -> list[float]:
-    """Seconds that a checkpoint in each step adds to it, by repeat."""
+    """The seconds that a checkpoint adds to a busy step, by repeat.
+
+    The step without it is the mean of those before and after all peers' steps.
+    """
     steps = _of(data, "step_s", method)
     plain = zip(_of(data, "step_s", "none"), _of(data, "step_s", "none_again"), strict=True)
     return [step_s - fmean(both_s) for step_s, both_s in zip(steps, plain, strict=True)]

@@ -1,4 +1,4 @@
-"""What `placement` shows: probabilities on paper and the outcomes of real losses, on one plot.
+"""What `placement` shows: computed probabilities and the outcomes of real losses, in one plot.
 
 In its samples `machine` is the number of machines of the cluster, `step` how many of them (or
 how many racks) are lost at once, and `phase` how a probability was found or what was lost.
@@ -70,7 +70,7 @@ def racks_survived(order: str) -> Callable[[Dataset], Estimate]:
 
 
 def killed_shares(data: Dataset) -> pd.DataFrame:
-    """Share of the really killed sets that were recovered: a row a cluster and number lost."""
+    """The share of really killed sets that were recovered, by cluster and number of machines."""
     table = data.select(EXPERIMENT, "recovered")
     shares = table.groupby(["method", "machine", "step"]).value.agg(["mean", "count"])
     return shares.reset_index()
@@ -82,7 +82,7 @@ def sizes(data: Dataset) -> list[int]:
 
 
 def draw_probability(axis: Axes, data: Dataset, num_machines: int) -> None:
-    """Probability against machines lost: lines on paper, dots Monte Carlo, crosses killed."""
+    """Draw probability against machines lost: lines computed, dots Monte Carlo, crosses killed."""
     table = data.select(EXPERIMENT, "probability")
     table = table[table.machine == num_machines]
     killed = killed_shares(data)
@@ -101,7 +101,7 @@ def draw_probability(axis: Axes, data: Dataset, num_machines: int) -> None:
 
 
 def draw_racks(axis: Axes, data: Dataset) -> None:
-    """Probability against racks lost in the largest cluster, replicas apart and not."""
+    """Draw probability against racks lost in the largest cluster, replicas apart or not."""
     table = data.select(EXPERIMENT, "rack_probability")
     table = table[table.machine == table.machine.max()]
     palette = style.colours(KINDS)

@@ -1,4 +1,4 @@
-"""The figure of `twinckpt plan`: what wastes time under each plan, and what failures do to it."""
+"""The figure of `twinckpt plan`: what wastes time under each plan, and goodput by failure rate."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from twinckpt.core.planning import ClusterFacts, Plan, memory_plan, storage_plan
 
 
 def draw(facts: ClusterFacts, plans: Sequence[Plan]) -> Figure:
-    """Waste by cause for each plan (left), goodput against the failure rate (right)."""
+    """Draw waste by cause for each plan (left), and goodput against the failure rate (right)."""
     style.apply()
     figure = Figure(figsize=(8.0, 3.4), layout="constrained")
     bars, lines = figure.subplots(1, 2)

@@ -1,11 +1,11 @@
 """Failures and recoveries of a job, from the event logs of its agents.
 
-The root agent's log says what a failure is: from the first notice of it to the next new commit.
-What machines log between is put on the root's clock. Lines of the same kernel have the same
-clock; the clock of another host is known only by what both saw: the root says something before
-the machine hears it, and hears after the machine says. Two such limits hold the difference
-between them, and half their distance is the error. Without any, the machine is left out.
-Wall time serves only to leave out lines of other runs.
+A failure lasts from its first notice in the root agent's log to the next new commit. Events that
+machines log meanwhile are put on the root's clock. Lines of the same kernel have the same clock.
+The difference to another host's clock is bounded by the messages that both log: a machine hears
+something after the root says it, and the root hears something after a machine says it. The
+middle of the two bounds is used, and half their distance is the error. A machine without both
+bounds is left out. Wall time serves only to leave out lines of other runs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,10 +37,10 @@ SHOWN = {
     "redundancy_restored": "redundancy restored",
     "committed": "first new step committed",
 }
-# What the root says and a machine hears, and the other way round.
+# Events that the root says and a machine hears, and events that a machine says to the root.
 HEARD = ("generation_broken", "generation_formed", "redundancy_restored", "committed")
 SAID = ("rank_started", "rank_lost")
-# With these a machine's part in a recovery begins.
+# Events with which a machine's part in a recovery begins.
 BEGINNINGS = ("rank_lost", "generation_broken", "root_lost", "root_found", "joining")
 NEARBY_S = 60.0
 
@@ -65,10 +65,10 @@ class Span:
 
 @dataclass(slots=True)
 class Failure:
-    """What happened from the first notice of a failure to the next new commit.
+    """The events from the first notice of a failure to the next new commit.
 
-    `job` are the phases of all together, `machines` those of each, `error_s` how far the times
-    of a machine on another host may be off. The phases (docs/configuration.md) end when
+    `job` are the phases of the whole job, `machines` those of each machine, `error_s` how far the
+    times of a machine on another host may be off. A phase (docs/configuration.md) ends when
     detect: the root ends the generation; replace: the last new machine has joined; decide: the
     next generation has formed; restart: the last rank asks for its state; retrieve: the last
     rank has it in its machine's RAM; first_step: a new step is committed.
@@ -82,12 +82,12 @@ class Failure:
 
     @property
     def is_over(self) -> bool:
-        """Whether a new step was committed after it."""
+        """Return whether a new step was committed after the failure."""
         return any(m.agent == "root" and m.event["event"] == "committed" for m in self.moments)
 
     @property
     def title(self) -> str:
-        """What was lost."""
+        """Return the failure's number and what was lost, in words."""
         first = next(m.event for m in self.moments if m.agent == "root")
         lost = [f"{key} {first[key]}" for key in ("rank", "machine") if first.get(key) is not None]
         what = " of ".join(lost) + " lost" if lost else SHOWN[first["event"]]
@@ -95,9 +95,9 @@ class Failure:
 
 
 def read(paths: Iterable[Path]) -> list[list[Event]]:
-    """Return the events of each log: files, and those in directories.
+    """Return the events of each log, given as a file or in a directory of `*.jsonl` files.
 
-    Raises OSError or ValueError for what cannot be read.
+    Raises OSError or ValueError for a log that cannot be read.
     """
     files = []
     for path in paths:
@@ -109,7 +109,7 @@ def read(paths: Iterable[Path]) -> list[list[Event]]:
 
 
 def failures(logs: Iterable[list[Event]]) -> list[Failure]:
-    """Return every failure that the root agent's logs tell of, with what machines say of it."""
+    """Return every failure in the root agent's logs, with the events that machines logged."""
     by_agent: dict[str, list[Event]] = {}
     for log in logs:
         for event in log:
@@ -129,7 +129,7 @@ def failures(logs: Iterable[list[Event]]) -> list[Failure]:
 
 
 def _agent(event: Event) -> str:
-    """Return "root", or the name of the machine; old logs have only lines of the root."""
+    """Return "root", or the machine's name; old logs without `agent` are the root's."""
     return str(event["machine"]) if event.get("agent") == "worker" else "root"
 
 
@@ -152,7 +152,7 @@ def _from_notice_to_commit(of_root: Iterable[Event]) -> list[list[Event]]:
 def _window(log: Iterable[Event], failure: Sequence[Event]) -> list[Event]:
     """Return what a machine logged in a recovery, from the end of its work to the new commit.
 
-    Nothing, if it was not in the generation that ended the recovery.
+    Return nothing if the machine was not in the generation that ended the recovery.
     """
     begin_s, end_s = failure[0]["wall_s"] - NEARBY_S, failure[-1]["wall_s"] + NEARBY_S
     formed = [e["generation"] for e in failure if e["event"] == "generation_formed"]
@@ -187,7 +187,10 @@ def _add_machine(failure: Failure, name: str, window: Sequence[Event]) -> None:
 
 
 def _shift(window: Sequence[Event], of_root: Sequence[Event]) -> tuple[float, float] | None:
-    """Return what to subtract from a machine's clock to have the root's, and the error."""
+    """Return the seconds by which a machine's clock is ahead of the root's, and the error.
+
+    None if the logs do not bound the difference on both sides.
+    """
     if not window:
         return None
     if window[0]["clock"] == of_root[0]["clock"]:
@@ -206,7 +209,7 @@ def _key(event: Event) -> tuple[Any, ...]:
 
 
 def _add_phases(failure: Failure) -> None:
-    """Take the recovery of the whole job apart: a phase ends when it has ended everywhere."""
+    """Split the recovery of the job into phases, which end when they have ended everywhere."""
     of_root = [moment for moment in failure.moments if moment.agent == "root"]
     broken_s, formed_s = _first(of_root, "generation_broken"), _last(of_root, "generation_formed")
     if broken_s is None or formed_s is None:
@@ -222,7 +225,7 @@ def _add_phases(failure: Failure) -> None:
 
 
 def _ends(moments: Sequence[Moment]) -> dict[str, float | None]:
-    """Return when the phases after the forming of a generation ended, for all who are in it."""
+    """Return when the phases after the forming of a generation ended on all of these machines."""
     asked_s, served_s = _last(moments, "restore_asked"), _last(moments, "restore_served")
     if asked_s is None or served_s is None:  # only the root's log: it does not see inside
         asked_s, served_s = _last(moments, "rank_started"), None
@@ -230,7 +233,7 @@ def _ends(moments: Sequence[Moment]) -> dict[str, float | None]:
 
 
 def _spans(begin_s: float | None, ends: dict[str, float | None]) -> list[Span]:
-    """Return phases that follow each other; one without an end is left out."""
+    """Return successive phases from their ends; a phase without an end is left out."""
     spans = []
     for phase, end_s in ends.items():
         if begin_s is not None and end_s is not None:

@@ -1,8 +1,8 @@
-"""What `recovery_time` shows of the warm restart: times, speed-ups, and how far those can go.
+"""What `recovery_time` shows of the warm restart: times, speed-ups, and bounds on these.
 
-No restart is faster than the step it ends with. So beside the time until that step is finished
-stand the time until all ranks begin it, an undisturbed step of the same training, and the
-speed-up that a restart would reach which took no time but that step.
+No restart is faster than the step it ends with. Beside the time until that step is finished there
+are therefore the time until all ranks begin it, an undisturbed step of the same training, and
+the speed-up that a restart would reach if it took no time but that step.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -134,6 +134,6 @@ def mark_step(axis: Axes, data: Dataset) -> None:
     except NotMeasured:
         return
     axis.axvline(step_s, color="black", linestyle=":", linewidth=1)
-    axis.annotate(  # where no bar is: between the first and the second one
+    axis.annotate(  # in the gap between the first and the second bar
         " one step", (step_s, 0.5), va="center", fontsize="small"
     )

@@ -15,7 +15,7 @@ MAX_FAILURES = 8
 
 
 def draw(failures: Sequence[Failure]) -> Figure:
-    """One panel a failure, the last `MAX_FAILURES` of them; seconds since it was noticed."""
+    """Draw one panel for each of the last `MAX_FAILURES`, in seconds since it was noticed."""
     style.apply()
     shown = list(failures)[-MAX_FAILURES:]
     lanes = [1 + len(failure.machines) for failure in shown]

@@ -1,4 +1,4 @@
-"""The report and the slides: PDF where a TeX engine is, HTML with the same content elsewhere.
+"""The report and the slides: PDF if a TeX engine is found, otherwise the same content as HTML.
 
     python -m twinckpt.analysis.report --results results/default --source report --output DIR
 
@@ -56,7 +56,7 @@ def generate(results: Path, directory: Path) -> dict[str, str]:
 
 
 def recorded_summaries(directory: Path) -> dict[str, dict[str, Any]]:
-    """Summaries of other machines' results, `<directory>/<hardware>/`, each by itself."""
+    """Return the summaries of other machines' results in `<directory>/<hardware>/`, by hardware."""
     return {
         path.name: summarise(Dataset(path))
         for path in sorted(directory.glob("*"))
@@ -67,8 +67,8 @@ def recorded_summaries(directory: Path) -> dict[str, dict[str, Any]]:
 def build(results: Path, source: Path, output: Path, engine: Engine) -> list[Path]:
     """Build both documents into `output`; returns their paths.
 
-    TeX runs in a temporary copy, and a document is published only when it is whole. After an
-    error of TeX its logs are in `<output>/failed`.
+    TeX runs in a temporary copy, and a document is published only when it is whole. If TeX fails,
+    UserError is raised, and TeX's logs are in `<output>/failed`.
     """
     values = generate(results, output / "generated")
     failed = output / "failed"
@@ -94,7 +94,7 @@ def build(results: Path, source: Path, output: Path, engine: Engine) -> list[Pat
 
 
 def epoch_s(results: Path) -> int:
-    """The documents' date in seconds since 1970."""
+    """Return the documents' date in seconds since 1970."""
     if value := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(value)
     dates = [one["date"] for one in _provenance(results).values() if one.get("date")]

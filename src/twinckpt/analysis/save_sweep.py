@@ -1,4 +1,4 @@
-"""What `save_cost` shows by size of state: files, DCP and RAM; in its samples `step` is the MiB."""
+"""What `save_cost` shows by size of state for files, DCP and RAM; its `step` is the size in MiB."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,13 +15,13 @@ EXPERIMENT = "save_cost"
 
 
 def has(data: Dataset) -> bool:
-    """Whether sizes were measured."""
+    """Return whether several sizes were measured."""
     table = data.samples
     return bool(((table.experiment == EXPERIMENT) & (table.metric == "sweep_done_s")).any())
 
 
 def series(data: Dataset, metric: str, method: str) -> dict[int, list[float]]:
-    """Repeats (the slowest rank's) by size in MiB."""
+    """Return the slowest rank's value of each repeat, by size in MiB."""
     table = data.select(EXPERIMENT, metric, method=method)
     found: dict[int, list[float]] = defaultdict(list)
     for row in table.groupby(["step", "repeat"], as_index=False).value.max().itertuples():
@@ -30,7 +30,7 @@ def series(data: Dataset, metric: str, method: str) -> dict[int, list[float]]:
 
 
 def over_ram(metric: str, method: str, ours: str = "ram_ring") -> Callable[[Dataset], Estimate]:
-    """A method's time over that of RAM on all replicas, at the largest size."""
+    """The ratio of a method's time to that of RAM on all replicas, at the largest size."""
 
     def compute(data: Dataset) -> Estimate:
         theirs, own = (series(data, metric, name) for name in (method, ours))
@@ -41,7 +41,7 @@ def over_ram(metric: str, method: str, ours: str = "ram_ring") -> Callable[[Data
 
 
 def milliseconds(data: Dataset, metric: str) -> pd.DataFrame:
-    """Medians: a row a method, a column a size in MiB."""
+    """Medians in milliseconds: one row per method, one column per size in MiB."""
     methods = style.ordered(data.select(EXPERIMENT, metric).method.unique())
     rows = {
         style.label(method): {
@@ -54,7 +54,7 @@ def milliseconds(data: Dataset, metric: str) -> pd.DataFrame:
 
 
 def draw(axis: Axes, data: Dataset, metric: str) -> None:
-    """Medians with intervals against the size, both axes logarithmic."""
+    """Draw medians with intervals against the size, both axes logarithmic."""
     methods = style.ordered(data.select(EXPERIMENT, metric).method.unique())
     palette = style.colours(methods)
     for method in methods:

@@ -28,9 +28,9 @@ VARIED: dict[Axis, str] = {"mib": "state a rank", "ranks": "ranks"}
 
 
 def series(data: Dataset, metric: str, along: Axis) -> dict[float, list[float]]:
-    """Repeats (the slowest rank's) by ranks or by MiB of state, the other one fixed.
+    """Return the slowest rank's value of each repeat, by ranks or by MiB of state.
 
-    It is fixed where most cases were measured.
+    The other one is fixed at the value with most cases.
     """
     found: dict[int, dict[float, list[float]]] = defaultdict(dict)
     for method in data.select(EXPERIMENT, metric).method.unique():
@@ -46,7 +46,7 @@ def exponent(metric: str, along: Axis) -> Callable[[Dataset], Estimate]:
 
 
 def draw(axis: Axes, data: Dataset, along: Axis) -> None:
-    """Medians with intervals and fitted lines, both axes logarithmic."""
+    """Draw medians with intervals and fitted lines, both axes logarithmic."""
     for metric, (label, colour) in TIMES.items():
         points = series(data, metric, along)
         fitted, factor = power_law(points)

@@ -18,7 +18,7 @@ from twinckpt.analysis.tables import evidence, metric_table
 
 @dataclass(frozen=True)
 class Section:
-    """What an experiment's section says: what is asked, and how to read the figure."""
+    """The prose of an experiment's section: what is asked, and how to read the figure."""
 
     title: str
     question: str
@@ -189,7 +189,7 @@ def sections(
     summary: dict[str, Any], judgements: Sequence[Judgement],
     provenance: Mapping[str, Mapping[str, Any]], figures: Sequence[str],
 ) -> str:  # fmt: skip
-    """A section for each experiment that has a provenance, in the order of that."""
+    """Return a section for each experiment in `provenance`, in its order."""
     return "\n".join(
         _section(name, summary, judgements, origin, name in figures)
         for name, origin in provenance.items()
@@ -218,7 +218,7 @@ def _section(
 
 
 def peers_that_ran(found: Mapping[str, Any]) -> str:
-    """The peers' versions, and the reasons that the run itself gave for what did not work."""
+    """Return the peers' versions, and the reasons that the run gave for those left out."""
     if not found:
         return ""
     versions = [

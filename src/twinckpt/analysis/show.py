@@ -80,7 +80,7 @@ def metrics(data: Dataset, experiment: str) -> pd.DataFrame:
 
 
 def spread(data: Dataset, experiment: str, metric: str) -> pd.DataFrame:
-    """Per method (and phase, where there are any): count, median, extremes of a metric."""
+    """Count, median and extremes of a metric by method (and by phase, if there are any)."""
     table = data.select(experiment, metric)
     by = ["method", "phase"] if table.phase.any() else ["method"]
     return table.groupby(by, sort=False).value.agg(["count", "min", "median", "max"])
@@ -92,7 +92,7 @@ def soak_failures(data: Dataset) -> pd.DataFrame:
 
 
 def soak_memory(data: Dataset) -> pd.DataFrame:
-    """MiB that each process held at the first and the last look, by its role."""
+    """Looks at each process, and the MiB that it held at the first and the last, by role."""
     table = data.select(soak.EXPERIMENT, "rss_bytes")
     grouped = table.groupby(["phase", "machine", "repeat"]).value
     return (grouped.agg(["count", "first", "last"]) / [1, 1 << 20, 1 << 20]).round(2)

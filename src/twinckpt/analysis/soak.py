@@ -1,7 +1,7 @@
 """What `soak` shows: a training under random failures beside the same one left alone.
 
-In its samples a failure's method is its kind and `repeat` its number; for what processes hold,
-`phase` is the role of a process, `machine` and `repeat` are the numbers of both.
+In its samples a failure's method is its kind and `repeat` its number; for the memory and
+descriptors of a process, `phase` is its role, `machine` its machine and `repeat` its number.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _BYTES_PER_MIB = 1 << 20
 
 
 def failures(data: Dataset) -> pd.DataFrame:
-    """Each failure in order: its kind, when it struck, when training went on; seconds."""
+    """Each failure in order: its kind, when it struck, when training went on, in seconds."""
     columns = ["repeat", "method", "value"]
     struck = data.select(EXPERIMENT, "struck_s")[columns].set_index("repeat")
     went_on = data.select(EXPERIMENT, "went_on_s").set_index("repeat").value
@@ -34,28 +34,28 @@ def failures(data: Dataset) -> pd.DataFrame:
 
 
 def num_failures(data: Dataset) -> Estimate:
-    """Failures that struck."""
+    """The number of failures that struck."""
     return exactly(len(failures(data)))
 
 
 def seconds_to_go_on(data: Dataset) -> Estimate:
-    """From a failure until every rank has finished its next step, of all kinds together."""
+    """The median time from a failure of any kind until every rank has finished its next step."""
     found = failures(data)
     return median(list(found.went_on_s - found.struck_s))
 
 
 def total(metric: str, **columns: str) -> Callable[[Dataset], Estimate]:
-    """The sum of what was counted."""
+    """The sum of a count over its samples."""
     return lambda data: exactly(data.select(EXPERIMENT, metric, **columns).value.sum())
 
 
 def holds(metric: str) -> Callable[[Dataset], Estimate]:
-    """Whether it was so."""
+    """Whether a bool is true in every sample."""
     return lambda data: exactly(data.select(EXPERIMENT, metric).value.min())
 
 
 def growth(metric: str, scale: float = 1.0) -> Callable[[Dataset], Estimate]:
-    """How much more an agent held at its last look than at its first one; the worst agent's."""
+    """How much more an agent held at its last look than at its first, for the worst agent."""
 
     def compute(data: Dataset) -> Estimate:
         grown = [
@@ -74,7 +74,7 @@ rss_growth_mib = growth("rss_bytes", _BYTES_PER_MIB)
 
 
 def draw_loss(axis: Axes, data: Dataset) -> None:
-    """Both loss curves; equal ones cover each other, so one is wide and one thin."""
+    """Draw both loss curves; equal ones cover each other, so one is wide and one thin."""
     for method, words, width, alpha in (
         ("undisturbed", "undisturbed", 5.0, 0.4), ("soak", "under failures", 1.2, 1.0)
     ):  # fmt: skip
@@ -86,7 +86,7 @@ def draw_loss(axis: Axes, data: Dataset) -> None:
 
 
 def draw_events(axis: Axes, data: Dataset) -> None:
-    """The step reached against time, each failure with the time that it cost."""
+    """Draw the step reached against time, and each failure with the time that it cost."""
     reached = data.select(EXPERIMENT, "reached_s").sort_values("step")
     axis.plot(reached.value, reached.step, color=style.METHODS["soak"][1], linewidth=1.2)
     table = failures(data)

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `low` and `high` are None when there is one sample only."""
+    """A value with its interval; `low` and `high` are None if the value has no interval."""
 
     value: float
     low: float | None
@@ -29,12 +29,12 @@ class Estimate:
 
 
 def exactly(value: float, n: int = 1) -> Estimate:
-    """A count, an extreme or another value that has no interval, of `n` samples."""
+    """Return a count, an extreme or another value without interval, from `n` samples."""
     return Estimate(float(value), None, None, n)
 
 
 def median(samples: Sequence[float]) -> Estimate:
-    """The median of the samples and its interval."""
+    """Return the median of the samples and its interval."""
     values = _checked(samples)
     return Estimate(float(np.median(values)), *_interval(_resampled_medians(values)), len(values))
 
@@ -45,10 +45,10 @@ def combine(
     function: Callable[[Array, Array], Array],
     paired: bool = False,
 ) -> Estimate:
-    """`function(median of first, median of second)`.
+    """Return `function(median of first, median of second)` with its interval.
 
     `paired`: sample i of both was measured in the same repeat, in alternation, so that whole
-    repeats are resampled; else both sides independently. `n` is the size of the smaller side.
+    repeats are resampled; otherwise each side by itself. `n` is the size of the smaller side.
     """
     a, b = _checked(first), _checked(second)
     value = function(np.median(a, keepdims=True), np.median(b, keepdims=True))
@@ -65,12 +65,12 @@ def combine(
 def ratio(
     numerator: Sequence[float], denominator: Sequence[float], paired: bool = False
 ) -> Estimate:
-    """How many times the numerator's median is the denominator's."""
+    """Return the numerator's median over the denominator's."""
     return combine(numerator, denominator, lambda a, b: a / b, paired)
 
 
 def percent_more(first: Sequence[float], second: Sequence[float], paired: bool = False) -> Estimate:
-    """By how many percent the first median exceeds the second (negative: falls short)."""
+    """Return by how many percent the first median exceeds the second (negative: falls short)."""
     return combine(first, second, lambda a, b: 100 * (a / b - 1), paired)
 
 

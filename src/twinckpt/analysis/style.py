@@ -1,4 +1,4 @@
-"""One look for every figure: seaborn theme, colour-blind-safe palette, one colour a method.
+"""One look for every figure: seaborn theme, colour-blind-safe palette, one colour per method.
 
 A method keeps its colour and its name in all figures, notebooks and slides; so does a phase.
 """
@@ -74,7 +74,7 @@ BUSY = {"training": _GREY, "checkpoint": _BLUE, "compute": _GREEN}
 
 
 def apply() -> None:
-    """Set seaborn's theme and what makes the files reproducible. Called once a figure."""
+    """Set seaborn's theme, and settings that make files reproducible. Called once per figure."""
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     matplotlib.rcParams.update(
         {
@@ -90,12 +90,12 @@ def apply() -> None:
 
 
 def label(method: str) -> str:
-    """The method's name in figures and tables; a method we do not know keeps its own."""
+    """Return the method's name in figures and tables; an unknown method keeps its own."""
     return METHODS[method][0] if method in METHODS else method.replace("_", " ")
 
 
 def colours(methods: Iterable[str]) -> dict[str, str]:
-    """A colour for each method, the same everywhere; spare ones for methods we do not know."""
+    """Return a colour for each method, the same everywhere; spare ones for unknown methods."""
     unknown = sorted(set(methods) - METHODS.keys())
     spare = {method: _SPARE[index % len(_SPARE)] for index, method in enumerate(unknown)}
     return {
@@ -104,6 +104,6 @@ def colours(methods: Iterable[str]) -> dict[str, str]:
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
-    """Known methods in the order of `METHODS`, then the others by name."""
+    """Return known methods in the order of `METHODS`, then the others by name."""
     found = set(methods)
     return [method for method in METHODS if method in found] + sorted(found - METHODS.keys())

@@ -21,7 +21,7 @@ class SummaryError(ValueError):
 
 
 def summarise(data: Dataset) -> dict[str, Any]:
-    """Hardware and metrics, in the order of `METRICS`; what was not measured is left out."""
+    """Return hardware and metrics, in the order of `METRICS`; unmeasured metrics are left out."""
     metrics = []
     for metric in METRICS:
         try:
@@ -60,12 +60,12 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def by_name(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The summary's metrics under their names."""
+    """Return the summary's metrics by name."""
     return {metric["name"]: metric for metric in summary["metrics"]}
 
 
 def as_lines(summary: dict[str, Any]) -> list[str]:
-    """One line a metric, for the terminal."""
+    """Return one line per metric, for the terminal."""
     lines = []
     for metric in summary["metrics"]:
         interval = "" if metric["low"] is None else f" [{metric['low']:.4g}, {metric['high']:.4g}]"

@@ -19,13 +19,13 @@ from twinckpt.core.paper_predictions import paper_predictions
 # A page holds this many rows of a small font.
 MAX_ROWS = 50
 
-# What the seed's final table gives, and our metrics for the same row.
+# The rows of the seed's final table, and our metrics for disk, RAM and gain in each.
 SEED_ROWS = (
     ("Checkpoint save", "save_disk_ms", "save_ram_local_ms", "save_local_speedup_x"),
     ("Recovery", "recovery_disk_ms", "recovery_ram_ms", "recovery_speedup_x"),
     ("Throughput", "throughput_disk_it_s", "throughput_ram_it_s", "throughput_gain_percent"),
 )
-# Both readings of each clock, at equal bytes.
+# Every reading of each of the seed's clocks, at equal bytes.
 EQUAL_BYTES_ROWS = (
     ("Save: until sealed in own RAM", "save_disk_ms", "save_ram_local_ms",
      "save_local_speedup_x"),
@@ -47,9 +47,9 @@ def all_tables(
     provenance: Mapping[str, Mapping[str, Any]],
     recorded: Mapping[str, dict[str, Any]],
 ) -> dict[str, str]:
-    """File names (without `.tex`) and the tables' LaTeX.
+    """Return the LaTeX of all tables by file name (without `.tex`).
 
-    `recorded`: summaries of other machines' results by name, for a column each.
+    `recorded`: summaries of other machines' results by name; each gets a column.
     """
     return {
         "verdicts": verdicts(judgements),
@@ -73,7 +73,7 @@ def all_tables(
 
 
 def verdicts(judgements: Sequence[Judgement]) -> str:
-    """Each claim, our evidence, the verdict."""
+    """The table of claims, each with our evidence and the verdict."""
     rows = [
         (
             one.source,
@@ -87,7 +87,7 @@ def verdicts(judgements: Sequence[Judgement]) -> str:
 
 
 def outcomes(judgements: Sequence[Judgement]) -> str:
-    """What to bear in mind for each claim, grouped by verdict."""
+    """The list of claims with their remarks, grouped by verdict."""
     lines = []
     for verdict in VERDICTS:
         group = [one for one in judgements if one.verdict == verdict]
@@ -124,7 +124,7 @@ def equal_bytes(summary: dict[str, Any]) -> str:
 
 
 def targets(summary: dict[str, Any]) -> str:
-    """What we set ourselves to reach, what was reached, and what a plain operation comes to."""
+    """Our targets, the values reached, and the values of plain operations."""
     measured = by_name(summary)
     rows = []
     for target in TARGETS:
@@ -227,7 +227,7 @@ def metrics(summary: dict[str, Any]) -> str:
 
 
 def metric_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """One row a metric: name, value, interval, n, the seed's and the paper's number."""
+    """One row per metric: name, value, interval, n, the seed's and the paper's number."""
     header = ("Metric", "Value", r"95\,\%", "n", "Seed", "Paper")
     rows = [
         (
@@ -271,7 +271,7 @@ def _published(name: str) -> str:
 
 
 def evidence(one: Judgement) -> str:
-    """The number a verdict rests on, with its interval, or that it was predicted."""
+    """The number that a verdict rests on, with its interval, marked if it was predicted."""
     if one.value is None:
         return ""
     interval = fmt.interval({"low": one.low, "high": one.high, "unit": one.unit})
@@ -280,7 +280,7 @@ def evidence(one: Judgement) -> str:
 
 
 def tabular(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with our rules; in several parts, each with the header, if longer than a page."""
+    """A table with our rules; if longer than a page, in several parts, each with the header."""
     parts = [rows[at : at + MAX_ROWS] for at in range(0, len(rows), MAX_ROWS)] or [rows]
     return "\n".join(_part(columns, header, part) for part in parts)
 

@@ -1,6 +1,6 @@
-"""What this project set itself to reach, and whether the median did; the interval is shown beside.
+"""The targets that this project set itself, and whether the median of each metric reaches them.
 
-These are nobody's published results, so they are no claims: those have verdicts (see `claims`).
+Nobody published them as results, so they are not claims, which have verdicts (see `claims`).
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ OUTCOMES: tuple[Outcome, ...] = ("met", "missed", "not measured")
 
 @dataclass(frozen=True)
 class Target:
-    """A metric and its limit: `most`, or `least` for what should be large.
+    """A metric and its limit: `most`, or `least` for a metric that should be large.
 
-    `plain` is the metric that says what a plain operation of the same run comes to.
+    `plain` is the metric of a plain operation in the same run, to compare with.
     """
 
     metric: str
@@ -25,13 +25,13 @@ class Target:
 
     @property
     def limit(self) -> float:
-        """The number to compare with."""
+        """Return the limit, whether `most` or `least`."""
         limit = self.most if self.most is not None else self.least
         assert limit is not None, self.metric
         return limit
 
     def outcome(self, measured: Mapping[str, dict[str, Any]]) -> Outcome:
-        """Whether the median of a metric (by name) reaches the limit."""
+        """Return whether the metric's median, found in `measured` by name, reaches the limit."""
         found = measured.get(self.metric)
         if found is None:
             return "not measured"

@@ -1,4 +1,4 @@
-"""A run's course drawn from its samples: recoveries phase by phase, training step by step."""
+"""The course of a run drawn from its samples: recoveries by phase, training by step."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ WIDTH_IN = 7.5
 
 
 def phases(data: Dataset, repeat: int = 0) -> pd.DataFrame:
-    """Seconds of each phase (columns) of one recovery of each method (rows), in their order."""
+    """The seconds of each phase (columns) of one recovery of each method (rows), in order."""
     table = data.select("recovery_time", "duration_s")
     table = table[(table.repeat == repeat) & table.phase.isin(style.PHASES)]
     if table.empty:
@@ -22,7 +22,7 @@ def phases(data: Dataset, repeat: int = 0) -> pd.DataFrame:
 
 
 def recovery(data: Dataset, repeat: int = 0) -> Figure:
-    """One recovery of each method on a common clock that starts with the kill."""
+    """Draw one recovery of each method on a common clock that starts with the kill."""
     style.apply()
     table = phases(data, repeat)
     figure = Figure(figsize=(WIDTH_IN, 0.8 + 0.4 * len(table)), layout="constrained")
@@ -42,7 +42,7 @@ def recovery(data: Dataset, repeat: int = 0) -> Figure:
 
 
 def training(data: Dataset) -> Figure:
-    """Loss by step for every training run, and each step's wait where it was recorded.
+    """Draw loss by step for every training run, and each step's wait if it was recorded.
 
     Raises `NotMeasured` rather than drawing an empty figure.
     """
