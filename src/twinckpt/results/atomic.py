@@ -10,7 +10,7 @@ from typing import TextIO
 
 @contextmanager
 def atomic_text(path: Path) -> Iterator[TextIO]:
-    """A text file that replaces `path` when the block ends, and vanishes if it raises."""
+    """Open a text file that replaces `path` when the block ends, and vanishes if it raises."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -1,4 +1,4 @@
-"""Events as JSON lines, one file a process, each line flushed as it is written.
+"""Events as JSON lines, one file per process, each line flushed as it is written.
 
 A process may be killed at any moment: whole lines survive, and `read_jsonl` leaves out the
 last one if it was cut off.
@@ -15,12 +15,12 @@ _TAIL_BYTES = 1 << 14
 
 
 def rank_log(run_dir: Path, rank: int) -> Path:
-    """Return where a rank logs what it does in a run."""
+    """Return the path of a rank's log in a run."""
     return run_dir / "ranks" / f"rank-{rank}.jsonl"
 
 
 class JsonLines:
-    """Appends events to `path`. One writer a file."""
+    """Appends events to `path`. Each file has one writer."""
 
     def __init__(self, path: Path) -> None:
         path = Path(path)
@@ -30,7 +30,7 @@ class JsonLines:
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with `monotonic_s` (comparable on one host) and `wall_s`.
 
-        A caller that took the time itself passes `monotonic_s` and it is kept.
+        A caller that took the time itself passes `monotonic_s`, which is kept.
         """
         record = {"event": event, "monotonic_s": time.monotonic(), "wall_s": time.time()} | fields
         self._file.write(json.dumps(record) + "\n")
@@ -53,7 +53,10 @@ class JsonLines:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All complete events of a file; raises `ValueError` for a broken line before the last."""
+    """Return all complete events of a file; raises `ValueError` for a broken line before the last.
+
+    A last line that was cut off is left out.
+    """
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     events = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last "\n" was cut off
@@ -67,9 +70,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def last_event(path: Path) -> dict[str, Any] | None:
-    """The last complete event of a file, None if there is none; costs the same however long it is.
+    """Return the last complete event of a file, or None; the cost does not grow with the file.
 
-    For who waits for an event beside a measurement, which reading whole files would disturb.
+    For waiting for an event during a measurement, which reading whole files would disturb.
     """
     try:
         with Path(path).open("rb") as file:

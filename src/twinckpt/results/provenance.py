@@ -31,10 +31,10 @@ def collect(
     extra: Mapping[str, Any] | None = None,
     source_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything to store beside a result. `config` is the resolved one (plain JSON types).
+    """Return all that is stored beside a result. `config` is resolved (plain JSON types).
 
-    `source_dir` is where git is asked; by default the directory of this package, or the
-    current one when the package is not inside a checkout.
+    git is asked in `source_dir`; by default in the directory of this package, or in the current
+    one if the package is not inside a checkout.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -50,12 +50,12 @@ def collect(
 
 
 def write_provenance(path: Path, provenance: Mapping[str, Any]) -> None:
-    """Write it as JSON, sorted and atomically."""
+    """Write a provenance as JSON, sorted and atomically."""
     write_text(Path(path), json.dumps(provenance, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Read it back; raises `ValueError` naming the file when it is not such a file."""
+    """Read a provenance; raises `ValueError` naming the file if it is not one."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -72,7 +72,7 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def git_state(source_dir: Path | None = None) -> dict[str, Any]:
-    """`commit` (null outside a checkout) and `dirty` (tracked files differ from it)."""
+    """Return `commit` (None outside a checkout) and `dirty` (tracked files differ from it)."""
     for directory in [source_dir] if source_dir else [Path(__file__).parent, Path.cwd()]:
         commit = _output(["git", "-C", str(directory), "rev-parse", "HEAD"])
         if commit:

@@ -1,7 +1,8 @@
-"""The sample: one measured value and what it was measured on. One CSV row each.
+"""The sample: one measured value and what it was measured on. Each is a row of a CSV file.
 
-Validation happens when reading as well as when writing, and an error names the file, the line
-and the column. It does not know which methods and metrics exist: experiments may add some.
+Samples are validated when they are read as well as when they are made, and an error of reading
+names the file, the line and the column. Names of methods and metrics are free: experiments may
+add some.
 """
 
 import csv

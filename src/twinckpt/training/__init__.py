@@ -1,1 +1,1 @@
-"""A real training to checkpoint: byte-level GPT, corpus, trainer, and the disk baseline."""
+"""A real training job to checkpoint: byte-level GPT, corpus, trainer, and the disk baseline."""

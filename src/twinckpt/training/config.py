@@ -1,6 +1,6 @@
 """Settings of a training run; Hydra fills them from conf/, a JSON file carries them to ranks.
 
-Plain mutable dataclasses: the one place that says what may be set, with its unit and limits.
+Plain mutable dataclasses: the only place that defines the settings, their units and limits.
 """
 
 import json
@@ -87,7 +87,7 @@ class TrainingConfig:
 
     @classmethod
     def read(cls, path: Path) -> "TrainingConfig":
-        """Read what `write` wrote."""
+        """Read a configuration that `write` wrote."""
         values: dict[str, Any] = json.loads(path.read_text())
         values["model"] = ModelConfig(**values["model"])
         values["data"] = DataConfig(**values["data"])
@@ -109,7 +109,7 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def some_of(name: str, values: list[str], choices: tuple[str, ...]) -> None:
-    """Raise ConfigurationError unless there are values, and all of them are of the choices."""
+    """Raise ConfigurationError unless there are values, and all of them are among the choices."""
     if not values:
         raise ConfigurationError(f"{name}=[]: at least one of {', '.join(choices)}")
     for value in values:

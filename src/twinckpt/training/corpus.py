@@ -26,7 +26,7 @@ class Corpus:
     def load(cls, config: DataConfig) -> "Corpus":
         """Map the configured file, or read the standard library's sources in path order.
 
-        A mapped file costs a restarted rank nothing before it is read, and memory once a host.
+        A mapped file costs a restarted rank nothing until it is read, and memory once per host.
         """
         if config.path:
             size = min(Path(config.path).stat().st_size, config.max_bytes)
@@ -42,7 +42,7 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 that names the bytes."""
+        """Return the SHA-256 of the bytes."""
         return hashlib.sha256(self.data.numpy().data).hexdigest()
 
     def write(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class DataPosition:
         return windows[:, :-1], windows[:, 1:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where this rank is in its data."""
+        """Return this rank's position in its data."""
         return {"num_batches": self.num_batches, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -80,7 +80,10 @@ class DataPosition:
 
 
 def _standard_library(max_bytes: int) -> bytes:
-    """Return the first sources in the order of their paths; the rest is not even listed."""
+    """Return the first sources in path order, at least `max_bytes` if there are so many.
+
+    Directories beyond that are not even listed.
+    """
     parts: list[bytes] = []
     size = 0
     for path in _python_files(Path(sysconfig.get_paths()["stdlib"])):

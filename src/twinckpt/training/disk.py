@@ -1,6 +1,6 @@
 """The baseline: each rank writes its whole state to a file with torch.save, and waits for it.
 
-The same bytes as the RAM checkpoint carries: parameters, both Adam moments, RNG, position.
+It writes the same state as the RAM checkpoint: parameters, both Adam moments, RNG, position.
 "Written" means in persistent storage: file and directory are fsynced.
 """
 
@@ -59,9 +59,9 @@ class DiskCheckpoint:
         return step
 
     def cool(self) -> bool:
-        """Let the next `restore` read from storage; return whether it will, for all that is known.
+        """Drop the newest step from the page cache; return whether `restore` should read storage.
 
-        A file system in memory has no other storage, and some keep what they are asked to forget.
+        It will not on a file system in memory, and some file systems keep pages all the same.
         """
         step = self.newest_common_step()
         if step is None:
@@ -97,10 +97,10 @@ def drop_from_page_cache(path: Path) -> None:
 
 
 def is_cached(path: Path) -> bool:
-    """Whether any page of a file is in the page cache; looking brings none into it."""
+    """Return whether any page of a file is in the page cache; this brings none into it."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
         start = ctypes.c_ubyte.from_buffer(mapped)
         failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
-        del start  # or the mapping could not be closed
+        del start  # else the mapping could not be closed
         return bool(failed) or any(page & 1 for page in pages)

@@ -1,7 +1,7 @@
 """`python -m twinckpt.training.run CONFIG.json`: one rank of a training run, under torchrun.
 
-Logs to `$TWINCKPT_RUN_DIR/ranks/rank-R.jsonl`: when imports were done, the group formed, the
-state restored; loss and times of every step; and at the end a fingerprint of all state.
+Logs to `$TWINCKPT_RUN_DIR/ranks/rank-R.jsonl` when imports were done, the process group formed and
+the state restored, the loss and times of every step, and at the end a fingerprint of all state.
 """
 
 import math

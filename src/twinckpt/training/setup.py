@@ -1,4 +1,4 @@
-"""Building what is trained: process group, sharded model, optimizer, data; deterministic."""
+"""Building a deterministic training: process group, sharded model, optimizer, data."""
 
 import os
 import random
@@ -44,7 +44,7 @@ class Training:
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Write the first weights, where `build` has left them out and nothing was restored."""
+        """Write the initial weights, if `build` has left them out and nothing was restored."""
         torch.manual_seed(self.config.seed)
         first = GPT(self.config.model)
         for live, value in zip(self.module.parameters(), first.parameters(), strict=True):
@@ -69,10 +69,13 @@ class Training:
 
 
 def join_process_group(config: TrainingConfig) -> torch.device:
-    """Set up this process and its group (gloo, or NCCL where there is a GPU)."""
+    """Set up this process and its process group; return its device.
+
+    The group uses gloo on CPUs; on GPUs see `gpu_and_backend`.
+    """
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True)
-    # Nothing here reads what it has not written, and filling all new memory takes time.
+    # Nothing here reads uninitialized memory, and filling all new memory takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -86,10 +89,10 @@ def join_process_group(config: TrainingConfig) -> torch.device:
 
 
 def gpu_and_backend(environment: Mapping[str, str], num_gpus: int) -> tuple[int, str]:
-    """Return this rank's GPU and the backend to talk with.
+    """Return the index of this rank's GPU, and the backend: NCCL, or gloo if ranks share a GPU.
 
-    Emulated machines share one host's GPUs, so there the job's rank decides. NCCL refuses two
-    ranks on one GPU; gloo carries CUDA tensors too.
+    Emulated machines share one host's GPUs, so the job's rank decides there instead of the local
+    one. NCCL refuses two ranks on one GPU; gloo carries CUDA tensors too.
     """
     prefix = "" if "TWINCKPT_ONE_HOST" in environment else "LOCAL_"
     rank, ranks_on_host = (int(environment[prefix + name]) for name in ("RANK", "WORLD_SIZE"))
@@ -97,7 +100,7 @@ def gpu_and_backend(environment: Mapping[str, str], num_gpus: int) -> tuple[int,
 
 
 class _WithoutWeights(TorchFunctionMode):
-    """Modules made within have memory for their weights, but nothing in it."""
+    """Leaves the weights of modules made in this context uninitialized."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -110,8 +113,8 @@ class _WithoutWeights(TorchFunctionMode):
 def build(config: TrainingConfig, device: torch.device, *, empty: bool = False) -> Training:
     """Build model, optimizer and data; the same on every run with the same seed.
 
-    With `empty` the weights are to come from a checkpoint, or else from `initialise`: a rank
-    that restarts does not compute what it overwrites.
+    With `empty` the weights must come from a checkpoint, or else from `initialise`: a rank that
+    restarts does not compute weights that it would overwrite.
     """
     rank = dist.get_rank()
     torch.manual_seed(config.seed)
@@ -124,8 +127,8 @@ def build(config: TrainingConfig, device: torch.device, *, empty: bool = False) 
         fully_shard(module, mesh=mesh)
         model: torch.nn.Module = module
     else:
-        # By default DDP regroups gradients after the first step of a process, and so sums them
-        # in another order than a process that goes on: equal steps would differ in bits.
+        # By default DDP regroups gradients after the first step of a process. A restarted process
+        # would then sum them in another order than one that went on: equal steps would differ.
         bucket_mib = config.ddp_bucket_bytes / 2**20
         model = DistributedDataParallel(
             module, find_unused_parameters=True, bucket_cap_mb=bucket_mib
@@ -139,7 +142,7 @@ def build(config: TrainingConfig, device: torch.device, *, empty: bool = False) 
 
 
 def _seed(config: TrainingConfig, rank: int) -> None:
-    """Let every rank draw numbers of its own from here on."""
+    """Seed all generators so that every rank draws its own random numbers from here on."""
     seed = config.seed * 1_000_003 + rank
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -147,10 +150,10 @@ def _seed(config: TrainingConfig, rank: int) -> None:
 
 
 def _parameters_by_block(module: GPT) -> Iterator[list[torch.nn.Parameter]]:
-    """Return the parameters of each block, and then all others.
+    """Yield the parameters of each block, and then all others.
 
-    How a fused step is sharded, DTensor works out anew for every list of tensors: a third of a
-    second for all of them, once a process. Blocks are alike, so one answer does for all.
+    DTensor works out anew for every list of tensors how a fused step is sharded. For all parameters
+    at once that takes a third of a second per process; blocks are alike, so they share one answer.
     """
     seen: set[torch.nn.Parameter] = set()
     for block in module.blocks:
