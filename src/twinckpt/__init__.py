@@ -2,9 +2,9 @@
 
     from twinckpt import Checkpointer
 
-General layout, each layer importing only those before it: `core` decides (pure), `memory`
+General layout, with each layer importing only earlier ones: `core` decides (pure), `memory`
 holds bytes, `net` moves them, `agents` are the processes, `checkpointer` is what a training
-loop imports; around them `simulation`, `training`, `experiments` and `analysis`.
+loop imports; around them are `simulation`, `training`, `experiments` and `analysis`.
 """
 
 from importlib import import_module

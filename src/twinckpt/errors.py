@@ -14,7 +14,7 @@ class UnsupportedStateError(TwinckptError, TypeError):
 
 
 class OutOfMemoryError(TwinckptError, MemoryError):
-    """The slots do not fit; the message says what was needed and what is there."""
+    """The slots do not fit into memory; the message says what is needed and what is available."""
 
 
 class DamagedCopyError(TwinckptError):

@@ -1,8 +1,8 @@
-"""Where the ranks of a generation meet: a warm parent listens there before anybody is told.
+"""The address where the ranks of a generation meet: a warm parent listens before it offers it.
 
-torch's store client that is refused tries again after half a second, and four ranks that are
-forked at once are refused as often as not. So the parent listens when it offers the address, and
-its child serves, as soon as it is rank 0, what has queued up meanwhile.
+A client of torch's store that is refused tries again after half a second, and of four ranks forked
+at once, some are refused about half of the time. So the parent listens from the moment it offers
+the address, and its child, if it becomes rank 0, serves the connections that have queued up.
 """
 
 import os
@@ -16,7 +16,7 @@ _BACKLOG = 4096
 
 
 class MeetingPoint:
-    """An address that is listened at, and a store that is served there once it is needed."""
+    """A listening address, at which a store is served once it is needed."""
 
     def __init__(self, host: str) -> None:
         # All addresses, as torch's own store does: `host` is how others see this machine.
@@ -29,20 +29,20 @@ class MeetingPoint:
 
     @property
     def endpoint(self) -> str:
-        """The address that others are told, HOST:PORT."""
+        """Return the address to tell other machines, HOST:PORT."""
         return f"{self._host}:{self._port}"
 
     def serve(self) -> "TCPStore | None":
-        """Serve the store if this process is the one that the others are going to meet.
+        """Serve the store if the ranks meet at this process; return it, or None if elsewhere.
 
-        Called in a fresh child. It serves for as long as what is returned is referred to, and
-        `init_process_group` finds it. None: they meet elsewhere.
+        Called in a fresh child. The store serves as long as the returned object is referred to,
+        and `init_process_group` finds it.
         """
         environment = os.environ
         if f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}" != self.endpoint:
             self.close()
             return None
-        from torch.distributed import TCPStore  # imported long since; but not by all who fork
+        from torch.distributed import TCPStore  # not every parent has it imported
 
         return TCPStore(
             self._host,
@@ -55,5 +55,5 @@ class MeetingPoint:
         )
 
     def close(self) -> None:
-        """Listen no longer in this process."""
+        """Stop listening in this process."""
         self._socket.close()

@@ -40,7 +40,7 @@ from twinckpt.net.secret import load_secret
 
 logger = logging.getLogger("twinckpt.run")
 
-# What building and sharding a model imports lazily; a forked child should find it done.
+# Modules that building and sharding a model import lazily; a forked child should find them loaded.
 _PRELOADED = (
     "torch",
     "torch._dynamo",
@@ -53,7 +53,7 @@ _PRELOADED = (
 _FIRST_BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.5, 30.0
 _PR_SET_PDEATHSIG = 1
 _CANNOT_OPEN = 2  # Python's own exit status
-# Signals that are meant for the training process, with what it does by default.
+# Signals that are meant for the training process, with its default handlers.
 _FORWARDED: dict[signal.Signals, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
@@ -79,7 +79,7 @@ class WarmParent:
         self._meeting: MeetingPoint | None = None
 
     def run(self) -> int:
-        """Return the exit code that torchrun should see; below 0: end by that signal."""
+        """Fork until the job ends; return torchrun's exit code (below 0: end by that signal)."""
         for number in _FORWARDED:
             signal.signal(number, self._on_signal)
         self._link.send(WarmHello(self._local_rank, self._local_world_size))
@@ -114,7 +114,7 @@ class WarmParent:
         sys.stderr.flush()
         child = os.fork()
         with contextlib.suppress(OSError):
-            os.setpgid(child, child)  # whichever of the two comes first
+            os.setpgid(child, child)  # both processes call it: either may come first
         if child:
             if self._meeting is not None:
                 self._meeting.close()
@@ -143,7 +143,7 @@ class WarmParent:
                 received = self._link.receive(0.0)
                 if received is not None and isinstance(received[0], LauncherBroken):
                     self._given_up = received[0].is_final
-                    if not self._ending_signal:  # else it keeps the time that torchrun gives it
+                    if not self._ending_signal:  # else it keeps torchrun's grace period
                         os.killpg(self._child, signal.SIGKILL)
                         self._reap_child()
                         return None
@@ -155,11 +155,11 @@ class WarmParent:
         status = os.waitpid(child, 0)[1]
         if status:
             with contextlib.suppress(OSError):
-                os.killpg(child, signal.SIGKILL)  # data loaders that it has left behind
+                os.killpg(child, signal.SIGKILL)  # data loaders that the child left behind
         return os.waitstatus_to_exitcode(status)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        """Pass a signal on to the child, or end by it; an ending one allows no further child."""
+        """Pass a signal on to the child, or end by it; after an ending one no child is forked."""
         if number in _ENDING:
             self._ending_signal = number
         if self._child:
@@ -195,7 +195,7 @@ class WarmParent:
                 return True
 
     def _set_environment(self, formed: LauncherFormed) -> None:
-        """Set what torchrun sets for a rank, for its place in this generation."""
+        """Set the variables that torchrun sets for a rank, for its place in this generation."""
         rank = formed.index * self._local_world_size + self._local_rank
         world_size = formed.num_machines * self._local_world_size
         host, port = formed.master_endpoint.rsplit(":", 1)
@@ -218,7 +218,7 @@ class WarmParent:
 
 
 def main() -> int:
-    """Preload, then fork and watch; or run the script here where that cannot work."""
+    """Preload, then fork and watch the script; run it in this process if forking cannot work."""
     arguments = _parse(sys.argv[1:])
     if "TWINCKPT_AGENT" not in os.environ:
         _run_without_fork(arguments, "twinckpt.run needs torchrun --rdzv-backend=twinckpt")
@@ -236,7 +236,7 @@ def main() -> int:
         _run_without_fork(arguments, "a preloaded module started threads, which no fork has")
     if sys.modules["torch"].cuda.is_initialized():
         _run_without_fork(arguments, "a preloaded module uses CUDA, which no fork can go on with")
-    # What was imported is never garbage: a child that searched it would copy every page of it.
+    # Imported objects are never garbage: a collection in a child would copy all of their pages.
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -252,7 +252,7 @@ def main() -> int:
 
 
 def _run_without_fork(arguments: argparse.Namespace, reason: str) -> NoReturn:
-    """Run the program in this process, and say why; a spare has nothing to run yet."""
+    """Run the program in this process and log why; a spare has nothing to run yet: it exits."""
     if os.environ.get("TWINCKPT_STANDBY"):
         logger.error("%s: this spare stands by cold, after one restart by torchrun", reason)
         sys.exit(1)
@@ -269,7 +269,7 @@ def _run_script(arguments: argparse.Namespace, held: object = None) -> NoReturn:
     try:
         main = _fresh_main()
         if arguments.module:
-            # What `python -m` calls: run_module's `__main__` would be gone before exit handlers.
+            # As `python -m` does: run_module's `__main__` would be gone before exit handlers run.
             runpy._run_module_as_main(arguments.program)  # type: ignore[attr-defined]
         else:
             path = os.path.abspath(arguments.program)
@@ -285,9 +285,9 @@ def _run_script(arguments: argparse.Namespace, held: object = None) -> NoReturn:
 
 
 def _fresh_main() -> types.ModuleType:
-    """Make an empty `__main__`, which spawned processes and pickles can find again.
+    """Return a new, empty `__main__` that spawned processes and pickles can find.
 
-    What a spawned process sends back is of `__mp_main__`, which is the same module here.
+    Objects that a spawned process sends back name `__mp_main__`, which is the same module here.
     """
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
@@ -295,7 +295,7 @@ def _fresh_main() -> types.ModuleType:
 
 
 def _run_file(path: str, main: types.ModuleType) -> None:
-    """Run a script as the interpreter does, by its absolute path: it may change directory."""
+    """Run a script as the interpreter does, by its absolute path, as it may change directory."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -309,7 +309,7 @@ def _run_file(path: str, main: types.ModuleType) -> None:
 
 
 def _traceback_of_user(error: BaseException) -> types.TracebackType | None:
-    """Return a traceback without the frames that lead from here to the user's program."""
+    """Return the error's traceback without the frames that lead to the user's program."""
     traceback = error.__traceback__
     ours = (__file__, runpy.__file__, f"<frozen {runpy.__name__}>")
     while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
@@ -343,7 +343,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # Not basicConfig: the program's own would do nothing then.
+    # Not basicConfig: after it, the user program's own basicConfig would do nothing.
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     logger.addHandler(handler)
