@@ -1,7 +1,7 @@
 # From measurements to the report. `snakemake --cores all`, or with --config:
 #   scale=quick|laptop|full|gpu1|gpu4   how long to measure, and the model
-#   name=NAME                      keep the results of a variant beside the default ones
-#   overrides="KEY=VALUE …"        any setting below conf/, as on an experiment's command line
+#   name=NAME                           keep the results of a variant beside the default ones
+#   overrides="KEY=VALUE …"             any setting in conf/, as on an experiment's command line
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -18,7 +18,7 @@ include: "workflow/rules/peers.smk"
 include: "workflow/rules/on_request.smk"
 
 
-# On a cluster only measurements are worth a job.
+# On a cluster, only measurements are worth a job of their own.
 localrules:
     all,
     peers_packages,

@@ -12,11 +12,11 @@ RESULTS = SETTINGS.results
 LOGS = RESULTS / "logs"
 SUFFIX = document_suffix()
 PEERS = ".peers"
-# What was measured by name belongs to the results from then on.
+# Experiments on request belong to the results once they have been measured.
 MEASURED = (*EXPERIMENTS, *(x for x in ON_REQUEST if (RESULTS / x / "samples.csv").exists()))
 
 
-# Notebooks about all experiments, or about none.
+# Notebooks that belong to no single experiment.
 OVERVIEWS = ("explore", "plan")
 
 

@@ -1,4 +1,4 @@
-# Measurements take every core, so that nothing of this workflow runs beside them; none is tried twice.
+# A measurement takes every core, so that no other job runs beside it; none is retried.
 rule measure:
     input:
         sources(*MEASURED_LAYERS),

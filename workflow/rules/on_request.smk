@@ -1,5 +1,5 @@
-# What is measured by name only: `snakemake --cores all soak`. The summary takes in whatever was
-# measured; so does the next run of the whole workflow.
+# Experiments that run only if they are named: `snakemake --cores all soak`. The summary includes
+# all that was measured; so does the next run of the whole workflow.
 for requested in ON_REQUEST:
 
     rule:

@@ -1,4 +1,4 @@
-# What users could take instead, measured beside us: `snakemake --cores all peers`. Their packages
+# Alternatives to this library, measured beside it: `snakemake --cores all peers`. Their packages
 # lie in a directory of their own, which only the ranks of this measurement see.
 rule peers_packages:
     input:

@@ -1,4 +1,4 @@
-# The report and the slides: LaTeX where an engine is found, the same content as HTML elsewhere.
+# The report and the slides: PDF if a TeX engine is found, otherwise the same content as HTML.
 rule report:
     input:
         RESULTS / "summary.json",
