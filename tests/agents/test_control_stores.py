@@ -1,4 +1,4 @@
-"""Both control stores elect one root that all follow; etcd's does so again when that is gone."""
+"""Both control stores elect one root that all follow; etcd elects another when that is gone."""
 
 import base64
 import os
@@ -58,14 +58,14 @@ def test_followers_find_the_root_that_is_elected(endpoint):
 
 
 def test_what_a_root_says_is_sent_at_once(endpoint):
-    """Or each message would wait until the one before is acknowledged, 40 ms by default."""
+    """Otherwise each message would wait for the previous acknowledgement: 40 ms by default."""
     listener = open_store(endpoint).campaign(HOST).listener
     with socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_while_a_root_lives_no_other_is_elected(endpoint):
-    """However often somebody tries."""
+    """However often another candidate tries."""
     leadership = open_store(endpoint).campaign(HOST)
     hold(leadership)
     candidate = open_store(endpoint)
@@ -250,7 +250,7 @@ def test_a_frozen_member_delays_but_does_not_stop(three_etcds):
 
 
 def test_a_launcher_is_told_at_once_of_a_port_that_another_program_has():
-    """It does not listen there, as one end of a connection: nobody answers, for half a minute."""
+    """Bound but not listened at, as one end of a connection: nothing answers for half a minute."""
     with socket.socket() as held:
         held.bind((HOST, 0))
         port = held.getsockname()[1]
@@ -266,7 +266,7 @@ def test_a_launcher_is_told_at_once_that_no_etcd_answers():
 
 
 def test_a_candidate_that_dies_is_replaced(in_etcd, monkeypatch, until):
-    """Or a job whose roots are killed one after the other would run out of them."""
+    """Otherwise a job whose roots are killed one after the other would run out of candidates."""
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     endpoint, _, job = in_etcd.rpartition("/")
     candidate = RootCandidate(JobSettings(), endpoint, job)
@@ -385,5 +385,5 @@ def test_a_root_and_its_followers_go_on_once_etcd_refuses_them_no_more(
 
 
 def test_a_password_is_in_no_message():
-    """What is printed of an object gets into logs."""
+    """Printed objects end up in logs."""
     assert "wonderland" not in repr(Access(user="alice", password="wonderland"))

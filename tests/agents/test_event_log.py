@@ -28,7 +28,7 @@ def test_events_are_appended_to_what_a_former_agent_wrote(tmp_path):
 
 
 def test_a_line_that_was_cut_off_does_not_spoil_those_of_the_next_agent(tmp_path):
-    """A full disk: no command could read the log any more."""
+    """As on a full disk: no command could read the log any more."""
     path = tmp_path / "root.jsonl"
     EventLog(str(path), agent="root").write("formed", {"generation": 1})
     with path.open("a") as file:
@@ -38,7 +38,7 @@ def test_a_line_that_was_cut_off_does_not_spoil_those_of_the_next_agent(tmp_path
 
 
 def test_a_log_has_a_limit_and_the_events_before_the_newest_are_kept_beside_it(tmp_path):
-    """Or it would fill the disk in the end."""
+    """Otherwise it would fill the disk in the end."""
     path = tmp_path / "root.jsonl"
     log = EventLog(str(path), max_bytes=1000, agent="root")
     for generation in range(50):
@@ -69,7 +69,7 @@ def test_a_log_that_cannot_be_written_is_given_up_with_a_warning(tmp_path, caplo
 
 
 def test_a_log_can_be_read_while_it_is_written(tmp_path):
-    """From before there is one; the last line counts once it is whole."""
+    """A reader may start before the file exists; the last line counts once it is whole."""
     path = tmp_path / "root.jsonl"
     reader = EventReader(path)
     assert reader.events == []

@@ -88,7 +88,7 @@ def test_a_secret_that_is_too_short_is_told_before_any_agent_starts(monkeypatch)
 
 
 def test_a_misspelt_variable_is_refused(monkeypatch):
-    """It would change nothing, and nobody would know."""
+    """Otherwise it would silently change nothing."""
     monkeypatch.setenv("TWINCKPT_REPLICA", "3")
     with pytest.raises(
         ConfigurationError, match=r"TWINCKPT_REPLICA='3': .*is it TWINCKPT_REPLICAS"
@@ -111,7 +111,7 @@ def test_a_variable_of_ours_that_is_no_setting_is_not_taken_for_a_misspelt_one(m
 
 
 def test_a_secret_that_cannot_be_made_is_said(monkeypatch):
-    """No home to keep it in."""
+    """There is no home directory to keep it in."""
     monkeypatch.delenv("TWINCKPT_SECRET", raising=False)
     monkeypatch.delenv("TWINCKPT_SECRET_FILE", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/nowhere")

@@ -16,7 +16,7 @@ class InterruptedCluster(LocalCluster):
 
 @pytest.mark.cluster
 def test_one_that_is_interrupted_while_it_starts_ends_what_it_has_started(tmp_path):
-    """Nobody else would: a `with` statement ends what it has entered."""
+    """Nothing else would: a `with` statement only ends what it has entered."""
     cluster = InterruptedCluster(ClusterConfig(2), ["--no-python", "sleep", "600"], tmp_path)
     with pytest.raises(KeyboardInterrupt), cluster:
         pass

@@ -33,7 +33,7 @@ def test_a_machine_whose_agent_has_died_as_it_joins_again_starts_another(machine
 
 
 def test_machines_that_were_told_different_numbers_of_ranks_end_and_say_so():
-    """Their ranks would have waited for each other until torch gave up."""
+    """Otherwise their ranks would wait for each other until torch gives up."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--rdzv-id=job"]
     command += ["--rdzv-backend=twinckpt", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     launchers = [

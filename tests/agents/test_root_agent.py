@@ -1,4 +1,4 @@
-"""The root agent's process, in this one."""
+"""The root agent, run in this process."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from twinckpt.core.root import Root
 
 
 def test_a_root_with_a_defect_ends_so_that_another_takes_its_place(monkeypatch):
-    """It went on, and missed no machine that fell silent."""
+    """It used to go on without noticing machines that fell silent."""
     monkeypatch.setattr(Root, "tick", lambda self, now_s: 1 / 0)
     leadership = EmbeddedStore("127.0.0.1", 0).campaign("")
     agent = RootAgent(RootAgentConfig("127.0.0.1", 0), b"s" * 32, leadership)

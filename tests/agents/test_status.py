@@ -84,7 +84,7 @@ def test_status_as_json_has_every_fact(capsys):
 
 @pytest.mark.usefixtures("as_job")
 def test_of_several_jobs_on_this_machine_one_has_to_be_named(job, capsys):
-    """They share the user's secret file, say; one taken by chance would mislead."""
+    """They share the user's secret file, say; choosing one at random would mislead."""
     environment = {**job, "TWINCKPT_METRICS_PORT": "0"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", JOB], env=environment, **pipes) as other:
@@ -257,7 +257,7 @@ def test_a_machine_with_other_settings_is_named(monkeypatch):
 
 @pytest.mark.parametrize(("run_id", "is_refused"), [("two", True), ("one", False), ("none", False)])
 def test_a_machine_of_another_job_is_refused(run_id, is_refused, monkeypatch):
-    """Or it would wait for the end of that job, or train along where machines may join."""
+    """Otherwise it would wait for the end of that job, or join it where machines may join."""
     monkeypatch.setenv("TWINCKPT_SECRET", "s" * 32)
     port = free_port()
     config = to_json(RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),), run_id="one"))
@@ -280,7 +280,7 @@ def test_a_machine_of_another_job_is_refused(run_id, is_refused, monkeypatch):
 
 
 def test_a_machine_whose_root_does_not_hold_its_secret_ends():
-    """It cannot get better: another job has the port, or this machine another secret."""
+    """Waiting cannot help: another job has the port, or this machine has another secret."""
     port = free_port()
     config = RootAgentConfig("127.0.0.1", port, watched=(os.getpid(),))
     with start_root_agent(config, b"s" * 32) as root:

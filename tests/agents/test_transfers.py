@@ -29,7 +29,7 @@ def checkpoints():
 def test_storage_that_fails_is_told_once_and_again_only_after_it_worked(
     checkpoints, tmp_path, caplog
 ):
-    """Every drained step had a line of its own; what else goes wrong is told too."""
+    """Every drained step used to log a line of its own; other errors are logged as well."""
     directory = tmp_path / "drained"
     drain = StepDrain(
         checkpoints, WorkerAgentConfig("m", "s", "h", 1, drain_directory=str(directory))
@@ -62,7 +62,7 @@ def test_storage_that_fails_is_told_once_and_again_only_after_it_worked(
 
 
 def test_a_step_is_drained_though_an_older_one_cannot_be_removed(checkpoints, tmp_path, caplog):
-    """It counted as failed, as all after it did, and none that was too old went any more."""
+    """It and all later ones used to count as failed, and no step that was too old was removed."""
     config = WorkerAgentConfig("m", "s", "h", 1, drain_directory=str(tmp_path), drain_keep=1)
     drain = StepDrain(checkpoints, config)
     step_directory(tmp_path, 0).touch()  # a user's file, say

@@ -40,7 +40,7 @@ def agent(tmp_path):
 
 
 def test_a_connection_that_fails_leaves_no_descriptor_behind(agent):
-    """Who waits for an agent tries fifty times a second."""
+    """A process that waits for an agent tries fifty times a second."""
     connect_to_agent(agent, SECRET).close()
     before = open_descriptors()
     with pytest.raises(AuthenticationError):

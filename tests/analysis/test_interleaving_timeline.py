@@ -1,4 +1,4 @@
-"""The timeline of one iteration shows what its samples say."""
+"""The timeline of one iteration shows its samples."""
 
 from twinckpt.analysis import interleaving
 from twinckpt.analysis.dataset import Dataset

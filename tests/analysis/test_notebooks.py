@@ -18,7 +18,7 @@ SOURCES = sorted((NOTEBOOKS / "src").glob("*.py"))
 
 
 def is_code(cell: nbformat.NotebookNode) -> bool:
-    """Whether a cell is to be run."""
+    """Return whether a cell is to be run."""
     return cell.cell_type == "code"
 
 

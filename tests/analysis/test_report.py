@@ -140,7 +140,7 @@ def test_documents_compile_with_the_engine_that_is_there(analysed: Path, tmp_pat
 def test_no_page_of_the_documents_holds_more_than_it_can(
     analysed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every experiment that there is: a long table below figures ran over a page's end."""
+    """With every experiment there is: a long table below figures used to overrun a page."""
     engine = find_engine()
     if engine == "none":
         pytest.skip("needs a TeX engine")
@@ -192,7 +192,7 @@ def test_an_experiment_joins_the_report_by_having_results(analysed: Path, tmp_pa
 def test_the_report_says_how_often_there_was_a_checkpoint(
     analysed: Path, tmp_path: Path, every: int, says: str
 ) -> None:
-    """Of what its cost was measured with."""
+    """The interval is that with which the cost was measured."""
     path = analysed / "throughput" / "provenance.json"
     write_provenance(path, read_provenance(path) | {"config": {"checkpoint": {"every": every}}})
     (page, _) = report.build(analysed, SOURCE, tmp_path, "none")

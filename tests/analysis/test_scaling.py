@@ -1,4 +1,4 @@
-"""Growth with ranks and state, fitted from samples whose growth the test chose."""
+"""Growth with ranks and state, fitted to samples whose growth the test chooses."""
 
 import pytest
 

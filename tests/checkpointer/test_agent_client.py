@@ -67,7 +67,7 @@ def test_what_came_for_a_restore_that_failed_is_no_answer_to_the_next(
 
 
 def test_a_copy_that_is_given_up_while_it_arrives_is_an_error(conversation, slot, seal):
-    """And what came instead is the next answer."""
+    """The answer that came instead is the next one."""
     client, agent = conversation
     answer_to_request(conversation, local.RestoreArriving(seal, slot.capacity_bytes), slot)
     say(agent, local.RestoreDrained("/shared", 7))

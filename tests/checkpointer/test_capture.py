@@ -50,7 +50,7 @@ def test_a_tensor_that_changes_while_it_stays_the_same_object(
 
 
 def test_a_result_that_becomes_a_leaf_is_noticed() -> None:
-    """As a hidden state between two pieces of a sequence: it came back as one without gradients."""
+    """As a hidden state between two pieces of a sequence: it used to return without gradients."""
     hidden = torch.randn(3, requires_grad=True) * 2
     state = {"part": {"hidden": hidden}}
     capture = Capture()
@@ -83,7 +83,7 @@ def test_a_nan_that_becomes_another_one_is_noticed() -> None:
 
 @pytest.mark.parametrize("path", [("progress",), ("model", "bias"), ("model", "norms")])
 def test_what_is_gone_is_gone(path: tuple[str, ...]) -> None:
-    """Where nothing else changes, too."""
+    """Even if nothing else changes."""
     shared = torch.randn(3)
     state = {
         "progress": {"weight": shared},
@@ -100,7 +100,7 @@ def test_what_is_gone_is_gone(path: tuple[str, ...]) -> None:
 
 
 def test_values_that_move_from_one_container_into_another_are_noticed() -> None:
-    """The same values in the same order: what had been saved before was saved again."""
+    """With the same values in the same order, the older structure used to be saved again."""
     state = {"log": ["s", [{}, "a", {"b": 1}, 2]]}
     capture = Capture()
     capture(state)

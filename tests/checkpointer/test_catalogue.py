@@ -47,7 +47,7 @@ def test_memory_that_is_shared_is_stored_once_and_stays_shared():
 
 @pytest.mark.parametrize("names", [("model", "optimizer", "x"), ("x", "optimizer", "model")])
 def test_what_is_new_shares_the_memory_of_what_it_was_in_a_module(names):
-    """As a list of weights that training makes: it came back as a copy, which nothing trained."""
+    """As a list of weights that training makes: it used to come back as an untrained copy."""
 
     def build():
         model = torch.nn.Linear(2, 2)
@@ -70,7 +70,7 @@ def test_what_is_new_shares_the_memory_of_what_it_was_in_a_module(names):
 
 
 def test_a_parameter_goes_on_being_trained_where_what_was_detached_from_it_was_saved():
-    """In a list that begins with the parameters themselves: the model was frozen, in silence."""
+    """In a list that begins with the parameters themselves: the model used to be frozen."""
     saved, fresh = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     into = {"model": fresh, "seen": [fresh.weight]}
     restored(slot_of({"model": saved, "seen": [saved.weight.detach()]}), into)
@@ -88,14 +88,14 @@ def test_an_array_that_is_new_is_the_live_one_that_it_was():
 
 
 def test_numpys_keys_have_short_names():
-    """As those of `Counter(labels)`: each name was longer than the one before, for minutes."""
+    """As those of `Counter(labels)`: each name used to be longer than the last, for minutes."""
     names = TrainingState({"counts": Counter(np.arange(500))}).capture().tensors
     assert max(map(len, names)) == len("the key 499 of counts")
 
 
 @pytest.mark.parametrize("order", [("p", "data"), ("data", "p")])
 def test_a_parameter_and_what_is_detached_from_it_are_made_as_the_two_that_they_were(order):
-    """In one memory: both came back as whichever was first."""
+    """They share memory: both used to come back as whichever was first."""
     parameter = torch.nn.Parameter(torch.rand(3))
     state = {"p": parameter, "data": parameter.detach()}
     fresh = {"x": {}}
@@ -111,7 +111,7 @@ def test_two_parts_that_end_up_with_one_name_are_refused():
 
 
 def test_a_container_of_parts_that_contains_itself_is_refused():
-    """It ended in a RecursionError."""
+    """It used to end in a RecursionError."""
     parts = {"model": torch.nn.Linear(1, 1)}
     parts["all"] = parts
     with pytest.raises(ConfigurationError, match="contains itself"):
@@ -120,7 +120,7 @@ def test_a_container_of_parts_that_contains_itself_is_refused():
 
 @pytest.mark.parametrize("kind", ["Parameter", "Linear"])
 def test_a_part_whose_key_is_an_object_is_refused_before_anything_is_saved(kind):
-    """As an optimizer for each parameter: its name had the values, and no restore found it."""
+    """As an optimizer for each parameter: its name held values, and no restore would find it."""
     model = torch.nn.Linear(1, 1)
     key = model.weight if kind == "Parameter" else model
     optimizers = {key: torch.optim.SGD([model.weight])}
@@ -129,7 +129,7 @@ def test_a_part_whose_key_is_an_object_is_refused_before_anything_is_saved(kind)
 
 
 def test_a_plain_value_beside_a_part_in_a_tuple_is_refused_before_anything_is_saved():
-    """It was saved, and every restore failed."""
+    """It used to be saved, and every restore failed."""
     with pytest.raises(ConfigurationError, match=r"train\.1 is a int in a tuple"):
         TrainingState({"train": (torch.nn.Linear(1, 1), 5)})
     state = {"train": (torch.nn.Linear(1, 1), {"epoch": 5}, torch.rand(2))}
@@ -146,7 +146,7 @@ def test_a_part_that_joins_a_nested_container_later_is_saved_too():
 
 @pytest.mark.parametrize("name", ["$", 7, "\ud83d\ude00"])
 def test_a_part_that_joins_under_a_name_that_json_does_not_keep_is_refused(name):
-    """It was saved, and no restore could read the checkpoint."""
+    """It used to be saved, and no restore could read the checkpoint."""
     state = {"model": torch.nn.Linear(1, 1)}
     training = TrainingState(state)
     state[name] = torch.nn.Linear(1, 1)
@@ -178,7 +178,7 @@ def test_parts_are_found_in_containers_of_every_type():
 
 
 def test_a_nested_container_that_is_replaced_is_saved_as_it_is_now():
-    """The old one's model was saved from then on, in silence."""
+    """The old one's model used to be saved silently from then on."""
     state = {"train": {"model": torch.nn.Linear(1, 1), "epoch": 1}}
     training = TrainingState(state)
     training.capture()
@@ -189,7 +189,7 @@ def test_a_nested_container_that_is_replaced_is_saved_as_it_is_now():
 
 @pytest.mark.parametrize("container", [[], [1], {"models": []}])
 def test_a_container_of_plain_values_may_get_a_part_later(container):
-    """As a list of models that grows; each later save failed."""
+    """As a list of models that grows; each later save used to fail."""
     state = {"progress": container}
     training = TrainingState(state)
     training.capture()
@@ -210,7 +210,7 @@ def test_a_tensor_that_is_a_part_takes_another_shape_and_type(live):
 
 @pytest.mark.parametrize("live", [torch.zeros(5), torch.zeros(3, dtype=torch.int64)])
 def test_a_tensor_that_is_a_part_is_trained_if_it_was(live):
-    """One of another shape or type came back as one that nothing trains, or not at all."""
+    """One of another shape or type used to come back untrained, or not at all."""
     saved, trained = torch.rand(3), torch.rand(3, requires_grad=True)
     restored(slot_of({"x": trained}), {"x": live})
     assert_same(trained, live)
@@ -221,7 +221,7 @@ def test_a_tensor_that_is_a_part_is_trained_if_it_was(live):
 
 @pytest.mark.parametrize("names", [("part", "other"), ("other", "part")])
 def test_a_tensor_that_is_a_part_leaves_alone_what_it_is_elsewhere(names):
-    """It took the shape of the one that it was saved as, and so did the other place's."""
+    """It used to take the shape of the saved one, in the other place as well."""
     live = torch.zeros(3)
     saved = {"part": torch.rand(2), "other": {"t": torch.rand(3)}}
     fresh = {"part": live, "other": {"t": live}}
@@ -272,7 +272,7 @@ def test_a_part_that_has_become_another_one_is_named(saved, live):
     ],
 )
 def test_where_a_part_has_become_another_one_nothing_is_overwritten(live, reason):
-    """Who begins at the beginning then does not begin with some of the checkpoint."""
+    """A job that then starts from scratch must not start with parts of the checkpoint."""
 
     def build():
         model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 4, 1))
@@ -294,7 +294,7 @@ def _pair(is_tied):
 
 
 def test_weights_that_were_untied_are_not_restored_into_tied_ones():
-    """Both got the values of one of them, in silence."""
+    """Both used to get the values of one of them silently."""
     fresh = seeded(2, lambda: _pair(True))
     with pytest.raises(RestoreError, match=r"x\.0\.weight and x\.1\.weight are one tensor here"):
         restored(slot_of({"x": seeded(1, lambda: _pair(False))}), {"x": fresh})
@@ -309,7 +309,7 @@ def test_weights_that_were_untied_and_alike_are_restored_into_tied_ones():
 
 @pytest.mark.parametrize("names", [("model", "optimizer"), ("optimizer", "model")])
 def test_optimizer_state_that_begins_as_the_parameter_is_restored_beside_it(names):
-    """Where the optimizer came first, an average that began as the weights was the weights."""
+    """If the optimizer came first, an average that began as the weights used to become them."""
 
     def build(is_new):
         model = torch.nn.Linear(2, 2, bias=False)
@@ -338,7 +338,7 @@ def _called_from(depth, function):
 
 @pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: (x,), lambda x: OrderedDict(k=x)])
 def test_what_is_taken_of_nested_values_is_restored_by_functions_further_down_too(wrap):
-    """As a callback is: the copies were dropped as damaged, one after another."""
+    """As a callback is: the copies used to be dropped as damaged, one after another."""
     value = 1
     while True:
         try:

@@ -90,7 +90,7 @@ def test_a_part_whose_state_cannot_be_read_is_named_by_the_first_save(state):
 
 
 def test_where_no_thread_is_to_be_had_training_goes_on(state, optimizer):
-    """The fence would wait for it for ever."""
+    """Otherwise the fence would wait for it for ever."""
     with Checkpointer(state) as checkpointer:
         with mock.patch.object(Thread, "start", side_effect=RuntimeError("can't start new thread")):
             handle = checkpointer.save(1)

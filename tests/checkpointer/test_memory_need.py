@@ -94,7 +94,7 @@ multiprocessing.start_processes(main, args=(sys.argv[1],), nprocs=2, start_metho
 
 
 def test_ranks_that_a_script_starts_by_itself_are_counted(tmp_path):
-    """As by `multiprocessing.spawn`, which sets no variables: each was taken for a machine."""
+    """As by `multiprocessing.spawn`, which sets no variables: each used to count as a machine."""
     command = [sys.executable, "-c", SPAWNED, f"file://{tmp_path}/ranks"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

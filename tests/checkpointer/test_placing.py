@@ -67,14 +67,14 @@ def test_a_tensor_keeps_its_placement(ranks, placement):
     ("saved", "live"), [("unsummed", "whole"), ("unsummed", "plain"), ("rows", "plain")]
 )
 def test_a_part_is_not_taken_for_the_whole(ranks, saved, live):
-    """Of the same shape on each rank: what was not summed yet came back as the sum."""
+    """Both have the same shape on each rank: a part yet to be summed used to return as the sum."""
     assert all(
         "x.t is a DTensor, placed" in found for found in ranks(partial(_into_another, saved, live))
     )
 
 
 def test_the_whole_is_not_taken_for_a_part(ranks):
-    """It came back as what is yet to be summed: twice of what it was."""
+    """It used to come back as a part yet to be summed: twice its value."""
     assert ranks(partial(_into_another, "whole", "unsummed")) == [(True, "plain")] * 2
 
 
@@ -100,7 +100,7 @@ def _into_an_object(mesh):
 
 
 def test_an_object_of_the_loops_own_gets_a_tensor_placed_as_it_was(ranks):
-    """It was refused: what the object gave for its state was not looked at."""
+    """It used to be refused: the state that the object gave was not looked at."""
     assert ranks(_into_an_object) == [(True, True, True)] * 2
 
 
@@ -125,7 +125,7 @@ def _into_a_new_optimizer(mesh):
 
 
 def test_state_that_is_not_sharded_as_its_parameter_is_made_as_it_was(ranks):
-    """As a mean of each row: it was made a shard of what has the parameter's shape."""
+    """As a mean of each row: it used to be made a shard of the parameter's shape."""
     assert ranks(_into_a_new_optimizer) == [[(True, True, True)] * 3] * 2
 
 

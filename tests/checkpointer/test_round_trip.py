@@ -73,7 +73,7 @@ def random_bits(dtype, shape):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (5, 0, 2), (4, 3, 2)], ids=str)
 def test_every_dtype_and_shape(dtype, shape):
-    """Zero-dimensional and empty ones too."""
+    """Zero-dimensional and empty tensors too."""
     saved = random_bits(dtype, shape)
     found = restore(stage({"t": {"x": saved}}), {"t": None})["t"]["x"]
     assert (found.dtype, found.shape) == (saved.dtype, saved.shape)
@@ -81,7 +81,7 @@ def test_every_dtype_and_shape(dtype, shape):
 
 
 def test_the_default_device_is_no_matter():
-    """Empty tensors were made on it."""
+    """Empty tensors used to be made on it."""
     slot = stage({"x": [torch.empty(0, 3), torch.ones(2)]})
     with torch.device("meta"):
         found = restore(slot, {"x": []})["x"]
@@ -119,7 +119,7 @@ def test_layouts_in_memory(tensor):
 @pytest.mark.parametrize("dtype", [torch.uint1, torch.int4, torch.float8_e8m0fnu], ids=str)
 @pytest.mark.parametrize("is_live", [True, False])
 def test_layouts_of_types_that_torch_cannot_copy(dtype, is_live):
-    """The save ended the training with torch's error."""
+    """The save used to end the training with torch's error."""
     raw, into = (torch.randint(256, (6, 4), dtype=torch.uint8) for _ in range(2))
     slot = stage({"x": {"t": raw.view(dtype).t(), "rows": raw.view(dtype)[::2]}})
     live = {"t": into.view(dtype).t(), "rows": into.clone().view(dtype)[::2]} if is_live else {}
@@ -129,7 +129,7 @@ def test_layouts_of_types_that_torch_cannot_copy(dtype, is_live):
 
 
 def test_a_new_tensor_lies_in_memory_as_the_saved_one():
-    """Where it fills that; what it skips or repeats is not stored."""
+    """If the saved tensor fills its memory; memory that it skips or repeats is not stored."""
     image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     depthwise = torch.randn(6, 1, 3, 3).to(memory_format=torch.channels_last)
     saved = {"image": image, "t": torch.randn(3, 4).t(), "part": torch.randn(9)[::2]}
@@ -300,7 +300,7 @@ def test_optimizer_state_that_begins_as_one_tensor_is_restored_apart() -> None:
 
 
 def test_a_learning_rate_that_the_loop_holds_stays_the_optimizers() -> None:
-    """Torch copies it, and what the loop did to it from then on had no effect."""
+    """Torch copies it, so the loop's changes to it used to have no effect from then on."""
 
     def build(lr):
         optimizer = torch.optim.SGD([torch.rand(2, requires_grad=True)], lr=torch.tensor(lr))
@@ -401,7 +401,7 @@ def test_a_refusal_says_what_may_be_stored_instead(value, instead):
     ids=str,
 )
 def test_what_no_checkpoint_holds_is_refused_by_name(node):
-    """Somebody has written it, with checksums that are right."""
+    """As if it had been forged, with correct checksums."""
     with pytest.raises(RestoreError, match="what was saved of plain makes no sense"):
         TrainingState({"plain": {"x": 1}}).restore({"plain": {"x": node}}, SavedTensors({}))
 
@@ -525,7 +525,7 @@ class Compact(torch.nn.Linear):
     ids=["state hook", "load hook", "own state_dict"],
 )
 def test_a_module_that_makes_its_own_state_keeps_its_parameters(build) -> None:
-    """An optimizer holds them: others in their place would not be trained, in silence."""
+    """An optimizer holds them: others in their place would silently not be trained."""
     saved, model = build(), build()
     parameters = list(model.parameters())
     restore(stage({"model": saved}), {"model": model})
@@ -541,7 +541,7 @@ def inference_tensors(fill):
 
 
 def test_tensors_made_for_inference_are_filled_in_place_too() -> None:
-    """As targets that a teacher computed; every restore into them failed."""
+    """As targets that a teacher computed; every restore into them used to fail."""
     saved, into = inference_tensors(torch.rand), inference_tensors(torch.zeros)
     live = into["x"]["t"]
     restore(stage(saved), into)
@@ -571,7 +571,7 @@ def test_a_write_during_the_copy_is_detected():
 
 
 def test_another_set_of_names_is_refused():
-    """Nothing is half restored in silence."""
+    """Nothing is silently restored by halves."""
     with pytest.raises(RestoreError, match="optimizer"):
         restore(stage({"model": torch.zeros(1)}), {"model": torch.zeros(1), "optimizer": 1})
 
@@ -667,7 +667,7 @@ def test_a_set_keeps_its_order() -> None:
 
 
 def test_an_expanded_buffer_of_a_module_gets_memory_of_its_own() -> None:
-    """Nothing could be written to it: it was saved, and every restore failed."""
+    """Nothing could be written to it: it used to be saved, and every restore failed."""
 
     def build() -> torch.nn.Module:
         module = torch.nn.Linear(2, 2)
@@ -689,7 +689,7 @@ def test_restore_into_the_meta_device_is_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_restore_into_a_file_that_is_mapped_to_be_read_is_refused_by_name(tmp_path) -> None:
-    """The process ended with SIGSEGV; what is mapped to be written to is filled."""
+    """The process used to end with SIGSEGV; memory that is mapped writable is filled."""
     np.zeros(3).tofile(tmp_path / "features")
     files = (np.memmap(tmp_path / "features", np.float64, mode) for mode in ("r+", "r"))
     mapped, readable = map(torch.from_numpy, files)

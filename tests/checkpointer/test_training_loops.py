@@ -1,4 +1,4 @@
-"""What training scripts do that a checkpointer may not expect."""
+"""Things that training scripts do and a checkpointer may not expect."""
 
 import contextlib
 import gc
@@ -213,7 +213,7 @@ def state():
 
 
 def test_steps_must_grow_from_save_to_save(state):
-    """A count that begins anew in each epoch would be skipped in silence."""
+    """Steps that are counted anew in each epoch would silently be skipped."""
     with Checkpointer(state) as checkpointer:
         checkpointer.save(np.int64(10), block=True)
         with pytest.raises(ConfigurationError, match=r"save\(3\) after step 10: steps must grow"):
@@ -239,7 +239,7 @@ def test_with_a_third_slot_checkpoints_go_on_while_one_is_drained(tmp_path):
 
 
 def test_a_blocking_save_waits_for_the_slot_of_a_step_that_is_drained(tmp_path):
-    """It raised TimeoutError, and with it ended the training."""
+    """It used to raise TimeoutError, which ended the training."""
     program = [sys.executable, "-c", BLOCKED_BY_STORAGE, str(tmp_path)]
     run = subprocess.run(program, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -325,7 +325,7 @@ def test_a_state_that_would_have_too_many_chunks_has_larger_ones(state, monkeypa
 
 
 def test_a_second_one_beside_the_first_is_refused(state):
-    """The first would save nothing any more, in silence."""
+    """Otherwise the first would silently stop saving."""
     with (
         Checkpointer(state),
         pytest.raises(ConfigurationError, match="has a Checkpointer already"),
@@ -335,7 +335,7 @@ def test_a_second_one_beside_the_first_is_refused(state):
 
 
 def test_other_settings_than_the_agents_of_this_process_run_with_are_refused(state, tmp_path):
-    """They were passed over: nothing was drained, say."""
+    """They used to be ignored: nothing was drained, say."""
     Checkpointer(state).close()
     with pytest.raises(ConfigurationError, match=r"drain_directory=.* agents of this job run"):
         Checkpointer(state, drain_directory=str(tmp_path), drain_every_commits=1)
@@ -375,7 +375,7 @@ def test_one_that_is_closed_says_so(state):
 
 
 def test_a_parameter_may_be_one_element_of_a_column():
-    """Its stride is that of the column: the first fence ended the training with torch's error."""
+    """Its stride is that of the column: the first fence used to fail with torch's error."""
     bias = torch.nn.Parameter(torch.rand(1, 5)[:, 2])
     expected = bias.detach().clone()
     optimizer = torch.optim.SGD([bias], lr=0.1)
@@ -592,7 +592,7 @@ class Signalling:
 
 
 def test_a_handler_that_saves_within_a_save_is_kept_out_of_it(state):
-    """It waited for a lock that its own thread held, or its copy was never fenced."""
+    """It used to wait for a lock that its own thread held, or its copy was never fenced."""
     found: list = []
     with Checkpointer(state) as checkpointer:
         state["signalling"] = Signalling()
@@ -653,7 +653,7 @@ def test_a_forked_child_leaves_the_parents_checkpoints_alone():
 
 
 def test_a_forked_child_that_saves_is_refused(state):
-    """It waited, for ever, for a thread that only its parent has."""
+    """It used to wait for ever for a thread that only its parent has."""
     with Checkpointer(state) as checkpointer:
         checkpointer.save(1, block=True)
         if not (child := os.fork()):

@@ -191,7 +191,7 @@ def test_a_directory_that_may_not_be_read_is_not_called_empty(saved, tmp_path, c
 def test_a_manifest_of_more_ranks_than_there_are_seals_is_told_in_one_line(
     num_ranks, drained, capsys
 ):
-    """Damage makes any number of it; each missing rank had a line of its own."""
+    """Damage can make it any number; each missing rank used to get a line of its own."""
     (step_directory(drained, 1) / "manifest.json").write_text(
         f'{{"step": 1, "ticket": 1, "world_size": {num_ranks}}}'
     )
@@ -235,7 +235,7 @@ def test_tied_weights_are_one_tensor_in_an_exported_file(tmp_path):
 
 @pytest.mark.parametrize("output", ["an ASCII locale", "closed"])
 def test_an_output_that_takes_no_arrow_or_nothing_is_no_failure(output, saved, tmp_path):
-    """The checkpoint was made, and the exit status said that it was not."""
+    """The checkpoint was made, and yet the exit status used to say that it was not."""
     arguments = ["import", str(saved), str(tmp_path / "out"), "--step=1"]
     command = [sys.executable, "-c", INSPECT, *arguments]
     if output == "closed":
@@ -286,7 +286,7 @@ def extra_is(node):
     ],
 )
 def test_a_header_that_describes_no_tensors_is_refused(change, drained, tmp_path, capsys):
-    """Its checksum is right: somebody has written it so."""
+    """Its checksum is right, as if it had been forged."""
     crafted(drained, change)
     capsys.readouterr()
     assert is_told(capsys, ["inspect", drained], "not a checkpoint of twinckpt")
@@ -345,7 +345,7 @@ def test_a_seal_is_read_once(more, drained, tmp_path):
 
 @pytest.mark.parametrize("form", ["torch", "dcp"])
 def test_a_tensor_of_the_loop_is_trained_on_after_an_export_and_an_import(form, tmp_path):
-    """Such files say it of few tensors: a learned temperature, say, was frozen in silence."""
+    """Such files say it of few tensors: a learned temperature, say, used to be silently frozen."""
     saved = {
         "alpha": torch.rand(2, requires_grad=True),
         "more": {"p": torch.nn.Parameter(torch.rand(2))},

@@ -25,7 +25,7 @@ def replace_frozen(cluster, frozen):
 
 
 def test_the_next_checkpoint_needs_the_slot_of_a_copy_that_never_ends(tmp_path):
-    """It was half sent; the machine that froze is replaced, and the others checkpoint again."""
+    """The copy was half sent; the frozen machine is replaced, and the others checkpoint again."""
     with FaultyCluster(tmp_path / "cluster") as cluster:
         frozen = cluster.machines[1]
         cluster.checkpoint()

@@ -176,7 +176,7 @@ def test_a_machine_that_is_cut_off_is_fenced_replaced_and_comes_back(cluster, di
 
 
 def test_a_machine_cut_off_amid_a_transfer_keeps_no_slot_occupied(cluster):
-    """Who receives from it gives up long before a slow peer's time is over."""
+    """A receiver gives up on it long before a slow peer's time is over."""
     committed = cluster.checkpoint()
     lost, receiver = cluster.machine(1), cluster.machine(2)
     cluster.network.slow_down(lost.host, SLOW_BYTES_PER_S // 3)

@@ -95,7 +95,7 @@ def test_every_kind_of_state_survives_a_kill_at_a_random_moment(tmp_path: Path) 
 
 
 def test_several_ranks_without_a_process_group_are_told_what_to_do(monkeypatch) -> None:
-    """They could not find each other."""
+    """Without a group they cannot find each other."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="init_process_group"):
         Checkpointer({"weight": torch.zeros(2)})

@@ -114,7 +114,7 @@ def test_whole_replica_group_lost(tmp_path, expected, placement):
 
 @pytest.mark.parametrize(("method", "source"), [("ram", "local"), ("disk", "disk")])
 def test_a_rare_checkpoint_is_waited_for(tmp_path, expected, method, source):
-    """Or there would be nothing to recover from, and a measurement of it."""
+    """Otherwise a measurement would recover from nothing."""
     with training_cluster(tmp_path, method, every=10) as cluster:
         run = FailureRun(cluster, NUM_MACHINES)
         run.wait_for_step(2)

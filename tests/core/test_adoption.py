@@ -114,7 +114,7 @@ def test_a_generation_goes_on_under_a_new_root(job):
 
 
 def test_nothing_is_decided_before_all_are_back(job):
-    """Who is missing may know better."""
+    """The missing machine may know better."""
     job.replace_root()
     for name in "ab":
         job.reconnect(name)
@@ -172,7 +172,7 @@ def test_a_ticket_that_was_abandoned_anywhere_stays_abandoned(job):
 
 
 def test_a_copy_whose_fetch_was_lost_with_the_root_is_fetched(job):
-    """Or the step would never commit."""
+    """Otherwise the step would never commit."""
     job.deaf = set(NAMES)
     for name in NAMES:
         job.stage(name, step=5)

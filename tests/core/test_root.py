@@ -448,7 +448,7 @@ def test_a_machine_that_would_use_up_all_numbers_is_refused(beyond):
 
 @pytest.mark.parametrize("home", [-LAST, -1, 3, LAST])
 def test_a_copy_of_a_machine_that_cannot_be_leaves_no_trace(home):
-    """What the root could not count it could not forget either, and it failed the others for it."""
+    """The root could neither count nor forget it, and used to fail the others for it."""
     cluster = Cluster().form().attach_all()
     cluster.connect(
         "x", [m.Holding(0, 1, 5, home, 3, 10, "d"), m.Holding(1, 1, 5, home, 3, 10, "d")]
@@ -558,7 +558,7 @@ def two_of_three(**config):
 
 
 def rejoin(cluster, machines="abc"):
-    """Those whose generation ended join again; return what each is told of the next one."""
+    """Let machines whose generation ended join again; return what each is told of the next one."""
     generation = cluster.root.generation
     for machine in machines:
         cluster.tell(machine, m.Join(generation, f"{machine}:1", None, 2, 3))
@@ -785,7 +785,7 @@ def test_nothing_is_compared_with_a_machine_that_does_not_say_how_many_ranks_it_
 
 @pytest.mark.parametrize("hint", [-1, -4, 3, 10**9])
 def test_a_place_that_does_not_exist_is_no_place(hint):
-    """A negative one, of whoever has the secret, ended the root agent."""
+    """A negative one, from any process with the secret, used to end the root agent."""
     cluster = Cluster()
     for machine in "abc":
         cluster.connect(machine)

@@ -18,7 +18,7 @@ PHASES_S = {"detect": 0.5, "decide": 0.1, "replace": 2.0, "restart": 3.0, "first
 
 
 def measured() -> Iterator[Sample]:
-    """Yield what the three experiments that are read leave: two ranks, two repeats."""
+    """Yield samples of the three experiments that are read: two ranks, two repeats."""
     for repeat in range(2):
         for rank, factor in ((0, 1.0), (1, 2.0)):
             at = {"variant": "default", "rank": rank, "repeat": repeat}

@@ -235,7 +235,7 @@ def test_two_machines_that_write_a_shard_at_once_leave_it_whole(tmp_path, until)
 
 
 def test_a_step_set_aside_is_incomplete_and_all_of_it_is_still_there(complete):
-    """Whoever knows better can rename the manifest back."""
+    """A user who knows better can rename the manifest back."""
     before = len(list(complete.rglob("*.*")))
     drained.set_aside(complete, 7)
     drained.set_aside(complete, 7)

@@ -45,7 +45,7 @@ def test_a_shard_arrives_whole_with_its_seal(sender):
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6")
 def test_a_machine_may_have_an_ipv6_address(sender):
-    """As its host it is told to peers."""
+    """Peers are told such an address as its host."""
     store, _ = sender
     server = BulkServer(store, SECRET, "::1")
     target = memoryview(bytearray(SIZE_BYTES))
@@ -98,7 +98,7 @@ def test_a_transfer_from_a_machine_that_froze_can_be_ended(called):
 
 
 def test_a_transfer_whose_connection_is_being_made_can_be_ended_too(called):
-    """It was forgotten, and kept its slot for as long as the peer took to send."""
+    """It used to be forgotten, and kept its slot for as long as the peer took to send."""
     client, fetching, _, sock = called
     client.cancel(3, 5)
     authenticate(sock, server_exchange(SECRET))
@@ -152,7 +152,7 @@ def test_a_server_that_is_closed_accepts_nobody(sender):
 
 
 def test_a_machine_that_is_gone_is_an_error_not_a_wait(sender):
-    """Nobody listens on the port."""
+    """Nothing listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with pytest.raises(OSError, match="refused"):

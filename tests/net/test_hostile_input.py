@@ -138,7 +138,7 @@ def test_a_message_that_is_nested_without_end_is_refused_as_any_nonsense():
 
 @pytest.mark.parametrize("chunk_bytes", [-1, 2**62])
 def test_a_seal_that_seals_nothing_is_refused_as_any_nonsense(chunk_bytes):
-    """What a seal says of itself was an error of the agent, in as many lines."""
+    """Its claims about itself used to be logged as an error of the agent, over many lines."""
     seal = {"rank": 0, "ticket": 1, "step": 1, "home": 0, "world_size": 1, "size_bytes": 10}
     seal |= {"digests": b"", "chunk_bytes": chunk_bytes}
     with pytest.raises(ProtocolError, match="seal of rank 0 at step 1 has"):
@@ -205,7 +205,7 @@ def address():
 
 
 def test_who_holds_the_secret_is_served_however_many_strangers_wait(address):
-    """They came first, and are let go first."""
+    """The strangers came first, and are disconnected first."""
     strangers = [socket.create_connection(("127.0.0.1", address.bulk_port)) for _ in range(300)]
     try:
         with pytest.raises(DamagedCopyError, match="has no copy of rank 0"):
@@ -216,7 +216,7 @@ def test_who_holds_the_secret_is_served_however_many_strangers_wait(address):
 
 
 def test_who_is_refused_for_shards_again_and_again_is_logged_once(address, caplog):
-    """Or a neighbour could fill the disk with it."""
+    """Otherwise a neighbour could fill the disk with log lines."""
     for _ in range(5):
         with pytest.raises(AuthenticationError):
             BulkClient(b"another secret").fetch(address, 0, 1, memoryview(b""))

@@ -15,7 +15,7 @@ def talk_on_and_on(link):
 
 
 def test_who_talks_to_a_frozen_agent_is_told_so(monkeypatch):
-    """A training loop waited for ever once the agent's queue was full."""
+    """A training loop used to wait for ever once the agent's queue was full."""
     monkeypatch.setattr(local_socket, "SEND_TIMEOUT_S", 1)
     with played_agent(local_socket.AgentLink, SECRET) as (connecting, _):
         link = connecting.result()

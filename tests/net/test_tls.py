@@ -225,7 +225,7 @@ def test_what_root_and_worker_say_is_unreadable(root, monkeypatch, tmp_path):
 
 
 def test_status_without_the_certificates_says_what_to_set(root, monkeypatch, files, capsys):
-    """And with them where the job has none; in neither case anything hangs."""
+    """The same with certificates if the job has none; nothing hangs in either case."""
     port, of_root = root
     use(monkeypatch, TlsFiles() if of_root.tls_cert else files)
     assert main(["status", f"127.0.0.1:{port}"]) == 2
@@ -253,7 +253,7 @@ def test_certificates_of_another_authority_are_refused(serve, authority, other_a
 
 
 def call_raw(sock, files, **limits):
-    """Be a caller that checks nothing; say how it was refused in our words."""
+    """Call without any checks; return how the call was refused, in our words."""
     with raw_context(files, ssl.PROTOCOL_TLS_CLIENT, **limits).wrap_socket(sock) as secured:
         try:
             secured.recv(1)

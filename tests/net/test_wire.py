@@ -32,6 +32,6 @@ for payload in map(wire.TO_ROOT.encode, messages):
 
 
 def test_threads_may_meet_a_type_of_message_at_once():
-    """The process crashed, inside msgspec, where they were the first to."""
+    """The process used to crash inside msgspec if they were the first to."""
     for _ in range(5):
         subprocess.run([sys.executable, "-c", FIRST_MEETING], check=True)

@@ -35,7 +35,7 @@ def test_broken_line_inside_is_an_error(tmp_path: Path) -> None:
 
 
 def test_last_event_is_found_without_reading_the_whole_file(tmp_path: Path) -> None:
-    """Who waits for an event sees the last whole line, or None while there is no file or line."""
+    """The last whole line is returned, or None while there is no file or line."""
     path = tmp_path / "rank0.jsonl"
     assert last_event(path) is None
     path.write_text('{"event": "cut')

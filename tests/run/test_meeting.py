@@ -1,4 +1,4 @@
-"""A store that is listened for before it is served."""
+"""A store whose address is listened at before the store is served."""
 
 import socket
 import threading
@@ -19,7 +19,7 @@ def meet_at(monkeypatch, endpoint: str) -> tuple[str, int]:
 
 
 def test_who_comes_before_it_is_served_is_not_refused(monkeypatch):
-    """It waits in the queue, and is answered; who joins in this process finds the server."""
+    """A client waits in the queue and is answered; one in this process finds the server."""
     point = MeetingPoint("127.0.0.1")
     host, port = meet_at(monkeypatch, point.endpoint)
     found = []
@@ -39,7 +39,7 @@ def test_who_comes_before_it_is_served_is_not_refused(monkeypatch):
 
 
 def test_it_is_not_served_where_others_meet_elsewhere(monkeypatch):
-    """Nor listened for any longer."""
+    """The address is not listened at any longer, either."""
     point = MeetingPoint("127.0.0.1")
     address = meet_at(monkeypatch, point.endpoint)
     monkeypatch.setenv("MASTER_PORT", "1")

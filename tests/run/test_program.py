@@ -1,4 +1,4 @@
-"""What a program is to itself under `-m twinckpt.run` is what it is under `python`."""
+"""A program sees itself under `-m twinckpt.run` as it does under `python`."""
 
 import subprocess
 import sys

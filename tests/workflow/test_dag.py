@@ -85,7 +85,7 @@ def test_an_override_measures_anew_what_it_touches_and_what_follows(finished, ov
     ],
 )
 def test_an_edited_module_measures_anew_what_runs_it(finished, module, expected):
-    """Analysis runs in none."""
+    """Analysis runs in no experiment."""
     path = finished / "src/twinckpt" / module
     before, stat = path.read_text(), path.stat()
     path.write_text(before + "# edited\n")
@@ -130,7 +130,7 @@ def test_a_wrong_setting_ends_in_one_line(config, says):
 
 @pytest.mark.parametrize("name", ["scaling", "soak"])
 def test_what_is_on_request_is_measured_by_its_name(name):
-    """And drawn; nothing else runs."""
+    """It is drawn as well; nothing else runs."""
     result = snakemake(name, "--config", "scale=quick", "name=of_this_test")
     assert measured(result) == {name}
     assert f"figures/{name}.pdf" in result.stdout

@@ -95,7 +95,7 @@ def test_it_sets_up_once(copy, with_stand_in):
 
 
 def test_changed_dependencies_are_installed_into_the_same_environment(copy, with_stand_in):
-    """Nothing is made anew that need not be."""
+    """The environment is not made anew if that is not necessary."""
     set_up(copy, with_stand_in)
     with (copy / "constraints.txt").open("a") as file:
         file.write("six==1.16.0\n")
