@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from helpers import agents_of_tests, wait_until
-from twinckpt.agents.emulated_machines import die_with_operator
+from twinckpt.agents.emulated_machines import die_with_parent
 from twinckpt.agents.etcd_client import Access, EtcdClient
 from twinckpt.agents.process import allow_all_descriptors
 from twinckpt.errors import AgentUnavailableError, ConfigurationError
@@ -74,7 +74,7 @@ class EtcdCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_operator,
+                preexec_fn=die_with_parent,
             )
 
     def _wait(self, index):

@@ -13,7 +13,7 @@ import network
 import psutil
 
 from helpers import wait_until
-from twinckpt.agents.emulated_machines import die_with_operator
+from twinckpt.agents.emulated_machines import die_with_parent
 
 _CONFIGURATION = """
 ClusterName=emulated
@@ -131,7 +131,7 @@ class SlurmCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_operator,
+                preexec_fn=die_with_parent,
             )
 
     def _run(self, *command, **environment):

@@ -36,7 +36,7 @@ class EmulatedMachines:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_operator,
+                preexec_fn=die_with_parent,
             )
 
     @property
@@ -95,6 +95,6 @@ class EmulatedMachines:
         return "\n".join(tails)
 
 
-def die_with_operator() -> None:
-    """Have the kernel end a machine's torchrun, and so the machine, when the operator is killed."""
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, however that happens."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -83,7 +83,7 @@ class Checkpointer:
     """
 
     _open: ClassVar["Checkpointer | None"] = None  # the agent knows one connection a rank
-    _newest: ClassVar["Checkpointer | None"] = None
+    _newest: ClassVar["Checkpointer | None"] = None  # may be closed after an exception
 
     def __init__(
         self,

@@ -5,9 +5,7 @@ whether its replicas make good the loss of a machine: that may fail or wait for 
 `dlrover_replicas` in the provenance says what came of it.
 """
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,10 +18,9 @@ from dlrover.trainer.torch.flash_checkpoint import engine
 from dlrover.trainer.torch.flash_checkpoint.checkpointer import StorageType
 from dlrover.trainer.torch.flash_checkpoint.ddp import DdpCheckpointer
 
+from twinckpt.agents.emulated_machines import die_with_parent
 from twinckpt.experiments.ranks.rank import Rank
 from twinckpt.experiments.ranks.rivals import Rival
-
-_PR_SET_PDEATHSIG = 1
 
 
 class DLRover(Rival):
@@ -94,7 +91,7 @@ def _with_its_parent() -> Callable[[], None]:
     save = engine.start_async_save
 
     def start_async_save() -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         save()
 
     return start_async_save
