@@ -22,7 +22,7 @@ _ANSWERS = (
 
 _ASK_AGAIN_S = 0.5  # a root that takes over has not heard the question
 
-# Another thread may take in what is waited for, and a launcher may say that it will not come.
+# Another thread may take in what is waited for.
 _LONGEST_WAIT_S = 0.1
 
 

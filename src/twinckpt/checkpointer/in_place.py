@@ -1,5 +1,6 @@
 """Restoring in place: each saved tensor has a live counterpart that is filled, or is made anew."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,7 +147,7 @@ class InPlace:
     ) -> torch.Tensor | None:
         """Return a new DTensor like the live one, its parameter or another; None without a mesh."""
         is_whole = not saved_places(node)
-        for like in (live, owner, self._placed.like(node)):
+        for like in self._models(node, live, owner):
             if isinstance(like, DTensor) and lies_as_saved(like, node):
                 placements, shape, stride = like.placements, like.shape, like.stride()
             elif isinstance(like, DTensor) and like is owner and is_whole:
@@ -168,6 +169,12 @@ class InPlace:
             f"{name} is a DTensor, placed {node['placements']} on a mesh of {node['mesh']} ranks, "
             "and has no live counterpart that is placed so; create it before restore()"
         )
+
+    def _models(self, node: dict[str, Any], live: Any, owner: torch.Tensor | None) -> Iterator[Any]:
+        """Yield what a new DTensor may be placed like; the whole state is searched last."""
+        yield live
+        yield owner
+        yield self._placed.like(node)
 
     def _device_of(self, name: str, owner: torch.Tensor | None) -> torch.device:
         """Return a new tensor's device: CPU as saved, else its parameter's, or the current GPU."""

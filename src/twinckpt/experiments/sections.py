@@ -50,7 +50,7 @@ class ClusterSection:
                 f"cluster.heartbeat_interval_s={self.heartbeat_interval_s} must be more than 0"
             )
         at_least("cluster.heartbeat_timeout_s", self.heartbeat_timeout_s, 0)
-        if not self.heartbeat_timeout_s >= 3 * self.heartbeat_interval_s:
+        if self.heartbeat_timeout_s < 3 * self.heartbeat_interval_s:
             raise ConfigurationError(
                 f"cluster.heartbeat_timeout_s={self.heartbeat_timeout_s} must be at least three "
                 f"times cluster.heartbeat_interval_s={self.heartbeat_interval_s}"
@@ -141,7 +141,7 @@ class GoodputSection:
     correlated_percents: list[int] = field(default_factory=lambda: [1, 10, 37])
 
     def __post_init__(self) -> None:
-        _not_empty("goodput.machines", self.machines)
+        _some_each_once("goodput.machines", self.machines)
         for num_machines in self.machines:
             at_least("goodput.machines", num_machines, 2)
         at_least("goodput.repeats", self.repeats, 1)
@@ -167,7 +167,7 @@ class LimitsSection:
 
     def __post_init__(self) -> None:
         at_least("limits.num_tensors", self.num_tensors, 3)
-        _not_empty("limits.sizes_mib", self.sizes_mib or self.single_sizes_mib)
+        _some_each_once("limits.sizes_mib", self.sizes_mib or self.single_sizes_mib)
         for name in ("sizes_mib", "single_sizes_mib"):
             _each_once("limits." + name, getattr(self, name))
             for size in getattr(self, name):
@@ -195,7 +195,7 @@ class PlacementSection:
         for name in ("num_replicas", "num_samples", "max_lost", "machines_per_rack"):
             at_least("placement." + name, getattr(self, name), 1)
         at_least("placement.shard_bytes", self.shard_bytes, 1)
-        _not_empty("placement.killed_sizes", self.killed_sizes)
+        _some_each_once("placement.killed_sizes", self.killed_sizes)
         for name, sizes, most in (
             ("num_machines", [self.num_machines], MAX_ENUMERATED_MACHINES),
             ("killed_sizes", self.killed_sizes, MAX_KILLED_MACHINES),
@@ -234,7 +234,7 @@ class ControlPlaneSection:
             at_least("control_plane." + name, getattr(self, name), 0)
         at_least("control_plane.max_machines", self.max_machines, 2)
         for name in ("root_machines", "connections"):
-            _not_empty("control_plane." + name, getattr(self, name))
+            _some_each_once("control_plane." + name, getattr(self, name))
             for number in getattr(self, name):
                 at_least("control_plane." + name, number, 2)
         at_least("control_plane.heartbeats", self.heartbeats, max(self.connections))
@@ -249,7 +249,7 @@ class SaveCostSection:
 
     def __post_init__(self) -> None:
         at_least("save_cost.num_tensors", self.num_tensors, 3)
-        _not_empty("save_cost.sizes_mib", self.sizes_mib)
+        _some_each_once("save_cost.sizes_mib", self.sizes_mib)
         for size in self.sizes_mib:
             at_least("save_cost.sizes_mib", size, 1)
 
@@ -380,8 +380,8 @@ class SoakSection:
             )
 
 
-def _not_empty(name: str, values: list[int]) -> None:
-    """Raise ConfigurationError for an empty list: there would be nothing to measure or plot."""
+def _some_each_once(name: str, values: list[int]) -> None:
+    """Raise ConfigurationError for no value, with nothing to measure or plot, or one twice."""
     if not values:
         raise ConfigurationError(f"{name}=[]: at least one number")
     _each_once(name, values)
